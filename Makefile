@@ -1,0 +1,32 @@
+PYTHON ?= python
+# Extra pytest arguments, for example: make test ARGS="-k packaging"
+ARGS ?=
+
+# One thread per worker: two workers with torch's own threads fight over two cores.
+# Work stealing keeps a file's tests together (fixtures are built once) and still evens out long files.
+PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal --benchmark-disable
+
+.DEFAULT_GOAL := help
+.PHONY: help install lint test test-all demo clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: ## Install both packages in editable form with everything the tests need
+	$(PYTHON) -m pip install -c constraints-cpu.txt -e '.[test]'
+
+lint: ## Check the code with ruff
+	$(PYTHON) -m ruff check setup.py adapt_kernels python tests
+
+test: lint ## Lint, then run the tests that README and CI run (20 minutes at most on 2 cores)
+	$(PYTEST) -m "not full and not gpu" $(ARGS)
+
+test-all: lint ## Lint, then run every test that needs no GPU, the full matrices too
+	$(PYTEST) -m "not gpu" $(ARGS)
+
+demo: ## Sweep the bias on the shipped checkpoint: accuracy against thinking cost
+	adapt demo
+
+clean: ## Delete build output and tool caches
+	rm -rf build dist *.egg-info python/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find adapt_kernels python tests -name __pycache__ -type d -prune -exec rm -rf {} +

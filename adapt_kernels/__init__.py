@@ -1,0 +1,45 @@
+"""adapt_kernels: mode-gated decoding. One call turns a reasoning model's thinking up or down.
+
+Names load on first use, so `import adapt_kernels` needs neither a GPU nor transformers, triton or a compiler.
+"""
+
+from importlib import import_module
+
+from adapt_kernels.version import __version__ as __version__
+
+_HOME = {
+    "Mode": "modes",
+    "Modes": "modes",
+    "ModeSample": "ops.mode_sample",
+    "FLAG_EMPTY": "ops.mode_sample",
+    "FLAG_INF": "ops.mode_sample",
+    "FLAG_NAN": "ops.mode_sample",
+    "mode_sample": "ops.mode_sample",
+    "row_seed": "philox_reference",
+    "backends": "dispatch",
+    "patch": "hf",
+    "unpatch": "hf",
+    "patched": "hf",
+    "last_stats": "hf",
+    "GenerateStats": "hf",
+    "ModeGenerateOutput": "hf",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'adapt_kernels' has no attribute {name!r}")
+    try:
+        value = getattr(import_module(f"adapt_kernels.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise ImportError(f"adapt_kernels.{name} needs transformers: pip install 'transformers>=5.17'") from error
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,221 @@
+"""The `generate` of a patched model: takes the mode arguments, picks the plan, and runs our loop or Hugging Face's."""
+
+import inspect
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from transformers.utils import ModelOutput
+
+from adapt_kernels.hf.decode_loop import decode
+from adapt_kernels.hf.outputs import GenerateStats
+from adapt_kernels.hf.plan import original_reason
+from adapt_kernels.hf.request import ModeRequest, RowRequest
+from adapt_kernels.hf.state import STATES
+
+_ACTIVE: ContextVar["GenerateCall | None"] = ContextVar("adapt_kernels_generate_call", default=None)
+
+
+class GenerateCall:
+    """State of one running `generate` call."""
+
+    def __init__(self, model, modes, request: ModeRequest):
+        self.model, self.modes, self.request = model, modes, request
+        self.rows: RowRequest | None = None
+        self.prompt_modes: torch.Tensor | None = None
+        self.prompt_length: int | None = None
+        self.stats: GenerateStats | None = None
+
+    def plan(self, original_class, config, arguments: dict) -> None:
+        """Choose the plan and check the request against it and the batch; raises before anything is computed."""
+        reason = original_reason(self.model, original_class, config, arguments)
+        if reason is not None:
+            self.use_original(reason)
+            return
+        prompt = _prompt(arguments)
+        batch = 1 if prompt is None else prompt.shape[0]
+        samples = config.num_return_sequences or 1
+        self.rows = self.request.spread(batch, samples)
+        ids = prompt if prompt is not None and prompt.ndim == 2 else torch.zeros(batch, 0, dtype=torch.long)
+        self.prompt_modes = prompt_modes(self.modes, ids).repeat_interleave(samples)
+        if self.request.gated and (self.prompt_modes >= 0).any():
+            row = int((self.prompt_modes >= 0).nonzero()[0])
+            name = self.modes.names[int(self.prompt_modes[row])]
+            raise ValueError(
+                f"prompt {row // samples} already ends in the tokens of mode {name!r}, so no mode is left to choose:"
+                " use a chat template that does not prefill it, or leave out mode, mode_bias and fast_prob"
+            )
+
+    def use_original(self, reason: str) -> None:
+        """Take plan "original". Raises ValueError if the request cannot be honoured by it."""
+        given = self.request.given_arguments()
+        limited = [name for name in self.modes if self.modes[name].max_new_tokens is not None]
+        if given or limited:
+            what = ", ".join(given) or f"Mode.max_new_tokens of {', '.join(map(repr, limited))}"
+            raise ValueError(
+                f"{what} cannot be honoured by this call: {reason}. Change that, or call it on the unpatched model"
+            )
+        self.stats = GenerateStats("original", reason)
+
+    def finish(self, output):
+        """The output of a call, with modes and stats when it is Hugging Face's own."""
+        if self.stats.plan == "original" and isinstance(output, ModelOutput):
+            output.stats, output.mode_probs, output.modes = self.stats, None, None
+            if self.prompt_length is not None:
+                output.modes = _opened_modes(self.modes, output.sequences[:, self.prompt_length :])
+        return output
+
+
+class ModeGenerate:
+    """Mixin put in front of a model's class by `patch`; `original_class` is what it was."""
+
+    original_class: type
+
+    def generate(
+        self, *args, mode=None, mode_bias=None, fast_prob=None, seed=None, rng=None, return_logprobs=False, **kwargs
+    ):
+        """Hugging Face's `generate`, with control over the mode each row enters.
+
+        Any of mode, mode_bias, fast_prob restricts the first new token to the modes; none given, nothing is restricted
+        and modes are only reported. Values are one for all rows, one per row (batch x num_return_sequences, Hugging
+        Face's order), or one per prompt.
+
+        Args:
+            mode: "auto" (the model chooses), a mode name, "balanced" (each prompt's samples split evenly over the
+                modes, first mode first), or a list of "auto" and names. A name excludes mode_bias and fast_prob.
+            mode_bias: logit units; > 0 favours mode 0. A number, a tensor, or {mode name: number or tensor}.
+            fast_prob: exact probability of mode 0, inside (0, 1), at any temperature; drawn even when greedy.
+            seed: int (row i draws from `row_seed(seed, i)`), or one per row used as given; one per prompt gives sample
+                j of it `row_seed(seed, j)`. None: one 64-bit seed from torch's default CPU generator.
+            rng: None, or "hf" for Hugging Face's own sampler and generator.
+            return_logprobs: adds `out.logprobs`, each new token's log-prob after bias and temperature, before filters.
+            Everything else goes to Hugging Face's `generate`.
+
+        Returns what Hugging Face returns; under `return_dict_in_generate=True` with `modes`, `mode_probs` and `stats`
+        (`ModeGenerateOutput`). `adapt_kernels.last_stats(model)` has the stats of the latest call in any case.
+
+        Raises ValueError or TypeError before anything is computed: unknown names, wrong row counts, arguments that
+        exclude each other, a prompt that already ends in a mode token, or a call that only Hugging Face's own loop can
+        serve (beams, assisted decoding, encoder-decoder ...) together with any of these arguments.
+        """
+        state = STATES[self]
+        request = ModeRequest(state.modes, mode, mode_bias, fast_prob, seed, rng, bool(return_logprobs))
+        call = GenerateCall(self, state.modes, request)
+        arguments = _by_name(super().generate, args, kwargs)
+        call.plan(self.original_class, _merged_config(self, arguments), arguments)
+        with _running(state, call):
+            output = super().generate(*args, **kwargs)
+        state.last_stats = call.stats
+        return call.finish(output)
+
+    def _sample(
+        self,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        synced_gpus=False,
+        streamer=None,
+        **model_kwargs,
+    ):
+        call = self._own_call(input_ids)
+        if call is not None and synced_gpus and call.stats is None:
+            call.use_original("synced_gpus: all ranks must run the same number of forwards")
+        if call is None or call.stats is not None:
+            return super()._sample(
+                input_ids,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                generation_config=generation_config,
+                synced_gpus=synced_gpus,
+                streamer=streamer,
+                **model_kwargs,
+            )
+        return decode(
+            self, call, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
+        )
+
+    def _beam_search(self, input_ids, *args, **kwargs):
+        self._own_call(input_ids)
+        return super()._beam_search(input_ids, *args, **kwargs)
+
+    def _assisted_decoding(self, input_ids, *args, **kwargs):
+        self._own_call(input_ids)
+        return super()._assisted_decoding(input_ids, *args, **kwargs)
+
+    def _own_call(self, input_ids) -> GenerateCall | None:
+        call = _ACTIVE.get()
+        if call is None or call.model is not self:
+            return None
+        call.prompt_length = input_ids.shape[1]
+        return call
+
+
+def prompt_modes(modes, input_ids) -> torch.Tensor:
+    """[batch] int8: the mode whose tokens a prompt already ends in, -1 = none."""
+    found = torch.full((input_ids.shape[0],), -1, dtype=torch.int8, device=input_ids.device)
+    for index, name in enumerate(modes):
+        ids = modes[name].ids
+        if ids is not None and 0 < len(ids) <= input_ids.shape[1]:
+            ends = (input_ids[:, -len(ids) :] == torch.tensor(ids, device=input_ids.device)).all(1)
+            found = found.masked_fill(ends, index)
+    return found
+
+
+def _opened_modes(modes, new_tokens) -> torch.Tensor:
+    """[rows] int8: the mode whose tokens the new tokens start with, -1 = none."""
+    found = torch.full((new_tokens.shape[0],), -1, dtype=torch.int8, device=new_tokens.device)
+    if None in modes.token_ids and new_tokens.shape[1]:
+        found.fill_(modes.token_ids.index(None))
+    for index, name in enumerate(modes):
+        ids = modes[name].ids
+        if ids is not None and len(ids) <= new_tokens.shape[1]:
+            starts = (new_tokens[:, : len(ids)] == torch.tensor(ids, device=new_tokens.device)).all(1)
+            found = found.masked_fill(starts, index)
+    return found
+
+
+@contextmanager
+def _running(state, call: GenerateCall):
+    token = _ACTIVE.set(call)
+    state.running += 1
+    try:
+        yield
+    finally:
+        state.running -= 1
+        _ACTIVE.reset(token)
+
+
+def _by_name(method, args, kwargs) -> dict:
+    bound = inspect.signature(method).bind_partial(*args, **kwargs)
+    return {**{k: v for k, v in bound.arguments.items() if k != "kwargs"}, **bound.arguments.get("kwargs", {})}
+
+
+def _merged_config(model, arguments: dict):
+    # Hugging Face merges the same way a moment later; doing it here lets us refuse a call before it starts.
+    settings = {k: v for k, v in arguments.items() if not torch.is_tensor(v) and k not in _NOT_SETTINGS}
+    return model._prepare_generation_config(arguments.get("generation_config"), **settings)[0]
+
+
+_NOT_SETTINGS = {
+    "inputs",
+    "generation_config",
+    "logits_processor",
+    "stopping_criteria",
+    "prefix_allowed_tokens_fn",
+    "synced_gpus",
+    "assistant_model",
+    "streamer",
+    "custom_generate",
+    "tokenizer",
+    "assistant_tokenizer",
+    "past_key_values",
+}
+
+
+def _prompt(arguments: dict):
+    """The tensor that carries the batch, or None (Hugging Face then starts one row from the BOS token)."""
+    for name in ("inputs", "input_ids", "inputs_embeds"):
+        if arguments.get(name) is not None and len(arguments[name]):
+            return arguments[name]
+    return None

@@ -1,0 +1,59 @@
+"""What a patched `generate` returns beside Hugging Face's own fields."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+
+@dataclass(frozen=True)
+class GenerateStats:
+    """How one `generate` call was computed.
+
+    plan: "sample_only" (Hugging Face's cache and batch, our sampler) or "original" (Hugging Face untouched).
+    reason: why no faster plan was taken.
+    row_steps: rows x decode forwards computed; row_steps_padded: what the unpatched loop would compute.
+    prefill_tokens: prompt positions computed, padding included; kv_bytes_peak: bytes of the cache at its largest.
+    The counts are None under plan "original", which is not observed.
+    """
+
+    plan: str
+    reason: str
+    row_steps: int | None = None
+    row_steps_padded: int | None = None
+    prefill_tokens: int | None = None
+    kv_bytes_peak: int | None = None
+
+
+@dataclass
+class ModeGenerateOutput(GenerateDecoderOnlyOutput):
+    """`GenerateDecoderOnlyOutput` with modes.
+
+    modes: int8 [rows], index into `modes.names`, -1 = none. mode_probs: float32 [rows, M], the model's own at T = 1
+    before any bias, renormalised over the modes; one-hot where the prompt already chose, 0 where no mode token was
+    reached. logprobs: float32 [rows, T] under `return_logprobs=True`: of each new token after bias and temperature,
+    before filters; 0 after a row's end. stats: GenerateStats.
+    """
+
+    modes: torch.Tensor | None = None
+    mode_probs: torch.Tensor | None = None
+    logprobs: torch.Tensor | None = None
+    stats: GenerateStats | None = None
+
+
+def cache_bytes(cache) -> int:
+    """Bytes held by the tensors of a Hugging Face cache (all layers, attention and linear-attention states)."""
+    parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
+    if any(part is not None for part in parts):
+        return sum(cache_bytes(part) for part in parts if part is not None)
+    return sum(_tensor_bytes(vars(layer)) for layer in getattr(cache, "layers", []))
+
+
+def _tensor_bytes(value) -> int:
+    if torch.is_tensor(value):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(map(_tensor_bytes, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(_tensor_bytes, value))
+    return 0

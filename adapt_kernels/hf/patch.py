@@ -1,0 +1,129 @@
+"""patch, unpatch, patched: a model instance gets a subclass of its own class, and gets its class back."""
+
+import threading
+import warnings
+from contextlib import contextmanager
+
+from transformers.generation.utils import GenerationMixin
+
+from adapt_kernels.hf.generate import ModeGenerate
+from adapt_kernels.hf.outputs import GenerateStats
+from adapt_kernels.hf.plan import unknown_loop_warning
+from adapt_kernels.hf.state import STATES, PatchState
+from adapt_kernels.modes import Modes
+
+_CLASSES: dict[type, type] = {}
+_LOCK = threading.Lock()
+
+
+def patch(model, modes: Modes):
+    """Teach one model's `generate` the mode arguments; returns the model.
+
+    The instance gets a subclass of its own class (same name); its `__dict__`, weights, config and every other model
+    stay as they are. A copy or pickle of a patched model is unpatched. A PEFT model is patched at its base model.
+    Patching again with equal modes does nothing.
+
+    Raises TypeError for a model without Hugging Face's `generate` or modes that are not `Modes`; ValueError for other
+    modes than before, or ids outside the model's vocabulary.
+    """
+    model_itself = _generating_model(model)
+    if not isinstance(modes, Modes):
+        raise TypeError(f"modes must be adapt_kernels.Modes, such as Modes(fast=5, slow=6); got {modes!r}")
+    with _LOCK:
+        state = STATES.get(model_itself)
+        if state is not None and isinstance(model_itself, ModeGenerate):
+            if state.modes != modes:
+                raise ValueError(
+                    f"this model is patched with {state.modes}; call unpatch(model) before patching {modes}"
+                )
+            return model
+        _check_fits(model_itself, modes)
+        warning = unknown_loop_warning()
+        if warning:
+            warnings.warn(warning, stacklevel=2)
+        STATES[model_itself] = PatchState(modes)
+        model_itself.__class__ = _patched_class(type(model_itself))
+    return model
+
+
+def unpatch(model) -> None:
+    """Give the model its own class back; does nothing when it is not patched.
+
+    Raises RuntimeError inside a running `generate`, or when someone else changed the model's class after `patch`.
+    """
+    model_itself = _generating_model(model)
+    with _LOCK:
+        state = STATES.get(model_itself)
+        if state is None:
+            return
+        if state.running:
+            raise RuntimeError("unpatch was called while generate is running on this model; call it afterwards")
+        current = type(model_itself)
+        if current not in _CLASSES.values():
+            raise RuntimeError(
+                f"the model's class was changed to {current.__qualname__} after patch; undo that change first"
+            )
+        model_itself.__class__ = current.original_class
+        del STATES[model_itself]
+
+
+@contextmanager
+def patched(model, modes: Modes):
+    """`with patched(model, modes):` patches for the block; a model that was patched before stays patched."""
+    was_patched = _generating_model(model) in STATES
+    patch(model, modes)
+    try:
+        yield model
+    finally:
+        if not was_patched:
+            unpatch(model)
+
+
+def last_stats(model) -> GenerateStats | None:
+    """Stats of the latest `generate` of a patched model, None before the first. Raises ValueError if not patched."""
+    state = STATES.get(_generating_model(model))
+    if state is None:
+        raise ValueError("this model is not patched: call adapt_kernels.patch(model, modes) first")
+    return state.last_stats
+
+
+def _generating_model(model):
+    # PEFT's generate calls the base model's.
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(inner, GenerationMixin):
+        raise TypeError(f"model must be a Hugging Face model with generate(); got {type(model).__name__}")
+    return inner
+
+
+def _check_fits(model, modes: Modes) -> None:
+    vocab_size = model.config.get_text_config().vocab_size
+    for name in modes:
+        ids = modes[name].ids or ()
+        outside = [i for i in ids if i >= vocab_size]
+        if outside:
+            raise ValueError(
+                f"mode {name!r}: token id {outside[0]} is outside the model's vocabulary of {vocab_size};"
+                " after tokenizer.add_special_tokens call model.resize_token_embeddings(len(tokenizer))"
+            )
+        if modes[name].kv_tokens is not None:
+            raise ValueError(
+                f"mode {name!r}: kv_tokens={modes[name].kv_tokens} needs a plan with its own KV cache, which"
+                " this version does not have; leave it out"
+            )
+
+
+def _patched_class(original: type) -> type:
+    if original not in _CLASSES:
+        # The same names: code that looks at them (save_pretrained, cache defaults) must see the original class.
+        namespace = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
+        namespace.update(original_class=original, __reduce_ex__=_reduce_unpatched)
+        _CLASSES[original] = type(original.__name__, (ModeGenerate, original), namespace)
+    return _CLASSES[original]
+
+
+def _reduce_unpatched(self, protocol):
+    return _rebuild, (type(self).original_class,), self.__dict__.copy()
+
+
+def _rebuild(original: type):
+    return original.__new__(original)

@@ -1,0 +1,56 @@
+"""Splits Hugging Face's logits processors into those that run as they are and those the sampler does itself."""
+
+from typing import NamedTuple
+
+from transformers.generation import logits_process as lp
+from transformers.generation.logits_process import LogitsProcessorList
+
+_NEG_INF = float("-inf")
+_FUSED = (lp.TemperatureLogitsWarper, lp.TopKLogitsWarper, lp.TopPLogitsWarper, lp.MinPLogitsWarper)
+_WARPERS = _FUSED + (lp.TopHLogitsWarper, lp.TypicalLogitsWarper, lp.EpsilonLogitsWarper, lp.EtaLogitsWarper)
+
+
+class SplitProcessors(NamedTuple):
+    """head runs first (penalties, bans, user processors); tail are the warpers of sampling and what follows them.
+
+    fused: the tail as arguments of mode_sample, or None when it holds anything else (typical_p, watermarks ...).
+    temperature: the tail's temperature, 1.0 without one.
+    """
+
+    head: LogitsProcessorList
+    tail: LogitsProcessorList
+    fused: dict | None
+    temperature: float
+
+
+def split(processors: LogitsProcessorList) -> SplitProcessors:
+    """Split at the first sampling warper. Only exact types are fused: a subclass may mean something else."""
+    processors = list(processors)
+    first = next((i for i, p in enumerate(processors) if type(p) in _WARPERS), len(processors))
+    tail = processors[first:]
+    temperature = next((p.temperature for p in tail if type(p) is lp.TemperatureLogitsWarper), 1.0)
+    return SplitProcessors(
+        LogitsProcessorList(processors[:first]), LogitsProcessorList(tail), _fused_arguments(tail), temperature
+    )
+
+
+def _fused_arguments(tail: list) -> dict | None:
+    order = [_FUSED.index(type(p)) if type(p) in _FUSED else None for p in tail]
+    if None in order or order != sorted(set(order)):
+        return None
+    arguments = {}
+    for processor in tail:
+        if type(processor) is lp.TemperatureLogitsWarper:
+            arguments["temperature"] = processor.temperature
+            continue
+        if processor.filter_value != _NEG_INF:
+            return None
+        if type(processor) is lp.TopKLogitsWarper:
+            arguments["top_k"] = processor.top_k
+        elif processor.min_tokens_to_keep != 1:
+            return None
+        elif type(processor) is lp.TopPLogitsWarper:
+            arguments["top_p"] = processor.top_p
+        else:
+            arguments["min_p"] = processor.min_p
+    return arguments

@@ -1,0 +1,153 @@
+"""What one `generate` call asks of its modes: the user's arguments, checked, then spread over the rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral
+from typing import NamedTuple
+
+import torch
+
+from adapt_kernels.modes import Modes
+from adapt_kernels.philox import fresh_seed, row_seeds
+
+
+class RowRequest(NamedTuple):
+    """A request spread over rows = batch x num_return_sequences, in Hugging Face's order; CPU tensors."""
+
+    gated: bool
+    forced_mode: torch.Tensor  # [rows] int64, -1 = the model chooses
+    bias: torch.Tensor  # [rows, M] float64
+    fast_prob: torch.Tensor  # [rows] float64, NaN = none
+    seeds: torch.Tensor | None  # [rows] int64; None = Hugging Face's generator
+
+
+@dataclass(frozen=True)
+class ModeRequest:
+    """The mode arguments of one `generate` call; see `ModeGenerate.generate` for their meaning."""
+
+    modes: Modes
+    mode: str | list | tuple | None = None
+    mode_bias: object = None
+    fast_prob: object = None
+    seed: object = None
+    rng: str | None = None
+    return_logprobs: bool = False
+
+    def __post_init__(self):
+        """Everything that can be refused without knowing the batch."""
+        if self.mode_bias is not None and self.fast_prob is not None:
+            raise ValueError("mode_bias and fast_prob both set P(mode): give one of them")
+        if self._names_a_mode() and (self.mode_bias is not None or self.fast_prob is not None):
+            other = "mode_bias" if self.mode_bias is not None else "fast_prob"
+            raise ValueError(f"mode={self.mode!r} already decides the mode: leave out {other}, or use mode='auto'")
+        if self.rng not in (None, "hf"):
+            raise ValueError(f"rng must be None (a seeded stream per row) or 'hf'; got {self.rng!r}")
+        if self.rng == "hf" and self.seed is not None:
+            raise ValueError("seed belongs to the seeded stream: with rng='hf' call torch.manual_seed instead")
+        if isinstance(self.mode_bias, Mapping):
+            for name in self.mode_bias:
+                self.modes.index(name)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the first token is restricted to the modes."""
+        return not (self.mode is None and self.mode_bias is None and self.fast_prob is None)
+
+    def given_arguments(self) -> list[str]:
+        """Names of the arguments that only a sampling plan of ours can honour."""
+        names = ("mode", "mode_bias", "fast_prob", "seed")
+        return [n for n in names if getattr(self, n) is not None] + ["return_logprobs"] * self.return_logprobs
+
+    def spread(self, batch: int, samples: int) -> RowRequest:
+        """Per-row values for `batch` prompts with `samples` rows each. Raises ValueError for a wrong row count."""
+        rows = batch * samples
+        bias = torch.zeros(rows, len(self.modes), dtype=torch.float64)
+        if isinstance(self.mode_bias, Mapping):
+            for name, value in self.mode_bias.items():
+                bias[:, self.modes.index(name)] = _per_row(f"mode_bias[{name!r}]", value, batch, samples)
+        elif self.mode_bias is not None:
+            bias[:, 0] = _per_row("mode_bias", self.mode_bias, batch, samples)
+        if bias.isnan().any():
+            raise ValueError("mode_bias must be a number, not NaN")
+        fast_prob = torch.full((rows,), float("nan"), dtype=torch.float64)
+        if self.fast_prob is not None:
+            fast_prob = _per_row("fast_prob", self.fast_prob, batch, samples)
+            outside = fast_prob[~((fast_prob > 0) & (fast_prob < 1))]
+            if len(outside):
+                raise ValueError(f"fast_prob must be inside (0, 1); got {outside[0].item()}")
+        seeds = None if self.rng == "hf" else _row_seeds(self.seed, batch, samples)
+        return RowRequest(self.gated, self._forced_modes(batch, samples), bias, fast_prob, seeds)
+
+    def _names_a_mode(self) -> bool:
+        if self.mode is None or self.mode == "auto":
+            return False
+        if isinstance(self.mode, str):
+            return True
+        if not isinstance(self.mode, (list, tuple)):
+            raise TypeError(f"mode must be 'auto', 'balanced', a mode name or a list of names; got {self.mode!r}")
+        return any(name != "auto" for name in self.mode)
+
+    def _forced_modes(self, batch: int, samples: int) -> torch.Tensor:
+        rows = batch * samples
+        if self.mode is None or self.mode == "auto":
+            return torch.full((rows,), -1)
+        if self.mode == "balanced":
+            return _balanced(len(self.modes), samples).repeat(batch)
+        if isinstance(self.mode, str):
+            return torch.full((rows,), self.modes.index(self.mode))
+        index = torch.tensor([-1 if name == "auto" else self.modes.index(name) for name in self.mode])
+        return _spread_over_rows("mode", index, batch, samples)
+
+
+def _balanced(num_modes: int, samples: int) -> torch.Tensor:
+    if samples < max(2, num_modes):
+        raise ValueError(
+            f"mode='balanced' splits each prompt's samples over {num_modes} modes:"
+            f" num_return_sequences must be at least {max(2, num_modes)}; got {samples}"
+        )
+    share, extra = divmod(samples, num_modes)
+    return torch.repeat_interleave(
+        torch.arange(num_modes), torch.tensor([share + (m < extra) for m in range(num_modes)])
+    )
+
+
+def _per_row(name: str, value, batch: int, samples: int) -> torch.Tensor:
+    try:
+        tensor = torch.as_tensor(value, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a number or one number per row; got {value!r}") from error
+    return _spread_over_rows(name, tensor, batch, samples)
+
+
+def _spread_over_rows(name: str, values: torch.Tensor, batch: int, samples: int) -> torch.Tensor:
+    rows = batch * samples
+    if values.ndim == 0:
+        return values.expand(rows)
+    if values.shape == (rows,):
+        return values
+    if values.shape == (batch,):
+        return values.repeat_interleave(samples)
+    per_prompt = f", or one per prompt ({batch})" if samples > 1 else ""
+    raise ValueError(
+        f"{name} must be one value, or one per row ({rows} = {batch} prompts x {samples} samples){per_prompt};"
+        f" got shape {tuple(values.shape)}"
+    )
+
+
+def _row_seeds(seed, batch: int, samples: int) -> torch.Tensor:
+    rows = batch * samples
+    if seed is None:
+        seed = fresh_seed()
+    if torch.is_tensor(seed) or isinstance(seed, (list, tuple)):
+        seeds = torch.as_tensor(seed).cpu()
+        if seeds.is_floating_point() or seeds.dtype == torch.bool:
+            raise TypeError(f"seed must hold integers; got {seeds.dtype}")
+        if seeds.shape == (batch,) and samples > 1:
+            # A repeated seed would make a prompt's samples identical.
+            return torch.cat([row_seeds(s, samples) for s in seeds.tolist()])
+        if seeds.ndim > 0:
+            return _spread_over_rows("seed", seeds.long(), batch, samples)
+        seed = int(seeds)
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise TypeError(f"seed must be an integer or one integer per row; got {seed!r}")
+    return row_seeds(int(seed), rows)

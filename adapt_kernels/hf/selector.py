@@ -1,0 +1,172 @@
+"""Chooses the next token of every row: prefix, mode gate, forced suffix, then free sampling."""
+
+import warnings
+
+import torch
+
+from adapt_kernels.hf.processors import split
+from adapt_kernels.hf.request import RowRequest
+from adapt_kernels.modes import Modes
+from adapt_kernels.ops.mode_sample import (
+    FLAG_EMPTY,
+    FLAG_NAN,
+    gated_logits,
+    mode_probs,
+    mode_sample,
+    selected_modes,
+)
+
+
+class TokenSelector:
+    """Selection of one `generate` call; `modes` and `mode_probs` are filled in at the gate."""
+
+    def __init__(self, modes: Modes, request: RowRequest, processors, config, prompt_modes, return_logprobs, device):
+        self.definition, self.gated, self.return_logprobs = modes, request.gated, return_logprobs
+        self.processors = split(processors)
+        self.records = config.return_dict_in_generate and (config.output_scores or config.output_logits)
+        self.greedy = not config.do_sample
+        self.gate_step = len(modes.prefix)
+        self.forced_mode = request.forced_mode.to(device)
+        self.bias = _with_bans(modes, request).to(device)
+        self.exact = not bool(request.fast_prob.isnan().all())
+        self.fast_prob = request.fast_prob.to(device)
+        self.seeds = None if request.seeds is None else request.seeds.to(device)
+        self.modes = prompt_modes.to(device)
+        self.mode_probs = torch.nn.functional.one_hot(self.modes.clamp(min=0).long(), len(modes)).float()
+        self.mode_probs[self.modes < 0] = 0
+        self._on_prefix = self.modes < 0
+        self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
+        self._suffixes = _suffix_table(modes, device)
+
+    def __call__(self, step: int, input_ids, logits):
+        """(tokens [rows] int64, scores [rows, V] or None, logprobs [rows] or None) for the logits [rows, V]."""
+        at_gate = step == self.gate_step
+        if at_gate:
+            self._observe(logits)
+        shaped = logits
+        if self.processors.head or self.records:
+            shaped = self.processors.head(input_ids, logits.to(copy=True, dtype=torch.float32))
+        forced = self._forced_tokens(step)
+        gate = self._gate() if at_gate and self.gated else {}
+        tokens, scores, logprobs = self._select(step, input_ids, shaped, gate, forced)
+        self._record_modes(step, tokens, logits.shape[1])
+        return tokens, scores, logprobs
+
+    def warn_of_nan(self) -> None:
+        """One warning if any row's logits held NaN; call it once, after the loop (it reads from the device)."""
+        rows = int(((self._flags & FLAG_NAN) != 0).sum())
+        if rows:
+            warnings.warn(
+                f"the model gave NaN logits in {rows} of {len(self._flags)} rows; they count as -inf", stacklevel=2
+            )
+
+    def _select(self, step: int, input_ids, shaped, gate: dict, forced):
+        scores = None
+        if self.records or self.seeds is None or not (gate or self.greedy or self.processors.fused is not None):
+            scores = self._scores(input_ids, shaped, gate)
+        if self.seeds is None:
+            tokens = self._huggingface_draw(scores, drawn=bool(gate) and self.exact)
+            tokens = tokens if forced is None else torch.where(forced >= 0, forced, tokens)
+            return tokens, scores, self._tempered(shaped, gate, tokens)
+        if self.greedy and not gate and not self.return_logprobs:
+            tokens = (shaped if scores is None else scores).argmax(-1)
+            return (tokens if forced is None else torch.where(forced >= 0, forced, tokens)), scores, None
+        drawn = {"seeds": self.seeds, "step": step, "forced_tokens": forced}
+        if gate or self.greedy:
+            sample = mode_sample(shaped, temperature=self._temperature, **gate, **drawn)
+        elif scores is None:
+            sample = mode_sample(shaped, **self.processors.fused, **drawn)
+        else:
+            sample = mode_sample(scores, **drawn)
+        self._flags |= sample.flags
+        if gate:
+            self._refuse_masked_modes(sample.flags)
+        logprobs = sample.tempered_logprobs if scores is None else self._tempered(shaped, gate, sample.tokens)
+        return sample.tokens, scores, logprobs if self.return_logprobs else None
+
+    @property
+    def _temperature(self) -> float:
+        return 0.0 if self.greedy else self.processors.temperature
+
+    def _gate(self) -> dict:
+        return {
+            "modes": self.definition,
+            "at_mode": True,
+            "mode_bias": None if self.exact else self.bias,
+            "fast_prob": self.fast_prob if self.exact else None,
+        }
+
+    def _scores(self, input_ids, shaped, gate: dict) -> torch.Tensor:
+        if not gate:
+            return self.processors.tail(input_ids, shaped.float())
+        rows = len(shaped)
+        z = shaped.double().masked_fill(shaped.isnan(), float("-inf"))
+        everywhere = torch.ones(rows, dtype=torch.bool, device=z.device)
+        temperature = torch.full((rows,), self._temperature or 1.0, dtype=torch.float64, device=z.device)
+        return gated_logits(
+            z, self.definition.token_ids, everywhere, self.bias, temperature, fast_prob=self.fast_prob
+        ).float()
+
+    def _huggingface_draw(self, scores, drawn: bool) -> torch.Tensor:
+        if self.greedy and not drawn:
+            return scores.argmax(-1)
+        return torch.multinomial(torch.softmax(scores, -1), num_samples=1).squeeze(1)
+
+    def _tempered(self, shaped, gate: dict, tokens):
+        if not self.return_logprobs:
+            return None
+        return mode_sample(
+            shaped, temperature=self._temperature, seeds=0, forced_tokens=tokens, **gate
+        ).tempered_logprobs
+
+    def _forced_tokens(self, step: int):
+        """[rows] int64, -1 = draw; None when no row is forced at this step."""
+        if not self.gated or step > self.gate_step + self._suffixes.shape[1]:
+            return None
+        if step < self.gate_step:
+            return torch.full_like(self.forced_mode, self.definition.prefix[step])
+        if step > self.gate_step:
+            return self._suffixes[self.modes.long(), step - self.gate_step - 1]
+        ids = torch.tensor([-1 if i is None else i for i in self.definition.token_ids], device=self.forced_mode.device)
+        return torch.where(self.forced_mode >= 0, ids[self.forced_mode.clamp(min=0)], -1)
+
+    def _observe(self, logits) -> None:
+        z = logits.double().masked_fill(logits.isnan(), float("-inf"))
+        own = mode_probs(z, self.definition.token_ids).float()
+        self.mode_probs = torch.where(self._on_prefix[:, None], own, self.mode_probs)
+
+    def _record_modes(self, step: int, tokens, vocab_size: int) -> None:
+        if step < self.gate_step:
+            self._on_prefix &= tokens == self.definition.prefix[step]
+        elif step == self.gate_step:
+            selected = selected_modes(tokens, self.definition.token_ids, vocab_size)
+            self.modes = torch.where(self._on_prefix, selected, self.modes)
+        elif step <= self.gate_step + self._suffixes.shape[1]:
+            # Unrestricted rows may leave a multi-token mode half way: then they never entered it.
+            expected = self._suffixes[self.modes.clamp(min=0).long(), step - self.gate_step - 1]
+            self.modes = self.modes.masked_fill(self._on_prefix & (expected >= 0) & (tokens != expected), -1)
+
+    def _refuse_masked_modes(self, flags) -> None:
+        masked = ((flags & FLAG_EMPTY) != 0) & (self.forced_mode < 0)
+        if masked.any():
+            row = int(masked.nonzero()[0])
+            raise ValueError(
+                f"row {row}: every mode token has logit -inf, so no mode can be drawn; a logits processor"
+                " (suppress_tokens, bad_words_ids, a grammar ...) bans them. Allow them, or name the mode: mode='...'"
+            )
+
+
+def _with_bans(modes: Modes, request: RowRequest) -> torch.Tensor:
+    # "Any other token" cannot be forced by an id: the listed modes are banned instead.
+    if None not in modes.token_ids:
+        return request.bias
+    other = modes.token_ids.index(None)
+    banned = (request.forced_mode == other)[:, None] & (torch.arange(len(modes)) != other)
+    return request.bias.masked_fill(banned, float("-inf"))
+
+
+def _suffix_table(modes: Modes, device) -> torch.Tensor:
+    """[M, longest] int64: the ids forced after each mode's decision, -1 = none."""
+    longest = max(map(len, modes.suffixes))
+    rows = [list(suffix) + [-1] * (longest - len(suffix)) for suffix in modes.suffixes]
+    return torch.tensor(rows, dtype=torch.int64, device=device).reshape(len(modes), longest)

@@ -1,0 +1,38 @@
+"""From a mode's text to its token ids, with errors that show what the tokenizer did."""
+
+import re
+
+# One tag: <think>, </think>, <|im_start|>, [THINK].
+_TAG = re.compile(r"<[^<>\s]+>|\[[A-Za-z_/][^\[\]\s]*\]")
+
+
+def mode_ids(tokenizer, name: str, text: str) -> tuple[int, ...]:
+    """Token ids of the text that opens mode `name`. Raises ValueError for a missing or split token."""
+    if not text:
+        raise ValueError(f"mode {name!r} has an empty text; for 'any other token' pass None")
+    tags = _TAG.findall(text)
+    whole = [] if tags or re.search(r"\s", text) else [text]
+    for unit in tags or whole:
+        ids = tokenizer.encode(unit, add_special_tokens=False)
+        if len(ids) != 1 or _is_unknown(tokenizer, ids[0], unit):
+            raise ValueError(_split_message(tokenizer, name, unit, ids))
+    ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+    if not ids or any(_is_unknown(tokenizer, i, text) for i in ids):
+        raise ValueError(_split_message(tokenizer, name, text, ids))
+    return ids
+
+
+def _is_unknown(tokenizer, token_id: int, text: str) -> bool:
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    return token_id == unknown and text != tokenizer.unk_token
+
+
+def _split_message(tokenizer, name: str, unit: str, ids) -> str:
+    pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids))]
+    return (
+        f"mode {name!r}: {unit!r} is not one token of this tokenizer; it is tokenised as {pieces} (ids {list(ids)}).\n"
+        "One token must select the mode. Add it, give the model a row for it, and train it to use it:\n"
+        f'    tokenizer.add_special_tokens({{"additional_special_tokens": [{unit!r}]}})\n'
+        "    model.resize_token_embeddings(len(tokenizer))\n"
+        "or name a text that is one token already."
+    )

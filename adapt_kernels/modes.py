@@ -1,0 +1,193 @@
+"""Modes of a reasoning model: which token ids open each mode, resolved once and checked loudly."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from numbers import Integral
+from pathlib import Path
+
+from adapt_kernels.mode_tokens import mode_ids
+from adapt_kernels.presets import PRESETS
+
+_FILE_NAME = "modes.json"
+_MAX_MODES = 127  # mode indices are int8
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How one mode opens, and its limits.
+
+    ids: a token id, or a tuple of ids (the first ones shared with other modes and the one after them decide; later
+        ids are forced), or None for "any other token". `Modes.from_tokenizer` also takes the text here.
+    max_new_tokens: cap on the new tokens of a row in this mode, mode token included; None = no cap of its own.
+    kv_tokens: KV slots per row set aside when the mode is drawn; None = learnt from recent lengths.
+    """
+
+    ids: int | tuple[int, ...] | str | None
+    max_new_tokens: int | None = None
+    kv_tokens: int | None = None
+
+    def __post_init__(self):
+        if isinstance(self.ids, Sequence) and not isinstance(self.ids, str):
+            object.__setattr__(self, "ids", tuple(int(i) if _is_int(i) else i for i in self.ids))
+        elif _is_int(self.ids):
+            object.__setattr__(self, "ids", (int(self.ids),))
+        if isinstance(self.ids, tuple):
+            if not self.ids or any(not _is_int(i) or i < 0 for i in self.ids):
+                raise ValueError(f"a mode's ids must be token ids >= 0, at least one; got {self.ids!r}")
+        elif self.ids is not None and not isinstance(self.ids, str):
+            raise TypeError(f"a mode's ids must be an int, a tuple of ints or None; got {self.ids!r}")
+        for name in ("max_new_tokens", "kv_tokens"):
+            value = getattr(self, name)
+            if value is not None and (not _is_int(value) or value < 1):
+                raise ValueError(f"Mode.{name} must be an integer >= 1 or None; got {value!r}")
+
+
+class Modes:
+    """An ordered set of named modes; a mode's index is its place, and mode 0 is the one a plain bias favours.
+
+        Modes(fast=5, slow=6)        # a value: token id | tuple of ids | Mode(...) | None = any other token
+
+    `token_ids` holds, per mode, the id on which the model decides (None: any other token), `prefix` the ids all modes
+    open with, `suffixes` the ids that follow the decision. Raises ValueError when the modes cannot be told apart by
+    one token after their common prefix.
+    """
+
+    def __init__(self, modes: Mapping | None = None, /, **named):
+        given = {**(modes or {}), **named}
+        self._modes = {name: value if isinstance(value, Mode) else Mode(value) for name, value in given.items()}
+        _check_names(self._modes)
+        listed = {name: mode.ids for name, mode in self._modes.items() if mode.ids is not None}
+        self.names: tuple[str, ...] = tuple(self._modes)
+        self.prefix: tuple[int, ...] = _common_prefix(list(listed.values())) if len(listed) == len(given) else ()
+        _check_distinct(listed, len(self.prefix), any_other=len(listed) < len(given))
+        gate = len(self.prefix)
+        self.token_ids = tuple(None if m.ids is None else m.ids[gate] for m in self._modes.values())
+        self.suffixes = tuple(() if m.ids is None else m.ids[gate + 1 :] for m in self._modes.values())
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer, modes: Mapping | None = None, /, **named) -> "Modes":
+        """Modes whose values are texts, resolved by a Hugging Face tokenizer (ids, Mode and None pass unchanged).
+
+        A tag such as `<think>`, and a text without white space, must be one token; a text of several words or tags
+        (Qwen3's `<think>\\n\\n</think>\\n\\n`) is a multi-token mode. Raises ValueError that shows how the text was
+        tokenised and the `add_special_tokens` call that mends it.
+        """
+        resolved = {}
+        for name, value in {**(modes or {}), **named}.items():
+            mode = value if isinstance(value, Mode) else Mode(value)
+            ids = mode_ids(tokenizer, name, mode.ids) if isinstance(mode.ids, str) else mode.ids
+            resolved[name] = Mode(ids, mode.max_new_tokens, mode.kv_tokens)
+        return cls(resolved)
+
+    @classmethod
+    def preset(cls, name: str, tokenizer) -> "Modes":
+        """The modes of a published method, resolved from this tokenizer; see `adapt_kernels.presets.PRESETS`."""
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+        return cls.from_tokenizer(tokenizer, PRESETS[name])
+
+    def save_pretrained(self, directory) -> None:
+        """Write `modes.json` into directory (made when missing)."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        content = {"modes": [{"name": name, **asdict(mode)} for name, mode in self._modes.items()]}
+        (Path(directory) / _FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, directory) -> "Modes":
+        """Read what `save_pretrained` wrote. Raises FileNotFoundError or ValueError that names the file."""
+        path = Path(directory) / _FILE_NAME
+        if not path.is_file():
+            raise FileNotFoundError(f"no {_FILE_NAME} in {str(directory)!r}: write one with modes.save_pretrained(dir)")
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))["modes"]
+            return cls({entry.pop("name"): Mode(**entry) for entry in entries})
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} does not hold modes as save_pretrained writes them: {error!r}") from error
+
+    def index(self, name: str) -> int:
+        """The mode index of a name. Raises ValueError listing the names."""
+        if name not in self._modes:
+            raise ValueError(f"unknown mode {name!r}; the modes are {', '.join(map(repr, self.names))}")
+        return self.names.index(name)
+
+    def __getitem__(self, name: str) -> Mode:
+        return self._modes[self.names[self.index(name)]]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self):
+        return iter(self.names)
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Modes) and list(self._modes.items()) == list(other._modes.items())
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._modes.items()))
+
+    def __repr__(self) -> str:
+        return "Modes(" + ", ".join(f"{name}={_shown(mode)}" for name, mode in self._modes.items()) + ")"
+
+
+def _check_names(modes: dict[str, Mode]) -> None:
+    if len(modes) < 2:
+        raise ValueError(f"Modes needs at least two modes, such as Modes(fast=5, slow=6); got {len(modes)}")
+    if len(modes) > _MAX_MODES:
+        raise ValueError(f"Modes takes at most {_MAX_MODES} modes; got {len(modes)}")
+    for name, mode in modes.items():
+        if not isinstance(name, str) or not name or name in ("auto", "balanced"):
+            raise ValueError(f"a mode's name must be a text other than 'auto' and 'balanced'; got {name!r}")
+        if isinstance(mode.ids, str):
+            raise TypeError(
+                f"mode {name!r} is the text {mode.ids!r}: resolve it with Modes.from_tokenizer(tokenizer, ...)"
+            )
+    others = [name for name, mode in modes.items() if mode.ids is None]
+    if len(others) > 1:
+        raise ValueError(f"only one mode can be 'any other token' (None); got {', '.join(others)}")
+
+
+def _check_distinct(listed: dict[str, tuple[int, ...]], gate: int, any_other: bool) -> None:
+    owner: dict[int, str] = {}
+    names: dict[tuple[int, ...], str] = {}
+    for name, ids in listed.items():
+        if ids in names:
+            raise ValueError(f"modes {names[ids]!r} and {name!r} have the same ids {ids}; give each its own token")
+        names[ids] = name
+    for name, ids in listed.items():
+        if len(ids) <= gate:
+            rest = ", ".join(repr(other) for other in listed if other != name)
+            raise ValueError(f"mode {name!r} with ids {ids} is only the beginning of {rest}: no token decides for it")
+        other = owner.setdefault(ids[gate], name)
+        if other != name:
+            why = (
+                "an 'any other token' mode leaves no room for a common prefix"
+                if any_other
+                else "a third one differs there"
+            )
+            raise ValueError(
+                f"modes {other!r} {listed[other]} and {name!r} {ids} both have token {ids[gate]} at position {gate},"
+                f" and {why}: one token must tell all modes apart"
+            )
+
+
+def _common_prefix(sequences: list[tuple[int, ...]]) -> tuple[int, ...]:
+    if len(sequences) < 2:
+        return ()
+    length = 0
+    for column in zip(*sequences, strict=False):
+        if len(set(column)) > 1:
+            break
+        length += 1
+    # Equal or nested modes are refused by name later; a decision position must be left for that check.
+    return sequences[0][: min(length, min(map(len, sequences)))]
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _shown(mode: Mode) -> str:
+    ids = mode.ids[0] if mode.ids is not None and len(mode.ids) == 1 else mode.ids
+    limits = {k: v for k, v in asdict(mode).items() if k != "ids" and v is not None}
+    return repr(ids) if not limits else f"Mode({ids!r}, " + ", ".join(f"{k}={v}" for k, v in limits.items()) + ")"

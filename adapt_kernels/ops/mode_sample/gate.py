@@ -1,0 +1,76 @@
+"""The mode gate in float64: bias, restriction to the modes, temperature, exact mode probability."""
+
+import torch
+
+_NEG_INF = float("-inf")
+
+
+def gated_logits(z, mode_ids, at_mode, bias, temperature, only_modes=True, fast_prob=None) -> torch.Tensor:
+    """Tempered logits y [N, V] float64, row maximum 0: softmax(y) is the distribution before filters.
+
+    z [N, V] float64 without NaN; at_mode [N] bool; bias [N, M]; temperature [N] > 0; fast_prob [N], NaN = none.
+    A row with +inf becomes uniform over its +inf tokens, a row of -inf stays -inf.
+    """
+    y = z.clone()
+    if mode_ids:
+        members = mode_members(mode_ids, z.shape[1], z.device)
+        for index, member in enumerate(members):
+            shift = torch.where(at_mode, bias[:, index], 0.0)[:, None]
+            # -inf stays -inf whatever the bias: -inf + inf would be NaN.
+            y = torch.where(member & (y != _NEG_INF), y + shift, y)
+        if only_modes:
+            y = torch.where(at_mode[:, None] & ~torch.stack(members).any(0), _NEG_INF, y)
+    y = settle_infinities(y)
+    peak = y.amax(1, keepdim=True)
+    y = torch.where(y == _NEG_INF, y, (y - peak) / temperature[:, None])
+    if mode_ids and fast_prob is not None:
+        y = _with_exact_probability(y, members[0], at_mode, fast_prob)
+    return y
+
+
+def mode_probs(z, mode_ids) -> torch.Tensor:
+    """The model's own P(mode) [N, M] float64 at T = 1, renormalised over the modes; 0 where all modes are -inf."""
+    if not mode_ids:
+        return z.new_zeros(z.shape[0], 0)
+    members = mode_members(mode_ids, z.shape[1], z.device)
+    listed = settle_infinities(z.masked_fill(~torch.stack(members).any(0), _NEG_INF))
+    mass = torch.stack([listed.masked_fill(~member, _NEG_INF).logsumexp(1) for member in members], 1)
+    return torch.nan_to_num(torch.softmax(mass, 1), nan=0.0)
+
+
+def mode_members(mode_ids, vocab_size: int, device) -> list[torch.Tensor]:
+    """Per mode a bool [V] of its tokens; None is every token no other mode has."""
+    token = torch.arange(vocab_size, device=device)
+    listed = [i for i in mode_ids if i is not None]
+    others = ~torch.isin(token, torch.tensor(listed, device=device, dtype=torch.int64))
+    return [others if i is None else token == i for i in mode_ids]
+
+
+def selected_modes(tokens, mode_ids, vocab_size: int) -> torch.Tensor:
+    """The mode each token [N] opens, int8 [N], -1 = none."""
+    selected = torch.full_like(tokens, -1, dtype=torch.int8)
+    for index, member in enumerate(mode_members(mode_ids, vocab_size, tokens.device)):
+        selected = selected.masked_fill(member[tokens], index)
+    return selected
+
+
+def settle_infinities(z) -> torch.Tensor:
+    """Rows with +inf as their limit: 0 on the +inf tokens, -inf elsewhere."""
+    infinite = z == float("inf")
+    limit = torch.where(infinite, 0.0, _NEG_INF).to(z.dtype)
+    return torch.where(infinite.any(1, keepdim=True), limit, z)
+
+
+def _with_exact_probability(y, fast, at_mode, fast_prob) -> torch.Tensor:
+    rows = at_mode & ~fast_prob.isnan()
+    p = torch.where(rows, fast_prob, 0.5)[:, None]
+    fast_mass = y.masked_fill(~fast, _NEG_INF).logsumexp(1, keepdim=True)
+    rest_mass = y.masked_fill(fast, _NEG_INF).logsumexp(1, keepdim=True)
+    wanted = torch.log(p) - torch.log1p(-p) + rest_mass
+    # A masked single-token mode 0 still gets its probability; with every other mode masked it is the only choice.
+    lone = fast.sum() == 1
+    moved = torch.where(fast_mass == _NEG_INF, torch.where(lone, wanted, y), y + (wanted - fast_mass))
+    moved = torch.where(rest_mass == _NEG_INF, y, moved)
+    y = torch.where(rows[:, None] & fast, moved, y)
+    peak = y.amax(1, keepdim=True)
+    return torch.where(rows[:, None] & (peak != _NEG_INF), y - peak, y)
