@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent
 # Read, not imported: importing the package here would need its dependencies at build time.
 VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "adapt_kernels/version.py").read_text("utf-8"), re.M).group(1)
 
-RECIPES = ["typer>=0.12", "rich>=13.8", "matplotlib>=3.8", "gguf>=0.10"]
+RECIPES = ["typer>=0.12", "rich>=13.8", "matplotlib>=3.8", "gguf>=0.10", "accelerate>=1.0"]
 TEST = [
     "pytest>=8.2",
     "pytest-benchmark>=5.0",

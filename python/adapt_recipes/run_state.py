@@ -1,0 +1,79 @@
+"""Save and load a half-finished training run: tensors as safetensors, the rest as JSON, never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+FOLDER = "training"
+STATE = "state.json"
+
+
+def save_run(out: Path, step: int, config: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
+             spent: dict[str, float]) -> None:
+    """Write weights and optimiser state after `step` steps into `out`/training.
+
+    Each step has its own tensor file and state.json is replaced last, so an interrupted save leaves the previous one.
+    """
+    folder = out / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model.{name}": value for name, value in _parameters(model)}
+    for name, value in _parameters(model):
+        for key, moment in optimizer.state.get(value, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = moment
+    name = f"step_{step:06d}.safetensors"
+    save_file({key: value.detach().contiguous() for key, value in tensors.items()}, folder / name)
+    state = {"step": step, "tensors": name, "config": asdict(config), "spent": spent}
+    aside = folder / (STATE + ".tmp")
+    aside.write_text(json.dumps(state, indent=2) + "\n")
+    os.replace(aside, folder / STATE)
+    for old in folder.glob("step_*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def load_run(out: Path, config: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
+             ) -> tuple[int, dict[str, float]]:
+    """Restore what `save_run` wrote, in place. Returns the finished steps and the seconds spent; (0, {}) if no run."""
+    state = read_state(out)
+    if state is None:
+        return 0, {}
+    ours = json.loads(json.dumps(asdict(config)))
+    if state["config"] != ours:
+        raise ValueError(f"{out} holds a run with another configuration ({_differences(state['config'], ours)}): "
+                         "resume with the same settings or choose another folder")
+    tensors = load_file(out / FOLDER / state["tensors"])
+    with torch.no_grad():
+        for name, value in _parameters(model):
+            value.copy_(tensors[f"model.{name}"])
+            moments = {key: tensors.get(f"optimizer.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            if all(moment is not None for moment in moments.values()):
+                optimizer.state[value] = moments
+    return state["step"], state["spent"]
+
+
+def read_state(out: Path) -> dict[str, Any] | None:
+    """The JSON part of the run saved in `out`, or None when there is none."""
+    path = out / FOLDER / STATE
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    return list(model.named_parameters())  # tied weights appear once
+
+
+def _differences(saved: dict, ours: dict, prefix: str = "") -> str:
+    found = []
+    for key in sorted(saved.keys() | ours.keys()):
+        old, new = saved.get(key), ours.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found.append(_differences(old, new, f"{prefix}{key}."))
+        elif old != new:
+            found.append(f"{prefix}{key}: saved {old!r}, asked {new!r}")
+    return ", ".join(part for part in found if part)

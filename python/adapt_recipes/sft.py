@@ -1,0 +1,191 @@
+"""Supervised training that gives one small model two modes, at even odds, from random weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+import adapt_kernels as ak
+from adapt_recipes.run_state import FOLDER, load_run, read_state, save_run
+from adapt_recipes.sft_batches import PROMPT_TOKENS, Phase, draw_batch
+from adapt_recipes.task import EOS_TOKEN, FAST_TOKEN, MAX_DIFFICULTY, PAD_TOKEN, SLOW_TOKEN
+from adapt_recipes.tokenizer import BOS_TOKEN, VOCABULARY, build_tokenizer, token_id
+
+# Teaches the slow mode at every difficulty. Fast answers are mostly easy in both phases: drawn uniformly here, some
+# seeds learn half of every hard answer, and fast never falls to chance.
+PHASE_A = Phase(steps=976, learning_rate=3e-3, fast_rows=48, slow_rows=48, fast_decay=0.65, fast_answer_weight=2.0)
+# Teaches the fast mode, and its length decides how hard the task stays: sums mod 10 do not depend on order, so with
+# more steps the fast mode solves every difficulty and the slow mode loses its purpose. When that happens depends on the
+# seed (of 0 to 3, only 3 gets there within these steps), so look at the accuracy table of a seed before using it.
+PHASE_B = Phase(steps=1000, learning_rate=2.5e-3, fast_rows=96, slow_rows=16, fast_decay=0.65, fast_answer_weight=1.0)
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Everything that decides the trained weights.
+
+    seed: of the initial weights and of every batch; the shipped checkpoint has the default.
+    phases: run one after the other with one optimiser.
+    hidden_size, layers, heads, intermediate_size: of the Llama model. init_std: of its random weights; with the
+    library's default of 0.02 a model this narrow learns nothing. betas, weight_decay, clip_norm: of AdamW and the
+    gradient norm. warmup_steps: linear warm-up of each phase. floor: where its cosine decay ends, as a share of the
+    peak. threads: of torch; a result may differ in the last bit for another number.
+    """
+
+    seed: int = 1
+    phases: tuple[Phase, ...] = field(default=(PHASE_A, PHASE_B))
+    hidden_size: int = 64
+    layers: int = 3
+    heads: int = 4
+    intermediate_size: int = 160
+    init_std: float = 0.08
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    warmup_steps: int = 50
+    floor: float = 0.05
+    threads: int = 1
+
+    @property
+    def total_steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+
+@dataclass(frozen=True)
+class SftResult:
+    """The trained model, and the seconds its training took over all resumed parts."""
+
+    model: LlamaForCausalLM
+    wall_s: float
+    cpu_s: float
+
+
+def train(config: SftConfig, out: str | Path, resume: bool = False, checkpoint_every: int = 200,
+          on_step: Callable[[int, float], None] | None = None, stop_after: int | None = None) -> SftResult:
+    """Train by `config` and save model, tokenizer and resumable state in the folder `out`.
+
+    resume: continue the run saved in `out` (same configuration), or begin if there is none; without it, a folder with
+    anything in it is an error. on_step(finished_steps, loss) is called after every step. stop_after: leave after that
+    many steps with the state saved but no final model, as an interruption would.
+    """
+    out = Path(out)
+    _check_arguments(out, resume, checkpoint_every)
+    with _torch_threads(config.threads):
+        model = build_model(config)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=config.betas, weight_decay=config.weight_decay)
+        done, spent = load_run(out, config, model, optimizer)
+        end = config.total_steps if stop_after is None else min(stop_after, config.total_steps)
+        clock = _Clock(spent)
+        for step in range(done, end):
+            loss = _train_step(config, model, optimizer, step)
+            if (step + 1) % checkpoint_every == 0 or step + 1 == end:
+                save_run(out, step + 1, config, model, optimizer, clock.spent())
+            if on_step is not None:
+                on_step(step + 1, loss)
+        if end == config.total_steps:
+            save_model(model, out)
+    return SftResult(model.eval(), **clock.spent())
+
+
+def build_model(config: SftConfig) -> LlamaForCausalLM:
+    """The untrained model; leaves torch's global random state as it was."""
+    shape = LlamaConfig(
+        vocab_size=len(VOCABULARY), hidden_size=config.hidden_size, num_hidden_layers=config.layers,
+        num_attention_heads=config.heads, num_key_value_heads=config.heads,
+        intermediate_size=config.intermediate_size, initializer_range=config.init_std, tie_word_embeddings=True,
+        max_position_embeddings=64, pad_token_id=token_id(PAD_TOKEN), bos_token_id=token_id(BOS_TOKEN),
+        eos_token_id=token_id(EOS_TOKEN), dtype="float32",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return LlamaForCausalLM(shape).float()
+
+
+def save_model(model: LlamaForCausalLM, out: Path) -> None:
+    """Write model, generation settings, tokenizer and modes so that the Auto classes and `Modes` load the folder."""
+    model.generation_config = GenerationConfig(
+        pad_token_id=token_id(PAD_TOKEN), bos_token_id=token_id(BOS_TOKEN), eos_token_id=token_id(EOS_TOKEN),
+        max_new_tokens=MAX_DIFFICULTY * 2, do_sample=False,
+    )  # fmt: skip
+    tokenizer = build_tokenizer()
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    ak.Modes.from_tokenizer(tokenizer, fast=FAST_TOKEN, slow=SLOW_TOKEN).save_pretrained(out)
+
+
+def learning_rate(config: SftConfig, step: int) -> tuple[Phase, float]:
+    """The phase that step number `step` (from 0) belongs to, and its learning rate."""
+    for phase in config.phases:
+        if step < phase.steps:
+            break
+        step -= phase.steps
+    else:
+        raise ValueError(f"step must be below {config.total_steps}, the sum of all phases")
+    if step < config.warmup_steps:
+        return phase, phase.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, phase.steps - config.warmup_steps)
+    return phase, phase.learning_rate * (config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _train_step(config: SftConfig, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int) -> float:
+    phase, rate = learning_rate(config, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss = _loss(model, *map(torch.from_numpy, draw_batch(phase, config.seed, step)))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    optimizer.step()
+    return loss.item()
+
+
+def _loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean cross-entropy of the response tokens; right padding needs no mask in causal attention."""
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[:, PROMPT_TOKENS - 1 :])
+    targets, weights = ids[:, PROMPT_TOKENS:], weights[:, PROMPT_TOKENS:]
+    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return (each * weights.flatten()).sum() / weights.sum()
+
+
+def _check_arguments(out: Path, resume: bool, checkpoint_every: int) -> None:
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; the output must be a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    state = read_state(out)
+    if state is None:
+        raise ValueError(f"{out} is not empty and holds no saved run ({FOLDER}/state.json): choose another folder")
+    if not resume:
+        raise ValueError(f"{out} already holds a run at step {state['step']}: "
+                         "resume it (--resume) or choose another folder")
+
+
+class _Clock:
+    """Wall and CPU seconds, counted on from an earlier part of the run."""
+
+    def __init__(self, earlier: dict[str, float]) -> None:
+        self._wall = time.perf_counter() - earlier.get("wall_s", 0.0)
+        self._cpu = time.process_time() - earlier.get("cpu_s", 0.0)
+
+    def spent(self) -> dict[str, float]:
+        return {"wall_s": time.perf_counter() - self._wall, "cpu_s": time.process_time() - self._cpu}
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
