@@ -18,18 +18,19 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
     selector = TokenSelector(
         call.modes, call.rows, logits_processor, config, call.prompt_modes, call.request.return_logprobs, device
     )
-    prefill_tokens = rows * _prefill_width(input_ids, model_kwargs)
+    past = _cached_tokens(model_kwargs)
     prompt_length, record = input_ids.shape[1], _Record(config)
     ends = _RowEnds(call.modes, stopping_criteria, config, device)
     forward = _decode_forward(model, config, model_kwargs)
     outputs = model._prefill(input_ids, config, model_kwargs, is_first_iteration=True)
+    prefill_tokens = rows * _prefill_width(input_ids, model_kwargs, _cached_tokens(outputs) - past)
     alive = torch.ones(rows, dtype=torch.bool, device=device)
     step = 0
     with model._optimize_model_for_decode():
         while True:
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
             logits = outputs.logits[:, -1].to(device)
-            tokens, scores, logprobs = selector(step, input_ids, logits)
+            tokens, scores, logprobs = selector(step, input_ids, logits, alive)
             record.add(outputs, logits, scores, logprobs, alive)
             tokens = ends.pad(tokens, alive)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
@@ -130,11 +131,20 @@ class _RowEnds:
         return alive
 
 
-def _prefill_width(input_ids, model_kwargs) -> int:
-    embeds, cache = model_kwargs.get("inputs_embeds"), model_kwargs.get("past_key_values")
-    width = input_ids.shape[1] if embeds is None else embeds.shape[1]
-    past = cache.get_seq_length() if cache is not None else 0
-    return width - past if width > past else width
+def _cached_tokens(holder) -> int:
+    cache = next((holder[name] for name in ALL_CACHE_NAMES if holder.get(name) is not None), None)
+    try:
+        return int(cache.get_seq_length()) if cache is not None else 0
+    except ValueError:  # only linear-attention layers: they keep no length
+        return 0
+
+
+def _prefill_width(input_ids, model_kwargs, cached: int) -> int:
+    if cached > 0:
+        return cached
+    # No cache, or one without a length: the prompt was computed as it came.
+    embeds = model_kwargs.get("inputs_embeds")
+    return input_ids.shape[1] if embeds is None else embeds.shape[1]
 
 
 def _decode_forward(model, config, model_kwargs):

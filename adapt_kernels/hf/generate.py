@@ -35,7 +35,6 @@ class GenerateCall:
         prompt = _prompt(arguments)
         batch = 1 if prompt is None else prompt.shape[0]
         samples = config.num_return_sequences or 1
-        self.rows = self.request.spread(batch, samples)
         ids = prompt if prompt is not None and prompt.ndim == 2 else torch.zeros(batch, 0, dtype=torch.long)
         self.prompt_modes = prompt_modes(self.modes, ids).repeat_interleave(samples)
         if self.request.gated and (self.prompt_modes >= 0).any():
@@ -45,6 +44,7 @@ class GenerateCall:
                 f"prompt {row // samples} already ends in the tokens of mode {name!r}, so no mode is left to choose:"
                 " use a chat template that does not prefill it, or leave out mode, mode_bias and fast_prob"
             )
+        self.rows = self.request.spread(batch, samples, config.do_sample or self.request.fast_prob is not None)
 
     def use_original(self, reason: str) -> None:
         """Take plan "original". Raises ValueError if the request cannot be honoured by it."""

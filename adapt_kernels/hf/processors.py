@@ -1,5 +1,6 @@
 """Splits Hugging Face's logits processors into those that run as they are and those the sampler does itself."""
 
+import math
 from typing import NamedTuple
 
 from transformers.generation import logits_process as lp
@@ -14,7 +15,7 @@ class SplitProcessors(NamedTuple):
     """head runs first (penalties, bans, user processors); tail are the warpers of sampling and what follows them.
 
     fused: the tail as arguments of mode_sample, or None when it holds anything else (typical_p, watermarks ...).
-    temperature: the tail's temperature, 1.0 without one.
+    temperature: the tail's temperatures multiplied, 1.0 without one.
     """
 
     head: LogitsProcessorList
@@ -28,7 +29,7 @@ def split(processors: LogitsProcessorList) -> SplitProcessors:
     processors = list(processors)
     first = next((i for i, p in enumerate(processors) if type(p) in _WARPERS), len(processors))
     tail = processors[first:]
-    temperature = next((p.temperature for p in tail if type(p) is lp.TemperatureLogitsWarper), 1.0)
+    temperature = math.prod(p.temperature for p in tail if type(p) is lp.TemperatureLogitsWarper)
     return SplitProcessors(
         LogitsProcessorList(processors[:first]), LogitsProcessorList(tail), _fused_arguments(tail), temperature
     )

@@ -58,8 +58,11 @@ class ModeRequest:
         names = ("mode", "mode_bias", "fast_prob", "seed")
         return [n for n in names if getattr(self, n) is not None] + ["return_logprobs"] * self.return_logprobs
 
-    def spread(self, batch: int, samples: int) -> RowRequest:
-        """Per-row values for `batch` prompts with `samples` rows each. Raises ValueError for a wrong row count."""
+    def spread(self, batch: int, samples: int, random: bool) -> RowRequest:
+        """Per-row values for `batch` prompts with `samples` rows each. Raises ValueError for a wrong row count.
+
+        random: whether anything is drawn; a greedy call leaves torch's generator alone.
+        """
         rows = batch * samples
         bias = torch.zeros(rows, len(self.modes), dtype=torch.float64)
         if isinstance(self.mode_bias, Mapping):
@@ -75,8 +78,11 @@ class ModeRequest:
             outside = fast_prob[~((fast_prob > 0) & (fast_prob < 1))]
             if len(outside):
                 raise ValueError(f"fast_prob must be inside (0, 1); got {outside[0].item()}")
-        seeds = None if self.rng == "hf" else _row_seeds(self.seed, batch, samples)
-        return RowRequest(self.gated, self._forced_modes(batch, samples), bias, fast_prob, seeds)
+        forced = self._forced_modes(batch, samples)
+        # Last: a refused call must not have moved torch's generator.
+        seed = 0 if self.seed is None and not random else self.seed
+        seeds = None if self.rng == "hf" else _row_seeds(seed, batch, samples)
+        return RowRequest(self.gated, forced, bias, fast_prob, seeds)
 
     def _names_a_mode(self) -> bool:
         if self.mode is None or self.mode == "auto":
@@ -135,19 +141,25 @@ def _spread_over_rows(name: str, values: torch.Tensor, batch: int, samples: int)
 
 
 def _row_seeds(seed, batch: int, samples: int) -> torch.Tensor:
-    rows = batch * samples
     if seed is None:
         seed = fresh_seed()
-    if torch.is_tensor(seed) or isinstance(seed, (list, tuple)):
-        seeds = torch.as_tensor(seed).cpu()
-        if seeds.is_floating_point() or seeds.dtype == torch.bool:
-            raise TypeError(f"seed must hold integers; got {seeds.dtype}")
-        if seeds.shape == (batch,) and samples > 1:
-            # A repeated seed would make a prompt's samples identical.
-            return torch.cat([row_seeds(s, samples) for s in seeds.tolist()])
-        if seeds.ndim > 0:
-            return _spread_over_rows("seed", seeds.long(), batch, samples)
-        seed = int(seeds)
+    if torch.is_tensor(seed):
+        if seed.is_floating_point() or seed.dtype == torch.bool:
+            raise TypeError(f"seed must hold integers; got {seed.dtype}")
+        if seed.ndim > 1:
+            return _spread_over_rows("seed", seed, batch, samples)
+        seed = seed.tolist()
+    if not isinstance(seed, (list, tuple)):
+        return row_seeds(_checked_seed(seed), batch * samples)
+    seeds = [_checked_seed(s) for s in seed]
+    if len(seeds) == batch and samples > 1:
+        # A repeated seed would make a prompt's samples identical.
+        return torch.cat([row_seeds(s, samples) for s in seeds])
+    values = torch.cat([row_seeds(s, 1) for s in seeds] or [torch.empty(0, dtype=torch.int64)])
+    return _spread_over_rows("seed", values, batch, samples)
+
+
+def _checked_seed(seed) -> int:
     if not isinstance(seed, Integral) or isinstance(seed, bool):
         raise TypeError(f"seed must be an integer or one integer per row; got {seed!r}")
-    return row_seeds(int(seed), rows)
+    return int(seed)

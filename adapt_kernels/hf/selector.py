@@ -38,9 +38,14 @@ class TokenSelector:
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
         self._suffixes = _suffix_table(modes, device)
 
-    def __call__(self, step: int, input_ids, logits):
-        """(tokens [rows] int64, scores [rows, V] or None, logprobs [rows] or None) for the logits [rows, V]."""
+    def __call__(self, step: int, input_ids, logits, alive):
+        """(tokens [rows] int64, scores [rows, V] or None, logprobs [rows] or None) for the logits [rows, V].
+
+        alive [rows] bool: rows that ended before the gate have no mode.
+        """
         at_gate = step == self.gate_step
+        if step <= self.gate_step:
+            self._on_prefix = self._on_prefix & alive
         if at_gate:
             self._observe(logits)
         shaped = logits
@@ -65,7 +70,11 @@ class TokenSelector:
         if self.records or self.seeds is None or not (gate or self.greedy or self.processors.fused is not None):
             scores = self._scores(input_ids, shaped, gate)
         if self.seeds is None:
-            tokens = self._huggingface_draw(scores, drawn=bool(gate) and self.exact)
+            if gate:
+                self._refuse_masked_modes((scores == float("-inf")).all(1))
+            # A forced row may have no token left to draw, and is not drawn anyway.
+            open_scores = scores if forced is None else scores.masked_fill((forced >= 0)[:, None], 0.0)
+            tokens = self._huggingface_draw(open_scores, drawn=bool(gate) and self.exact)
             tokens = tokens if forced is None else torch.where(forced >= 0, forced, tokens)
             return tokens, scores, self._tempered(shaped, gate, tokens)
         if self.greedy and not gate and not self.return_logprobs:
@@ -80,7 +89,7 @@ class TokenSelector:
             sample = mode_sample(scores, **drawn)
         self._flags |= sample.flags
         if gate:
-            self._refuse_masked_modes(sample.flags)
+            self._refuse_masked_modes((sample.flags & FLAG_EMPTY) != 0)
         logprobs = sample.tempered_logprobs if scores is None else self._tempered(shaped, gate, sample.tokens)
         return sample.tokens, scores, logprobs if self.return_logprobs else None
 
@@ -126,7 +135,7 @@ class TokenSelector:
         if step < self.gate_step:
             return torch.full_like(self.forced_mode, self.definition.prefix[step])
         if step > self.gate_step:
-            return self._suffixes[self.modes.long(), step - self.gate_step - 1]
+            return self._suffix_tokens(step)
         ids = torch.tensor([-1 if i is None else i for i in self.definition.token_ids], device=self.forced_mode.device)
         return torch.where(self.forced_mode >= 0, ids[self.forced_mode.clamp(min=0)], -1)
 
@@ -143,11 +152,15 @@ class TokenSelector:
             self.modes = torch.where(self._on_prefix, selected, self.modes)
         elif step <= self.gate_step + self._suffixes.shape[1]:
             # Unrestricted rows may leave a multi-token mode half way: then they never entered it.
-            expected = self._suffixes[self.modes.clamp(min=0).long(), step - self.gate_step - 1]
+            expected = self._suffix_tokens(step)
             self.modes = self.modes.masked_fill(self._on_prefix & (expected >= 0) & (tokens != expected), -1)
 
-    def _refuse_masked_modes(self, flags) -> None:
-        masked = ((flags & FLAG_EMPTY) != 0) & (self.forced_mode < 0)
+    def _suffix_tokens(self, step: int):
+        after = self._suffixes[self.modes.clamp(min=0).long(), step - self.gate_step - 1]
+        return torch.where(self.modes >= 0, after, -1)
+
+    def _refuse_masked_modes(self, empty) -> None:
+        masked = empty & (self.forced_mode < 0) & self._on_prefix
         if masked.any():
             row = int(masked.nonzero()[0])
             raise ValueError(

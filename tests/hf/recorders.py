@@ -1,0 +1,74 @@
+"""What tests plug into `generate` to watch it or to end rows."""
+
+from contextlib import contextmanager
+
+import torch
+from transformers import LogitsProcessor, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+
+@contextmanager
+def forward_calls(model):
+    """Yields a list that gets one entry per forward call of the model."""
+    calls = []
+    handle = model.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+class RecordingStreamer(BaseStreamer):
+    """Keeps every call; unlike TextStreamer it takes any number of rows."""
+
+    def __init__(self):
+        self.calls = []
+
+    def put(self, value):
+        self.calls.append(("put", value.dtype, value.tolist()))
+
+    def end(self):
+        self.calls.append(("end",))
+
+
+class CallbackStreamer(BaseStreamer):
+    """Calls a function on each put after the prompt."""
+
+    def __init__(self, function):
+        self._function, self._seen_prompt = function, False
+
+    def put(self, value):
+        if self._seen_prompt:
+            self._function()
+        self._seen_prompt = True
+
+    def end(self):
+        pass
+
+
+class RowLengths(StoppingCriteria):
+    """Row i ends after `lengths[i]` new tokens."""
+
+    def __init__(self, prompt_length: int, lengths):
+        self._ends = torch.tensor(lengths) + prompt_length
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return input_ids.shape[1] >= self._ends
+
+
+class RaisingProcessor(LogitsProcessor):
+    """Raises at the given step."""
+
+    def __init__(self, step: int):
+        self._left = step
+
+    def __call__(self, input_ids, scores):
+        if self._left == 0:
+            raise RuntimeError("a processor failed")
+        self._left -= 1
+        return scores
+
+
+class RaisingCriterion(StoppingCriteria):
+    def __call__(self, input_ids, scores, **kwargs):
+        raise RuntimeError("a criterion failed")
