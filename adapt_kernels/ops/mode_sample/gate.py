@@ -16,8 +16,9 @@ def gated_logits(z, mode_ids, at_mode, bias, temperature, only_modes=True, fast_
         members = mode_members(mode_ids, z.shape[1], z.device)
         for index, member in enumerate(members):
             shift = torch.where(at_mode, bias[:, index], 0.0)[:, None]
-            # -inf stays -inf whatever the bias: -inf + inf would be NaN.
-            y = torch.where(member & (y != _NEG_INF), y + shift, y)
+            # -inf wins over +inf, as a logit and as a bias: their sum would be NaN.
+            shifted = torch.where((y == _NEG_INF) | (shift == _NEG_INF), _NEG_INF, y + shift)
+            y = torch.where(member, shifted, y)
         if only_modes:
             y = torch.where(at_mode[:, None] & ~torch.stack(members).any(0), _NEG_INF, y)
     y = settle_infinities(y)
@@ -62,15 +63,14 @@ def settle_infinities(z) -> torch.Tensor:
 
 
 def _with_exact_probability(y, fast, at_mode, fast_prob) -> torch.Tensor:
-    rows = at_mode & ~fast_prob.isnan()
-    p = torch.where(rows, fast_prob, 0.5)[:, None]
+    rows = (at_mode & ~fast_prob.isnan())[:, None]
+    p = torch.where(rows, fast_prob[:, None], 0.5)
     fast_mass = y.masked_fill(~fast, _NEG_INF).logsumexp(1, keepdim=True)
     rest_mass = y.masked_fill(fast, _NEG_INF).logsumexp(1, keepdim=True)
-    wanted = torch.log(p) - torch.log1p(-p) + rest_mass
     # A masked single-token mode 0 still gets its probability; with every other mode masked it is the only choice.
     lone = fast.sum() == 1
-    moved = torch.where(fast_mass == _NEG_INF, torch.where(lone, wanted, y), y + (wanted - fast_mass))
-    moved = torch.where(rest_mass == _NEG_INF, y, moved)
-    y = torch.where(rows[:, None] & fast, moved, y)
-    peak = y.amax(1, keepdim=True)
-    return torch.where(rows[:, None] & (peak != _NEG_INF), y - peak, y)
+    inside = torch.where(fast_mass == _NEG_INF, torch.where(lone, 0.0, _NEG_INF), y - fast_mass)
+    moved = torch.where(fast, inside + torch.log(p), y - rest_mass + torch.log1p(-p))
+    moved = settle_infinities(moved.nan_to_num(nan=_NEG_INF, neginf=_NEG_INF))
+    moved = moved - moved.amax(1, keepdim=True)
+    return torch.where(rows & (rest_mass != _NEG_INF), moved, y)
