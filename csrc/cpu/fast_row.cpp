@@ -1,236 +1,12 @@
 // One row by vector code: exponentials in float32 where a log-prob is all that depends on them, in float64 where a cut
 // does. Work is skipped only where a bound proves it cannot matter; a cut too close to call goes to the exact path.
-#include "row.h"
-#include "simd.h"
+#include "tempering.h"
 
 namespace adapt {
 namespace {
 
-constexpr double kLog2e = 1.4426950408889634074;
-constexpr float kLowest = std::numeric_limits<float>::lowest();
 // Up to this many top-k survivors are handled as a list.
 constexpr int64_t kListLimit = 4096;
-constexpr int kBuckets = 2048;
-// Relative distance of a cut below which float64 rounding might decide it.
-constexpr double kTooClose = 1e-10;
-
-// The tempered view of a row: y(x) = (x - max) / T; `quick` multiplies instead, 1 ulp off.
-struct Tempering {
-  double max, scale, inverse = 1.0 / scale;
-  double y(float x) const { return (double(x) - max) / scale; }
-  double quick(float x) const { return (double(x) - max) * inverse; }
-  f64x4 quick(const float* x) const { return (__builtin_convertvector(load<f32x4>(x), f64x4) - max) * inverse; }
-};
-
-struct Cut {
-  float tau = kLowest;      // kept = {x >= tau}
-  double kept_mass = -1.0;  // sum of e^y over kept; < 0 = not known yet
-  bool decided = true;
-};
-
-// Groups whose largest weight is below e^-cut_of_row add less than 1e-11 of the mass, all together.
-double negligible(const RowValues& row) { return std::log(double(row.vocab_size)) + 25.0; }
-
-// Sums over one group of e^(x - max) and e^((x - max) / T), float32.
-void group_masses(const float* x, float max, float scale2, bool same, float* raw, float* tempered) {
-  f32x8 raw_sum{}, tempered_sum{};
-  for (int i = 0; i < kGroupSize; i += 8) {
-    const f32x8 d = load<f32x8>(x + i) - max;
-    raw_sum += exp2_fast(d * float(kLog2e));
-    if (!same) tempered_sum += exp2_fast(d * scale2);
-  }
-  *raw = sum(raw_sum);
-  *tempered = same ? *raw : sum(tempered_sum);
-}
-
-// Masses of the whole row; bound[g] becomes an upper bound of group g's tempered mass.
-void row_masses(const RowValues& row, double scale, bool tempered_too, std::vector<double>& bound, double* raw,
-                double* tempered) {
-  const double cut = negligible(row);
-  const bool same = scale == 1.0 || !tempered_too;
-  bound.resize(row.num_groups);
-  *raw = *tempered = 0;
-  for (int64_t g = 0; g < row.num_groups; ++g) {
-    const double gap = double(row.group_max[g]) - row.max;
-    const bool raw_matters = gap >= -cut, tempered_matters = tempered_too && gap / scale >= -cut;
-    float raw_mass = 0, tempered_mass = 0;
-    if (raw_matters || tempered_matters)
-      group_masses(row.x.data() + g * kGroupSize, row.max, float(kLog2e / scale), same, &raw_mass, &tempered_mass);
-    if (raw_matters) *raw += raw_mass;
-    if (tempered_matters) *tempered += tempered_mass;
-    bound[g] = tempered_matters ? tempered_mass * 1.001 : kGroupSize * std::exp(gap / scale);
-  }
-}
-
-// The k-th largest value; `numbers` is scratch.
-float kth_largest(const RowValues& row, int64_t k, std::vector<float>& numbers) {
-  float lower = kLowest;
-  if (k <= row.num_groups) {
-    // k groups hold a value of at least the k-th largest group maximum, so no survivor is below it.
-    numbers.assign(row.group_max.begin(), row.group_max.end());
-    std::nth_element(numbers.begin(), numbers.begin() + (k - 1), numbers.end(), std::greater<float>());
-    lower = std::max(lower, numbers[k - 1]);
-  }
-  numbers.clear();
-  for (int64_t g = 0; g < row.num_groups; ++g)
-    if (row.group_max[g] >= lower)
-      for (int64_t i = g * kGroupSize; i < (g + 1) * kGroupSize; ++i)
-        if (row.x[i] >= lower) numbers.push_back(row.x[i]);
-  if (int64_t(numbers.size()) < k) return kLowest;
-  std::nth_element(numbers.begin(), numbers.begin() + (k - 1), numbers.end(), std::greater<float>());
-  return numbers[k - 1];
-}
-
-void gather(const RowValues& row, const Tempering& t, float tau, std::vector<Candidate>& out) {
-  out.clear();
-  for (int64_t g = 0; g < row.num_groups; ++g)
-    if (row.group_max[g] >= tau)
-      for (int64_t i = g * kGroupSize; i < (g + 1) * kGroupSize; ++i)
-        if (row.x[i] >= tau) out.push_back({i, t.y(row.x[i])});
-}
-
-// top_p and min_p on a list of candidates in id order.
-Cut cut_list(const RowSettings& s, Scratch& scratch) {
-  std::vector<Candidate>& list = scratch.candidates;
-  std::vector<double>& sorted = scratch.y;
-  Cut cut;
-  const auto weight = [](double y) { return std::exp(y); };
-  double lowest_y = -std::numeric_limits<double>::max();
-  if (s.limits_p()) {
-    sorted.clear();
-    for (const Candidate& c : list) sorted.push_back(c.y);
-    std::sort(sorted.begin(), sorted.end(), std::greater<double>());
-    double total = 0, mass = 0;
-    for (double y : sorted) total += weight(y);
-    lowest_y = sorted[nucleus_size(sorted.data(), sorted.size(), weight, s.top_p * total, &mass) - 1];
-  }
-  size_t kept = 0;
-  cut.kept_mass = 0;
-  for (const Candidate& c : list) {
-    const double w = weight(c.y);
-    if (c.y < lowest_y || (s.limits_min_p() && w < s.min_p)) continue;
-    cut.kept_mass += w;
-    list[kept++] = c;
-  }
-  list.resize(kept);
-  return cut;
-}
-
-// Mass by bucket of -y, float64, over tokens of at least `floor`; also the group masses.
-double fill_histogram(const RowValues& row, const Tempering& t, float floor, double reach, Scratch& scratch) {
-  std::vector<double>& histogram = scratch.histogram;
-  histogram.assign(kBuckets + 1, 0.0);
-  scratch.mass.resize(row.num_groups);
-  const double to_bucket = kBuckets / reach;
-  double total = 0;
-  for (int64_t g = 0; g < row.num_groups; ++g) {
-    const double gap = t.quick(row.group_max[g]);
-    scratch.mass[g] = kGroupSize * std::exp(gap);
-    if (gap < -reach || row.group_max[g] < floor) continue;
-    double weights[kGroupSize];
-    int32_t buckets[kGroupSize];
-    f64x4 mass{};
-    for (int i = 0; i < kGroupSize; i += 4) {
-      const float* x = row.x.data() + g * kGroupSize + i;
-      const f64x4 y = t.quick(x);
-      const f64x4 deep = y < -reach ? splat(-reach) : y;
-      const i64x4 in = __builtin_convertvector(load<f32x4>(x) >= floor, i64x4);
-      const f64x4 w = in ? exp_accurate(y) : splat(0.0);
-      store(weights + i, w);
-      store(buckets + i, __builtin_convertvector(deep * -to_bucket, i32x4));
-      mass += w;
-    }
-    for (int i = 0; i < kGroupSize; ++i) histogram[buckets[i]] += weights[i];
-    scratch.mass[g] = sum(mass) * 1.001;
-    total += sum(mass);
-  }
-  return total;
-}
-
-// top_p over the row: a histogram finds the bucket that holds the cut, sorting that bucket finds the cut.
-Cut cut_nucleus(const RowSettings& s, const RowValues& row, const Tempering& t, float floor, Scratch& scratch,
-                double* total) {
-  const double reach = negligible(row), to_bucket = kBuckets / reach;
-  *total = fill_histogram(row, t, floor, reach, scratch);
-  const double wanted = s.top_p * *total;
-  Cut cut;
-  int bucket = 0;
-  cut.kept_mass = 0;
-  for (int b = 0; b <= kBuckets; ++b) {
-    if (scratch.histogram[b] == 0) continue;
-    bucket = b;
-    if (cut.kept_mass + scratch.histogram[b] >= wanted) break;
-    cut.kept_mass += scratch.histogram[b];
-  }
-  // The last bucket may hold tokens of groups that were passed over.
-  if (bucket >= kBuckets - 1) cut.decided = false;
-  std::vector<float>& inside = scratch.numbers;
-  inside.clear();
-  // A little wider than the bucket: y / T rounds; the bucket number itself decides.
-  const float low = std::max(floor, float(t.max - (bucket + 1.001) * reach / kBuckets * t.scale));
-  const float high = float(t.max - (bucket - 0.001) * reach / kBuckets * t.scale);
-  const float slack = 4e-7f * std::max(std::fabs(low), std::fabs(high));
-  for (int64_t g = 0; g < row.num_groups && cut.decided; ++g) {
-    if (row.group_max[g] < low - slack) continue;
-    for (int64_t i = g * kGroupSize; i < (g + 1) * kGroupSize; i += 8) {
-      const f32x8 v = load<f32x8>(row.x.data() + i);
-      const i32x8 near = (v >= low - slack) & (v <= high + slack);
-      for (int j = 0; j < 8; ++j)
-        if (near[j] && v[j] >= floor && int(t.quick(v[j]) * -to_bucket) == bucket) inside.push_back(v[j]);
-    }
-  }
-  if (inside.empty()) cut.decided = false;
-  if (!cut.decided) return cut;
-  std::sort(inside.begin(), inside.end(), std::greater<float>());
-  const auto weight = [&t](float x) { return std::exp(t.y(x)); };
-  const size_t kept = nucleus_size(inside.data(), inside.size(), weight, wanted, &cut.kept_mass);
-  cut.tau = inside[kept - 1];
-  // The kept mass below the cut and above it must both be clear of the wanted mass.
-  double before = cut.kept_mass;
-  for (size_t i = kept; i-- > 0 && inside[i] == cut.tau;) before -= weight(inside[i]);
-  cut.decided = std::fabs(cut.kept_mass - wanted) > kTooClose * *total && std::fabs(before - wanted) > kTooClose * *total;
-  return cut;
-}
-
-// The smallest float that min_p keeps, by the same float64 comparison the reference makes.
-float min_p_threshold(const RowSettings& s, const Tempering& t) {
-  const auto keeps = [&](float x) { return std::exp(t.y(x)) >= s.min_p; };
-  const float highest = float(t.max);
-  float x = std::min(highest, float(std::max(t.max + t.scale * std::log(s.min_p), double(kLowest))));
-  while (!keeps(x)) x = std::nextafter(x, highest);
-  while (x > kLowest && keeps(std::nextafter(x, kLowest))) x = std::nextafter(x, kLowest);
-  return x;
-}
-
-int64_t count_kept(const RowValues& row, float tau) {
-  if (tau == kLowest) return row.finite;
-  int64_t count = 0;
-  for (int64_t g = 0; g < row.num_groups; ++g) {
-    if (row.group_max[g] < tau) continue;
-    i32x8 inside{};
-    for (int64_t i = g * kGroupSize; i < (g + 1) * kGroupSize; i += 8) inside -= load<f32x8>(row.x.data() + i) >= tau;
-    for (int j = 0; j < 8; ++j) count += inside[j];
-  }
-  return count;
-}
-
-double group_kept_mass(const float* x, const Tempering& t, float tau, double* weights) {
-  f64x4 mass{};
-  for (int i = 0; i < kGroupSize; i += 4) {
-    const i64x4 in = __builtin_convertvector(load<f32x4>(x + i) >= tau, i64x4);
-    const f64x4 w = in ? exp_accurate(t.quick(x + i)) : splat(0.0);
-    store(weights + i, w);
-    mass += w;
-  }
-  return sum(mass);
-}
-
-double kept_mass(const RowValues& row, const Tempering& t, float tau) {
-  double mass = 0, weights[kGroupSize];
-  for (int64_t g = 0; g < row.num_groups; ++g)
-    if (row.group_max[g] >= tau) mass += group_kept_mass(row.x.data() + g * kGroupSize, t, tau, weights);
-  return mass;
-}
 
 // The two-level race over {x >= tau}. An arrival time is -log1p(-u) / mass >= u / bound, so a group (or token) whose
 // lower bound is past the best time so far needs no exponential and no logarithm.
@@ -294,9 +70,7 @@ RowResult sample_plain(const RowSettings& s, Scratch& scratch, float* mode_probs
   const bool listed = s.limits_k(row.vocab_size) && s.top_k <= kListLimit;
   const bool nucleus = !s.greedy() && !listed && s.limits_p();
   double raw_mass = 0, mass = 0;
-  // The nucleus path sums the tempered mass itself, in float64; at T = 1 that is the raw mass too.
-  const bool shared_mass = nucleus && t.scale == 1.0 && !s.limits_k(row.vocab_size);
-  if (!shared_mass) row_masses(row, t.scale, !nucleus, scratch.mass, &raw_mass, &mass);
+  if (!nucleus) row_masses(row, t.scale, true, scratch.mass, &raw_mass, &mass);
   Cut cut;
   RowResult r{0, 0, 0, 0, 0, row.flags};
   if (s.greedy()) {
@@ -312,10 +86,8 @@ RowResult sample_plain(const RowSettings& s, Scratch& scratch, float* mode_probs
     if (s.limits_k(row.vocab_size)) cut.tau = kth_largest(row, s.top_k, scratch.numbers);
     if (nucleus) {
       const float floor = cut.tau;
-      cut = cut_nucleus(s, row, t, floor, scratch, &mass);
+      cut = cut_nucleus(s, t, floor, scratch, &raw_mass, &mass);
       if (!cut.decided) return sample_exact(s, scratch, mode_probs);
-      if (floor != kLowest) mass = kept_mass(row, t, kLowest);
-      if (shared_mass) raw_mass = mass;
     }
     if (s.limits_min_p()) {
       const float tau = min_p_threshold(s, t);

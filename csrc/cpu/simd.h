@@ -1,8 +1,9 @@
 // Eight floats or four doubles at a time through the compiler's vector types, so one source serves every ISA.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__FMA__)
 #include <immintrin.h>
 #endif
 
@@ -64,21 +65,38 @@ struct Float16 {
   }
 };
 
-// 2^a for a <= 0, relative error 2e-7; below 2^-126 the result is at most 2^-126.
-inline f32x8 exp2_fast(f32x8 a) {
-  a = a < -126.0f ? splat(-126.0f) : a;
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-  const f32x8 shifted = a + 12582912.0f;
-  const f32x8 f = a - (shifted - 12582912.0f);
+inline f32x8 fma(f32x8 a, f32x8 b, f32x8 c) {
+#if defined(__FMA__)
+  const __m256 r = _mm256_fmadd_ps(load<__m256>(&a), load<__m256>(&b), load<__m256>(&c));
+  return load<f32x8>(&r);
+#else
+  for (int i = 0; i < 8; ++i) c[i] = std::fma(a[i], b[i], c[i]);
+  return c;
+#endif
+}
+
+// 2^f for |f| <= 0.5, relative error 1e-7.
+inline f32x8 exp2_fraction(f32x8 f) {
   f32x8 p = splat(1.535336188319500e-4f);
   p = p * f + 1.339887440266574e-3f;
   p = p * f + 9.618437357674640e-3f;
   p = p * f + 5.550332471162809e-2f;
   p = p * f + 2.402264791363012e-1f;
   p = p * f + 6.931472028550421e-1f;
-  p = p * f + 1.0f;
+  return p * f + 1.0f;
+}
+
+// p * 2^n, n being the integer in the low bits of `shifted` (rounded by adding 1.5 * 2^23).
+inline f32x8 scale_by_power(f32x8 p, f32x8 shifted) {
   const i32x8 bits = load<i32x8>(&p) + (load<i32x8>(&shifted) << 23);
   return load<f32x8>(&bits);
+}
+
+// 2^a for a <= 0, relative error 1e-7 beside the rounding of a; below 2^-126 the result is at most 2^-126.
+inline f32x8 exp2_fast(f32x8 a) {
+  a = a < -126.0f ? splat(-126.0f) : a;
+  const f32x8 shifted = a + 12582912.0f;
+  return scale_by_power(exp2_fraction(a - (shifted - 12582912.0f)), shifted);
 }
 
 // e^y for y <= 0, relative error 1e-14; 0 below -700.
