@@ -42,15 +42,22 @@ setup(
     packages=[
         *find_packages(include=["adapt_kernels", "adapt_kernels.*"]),
         *find_packages("python", include=["adapt_recipes", "adapt_recipes.*"]),
+        "adapt_kernels.csrc",  # C++ sources, compiled on first use
     ],
-    package_dir={"adapt_recipes": "python/adapt_recipes"},
-    package_data={"adapt_kernels": ["py.typed"], "adapt_recipes": ["py.typed", "checkpoints/*/*"]},
+    package_dir={"adapt_recipes": "python/adapt_recipes", "adapt_kernels.csrc": "csrc"},
+    package_data={
+        "adapt_kernels": ["py.typed"],
+        "adapt_kernels.csrc": ["**/*.cpp", "**/*.h"],
+        "adapt_recipes": ["py.typed", "checkpoints/*/*"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
         "numpy>=1.26",
         "safetensors>=0.4",
+        "pybind11>=2.13",
+        "ninja>=1.11",
         # Only these platforms have a wheel; everywhere else the other backends serve.
         'triton>=3.6; sys_platform == "linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")',
     ],

@@ -1,18 +1,89 @@
 """Which backend runs an op: an automatic choice takes the fastest that can run, an explicit one runs or raises."""
 
+import warnings
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+from adapt_kernels import jit
+
+# Every op's folder has these files.
+_FILES = {"reference": "reference", "native": "native", "triton": "triton_kernel"}
+_FASTEST = {"cpu": "native", "cuda": "triton"}
+
+
+class BackendError(RuntimeError):
+    """A backend asked for by name cannot run here; `reason` says why and what to do."""
+
+    def __init__(self, backend: str, reason: str):
+        super().__init__(f"backend={backend!r} cannot run here: {reason}")
+        self.reason = reason
+
 
 def backends() -> dict[str, str | None]:
-    """Every backend of this version: None if it can run here, else the reason it cannot."""
-    return {"reference": None}
+    """Every backend of this version: None if it can run here, else the reason it cannot. Compiles nothing."""
+    return {name: unavailable_reason(name) for name in _FILES}
 
 
-def resolve(backend: str) -> str:
-    """The backend that runs. Raises ValueError for a name this version does not have."""
-    known = backends()
+def unavailable_reason(backend: str) -> str | None:
+    """None if `backend` can run here, else the reason and the remedy."""
+    if backend == "reference":
+        return None
+    try:
+        return backend_module("mode_sample", backend).unavailable_reason()
+    except ImportError as error:
+        return f"it cannot be imported: {error}"
+
+
+def choose(op: str, backend: str, logits) -> ModuleType:
+    """The module that runs `op` on `logits`. An explicit backend that cannot raises ValueError or RuntimeError."""
+    if backend != "auto" and backend not in _FILES:
+        raise ValueError(f"backend={backend!r} is not in this version; allowed: 'auto', {', '.join(map(repr, _FILES))}")
+    # What is no tensor is refused by the op's own checks.
+    if backend == "reference" or not isinstance(logits, torch.Tensor):
+        return backend_module(op, "reference")
+    if logits.dtype == torch.float64:
+        if backend != "auto":
+            raise ValueError(
+                f"backend={backend!r} takes float32, bfloat16 or float16 logits; got float64, which only "
+                "backend='reference' (or 'auto') takes"
+            )
+        return backend_module(op, "reference")
     if backend == "auto":
-        return next(name for name, reason in known.items() if reason is None)
-    if backend not in known:
-        raise ValueError(f"backend={backend!r} is not in this version; allowed: 'auto', {', '.join(map(repr, known))}")
-    if known[backend] is not None:
-        raise RuntimeError(f"backend={backend!r} cannot run here: {known[backend]}")
-    return backend
+        return _fastest(op, logits.device.type)
+    if backend == "native" and logits.device.type != "cpu":
+        raise ValueError(f"backend='native' takes CPU tensors; got logits on {logits.device}")
+    return _runnable(op, backend)
+
+
+@cache
+def backend_module(op: str, backend: str) -> ModuleType:
+    """The file of `op` that holds `backend`."""
+    return import_module(f"adapt_kernels.ops.{op}.{_FILES[backend]}")
+
+
+@cache
+def _fastest(op: str, device: str) -> ModuleType:
+    # Cached, so that there is one warning, and no second look for what was not there.
+    name = _FASTEST.get(device, "reference")
+    try:
+        return _runnable(op, name)
+    except (BackendError, jit.NativeBuildError) as error:
+        reason = error.reason
+    warnings.warn(
+        f"{op} falls back to backend='reference', which is slow: backend={name!r} cannot run here: {reason}",
+        RuntimeWarning,
+        stacklevel=5,  # the caller of the op, past the op and its no_grad wrapper
+    )
+    return backend_module(op, "reference")
+
+
+@cache
+def _runnable(op: str, backend: str) -> ModuleType:
+    if backend == "native":
+        jit.load()
+    elif reason := unavailable_reason(backend):
+        raise BackendError(backend, reason)
+    return backend_module(op, backend)

@@ -9,6 +9,7 @@ __all__ = [
     "GROUP_SIZE",
     "PURPOSE_GROUP",
     "PURPOSE_TOKEN",
+    "check_seed",
     "fresh_seed",
     "gumbel",
     "random_words",
@@ -44,9 +45,14 @@ def fresh_seed() -> int:
     return int(torch.empty((), dtype=torch.int64).random_(-(2**63), None))
 
 
-def row_seeds(seed: int, count: int) -> torch.Tensor:
-    """int64 [count]: `row_seed(seed, i)` of every row. Raises ValueError unless the seed fits 64 bits."""
+def check_seed(seed: int) -> None:
+    """Raises ValueError unless the seed fits 64 bits, signed or unsigned."""
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"a seed must fit 64 bits; got {seed}")
+
+
+def row_seeds(seed: int, count: int) -> torch.Tensor:
+    """int64 [count]: `row_seed(seed, i)` of every row. Raises ValueError unless the seed fits 64 bits."""
+    check_seed(seed)
     first = seed - 2**64 if seed >= 2**63 else seed
     return torch.tensor([first] + [row_seed(seed, i) for i in range(1, count)], dtype=torch.int64)[:count]

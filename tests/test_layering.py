@@ -28,6 +28,8 @@ class Rule:
 
 HF_ONLY = "adapt_kernels/hf/*|adapt_kernels/trl.py|adapt_kernels/vllm.py"
 UPWARD = ("adapt_kernels.hf", "adapt_kernels.trl", "adapt_kernels.vllm")
+JIT_USERS = "adapt_kernels/ops/*/native.py|adapt_kernels/dispatch.py|adapt_kernels/build.py|adapt_kernels/env_report.py"
+BUILD_FILES = "|".join(f"adapt_kernels/{name}.py" for name in ("jit", "toolchain", "build_cache", "build", "env"))
 RULES = [
     Rule("engine-below-recipes", "adapt_kernels/*", ("adapt_recipes",)),
     Rule("transformers-only-in-hf", "adapt_kernels/*", ("transformers", "tokenizers"), exempt=HF_ONLY),
@@ -38,6 +40,8 @@ RULES = [
     Rule("reference-is-plain", "adapt_kernels/ops/*/reference.py", ("triton", "adapt_kernels.jit")),
     Rule("triton-in-its-own-files", "adapt_kernels/*", ("triton",), exempt="adapt_kernels/ops/*triton*.py"),
     Rule("hf-uses-ops-only", "adapt_kernels/hf/*", ("triton", "adapt_kernels.jit")),
+    Rule("jit-only-where-it-runs", "adapt_kernels/*", ("adapt_kernels.jit",), exempt=JIT_USERS),
+    Rule("build-needs-no-torch", BUILD_FILES, ("torch", "numpy", "pybind11", "ninja", "adapt_kernels.ops")),
     Rule("recipes-use-public-names", "adapt_recipes/*", ("triton",)),
     Rule("no-pickle", "*", ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")),
 ]
@@ -122,8 +126,10 @@ def recipe_violations(tree, found, public):
                 yield node.lineno, "recipes-use-public-names"
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and len(node.args) >= 2:
             name = node.args[1]
-            if isinstance(node.args[0], ast.Name) and node.args[0].id in aliases and (
-                not isinstance(name, ast.Constant) or name.value not in public
+            if (
+                isinstance(node.args[0], ast.Name)
+                and node.args[0].id in aliases
+                and (not isinstance(name, ast.Constant) or name.value not in public)
             ):
                 yield node.lineno, "recipes-use-public-names"
 
@@ -215,6 +221,11 @@ PLANTED = [
     ("adapt_kernels/hf/patch.py", "from ..ops.mode_sample import reference", "op-files-are-private"),
     ("adapt_kernels/hf/patch.py", "def f():\n    import triton", "hf-uses-ops-only"),
     ("adapt_kernels/hf/patch.py", "from ..jit import build", "hf-uses-ops-only"),
+    ("adapt_kernels/modes.py", "from adapt_kernels import jit", "jit-only-where-it-runs"),
+    ("adapt_kernels/ops/mode_sample/__init__.py", "from ...jit import load", "jit-only-where-it-runs"),
+    ("adapt_kernels/ops/mode_sample/native.py", "from . import reference", "backends-are-independent"),
+    ("adapt_kernels/jit.py", "def f():\n    import torch", "build-needs-no-torch"),
+    ("adapt_kernels/toolchain.py", "import pybind11", "build-needs-no-torch"),
     ("python/adapt_recipes/demo.py", "import adapt_kernels.hf", "recipes-use-public-names"),
     ("python/adapt_recipes/demo.py", "from adapt_kernels.modes import Modes", "recipes-use-public-names"),
     ("python/adapt_recipes/demo.py", "from adapt_kernels import modes", "recipes-use-public-names"),
@@ -236,6 +247,7 @@ CLEAN = {
     "adapt_kernels/ops/mode_sample/__init__.py": "from . import reference\nfrom ...dispatch import choose",
     "adapt_kernels/ops/mode_sample/reference.py": "import torch\nfrom ..philox import uniform",
     "adapt_kernels/ops/mode_sample/triton_kernel.py": "import triton",
+    "adapt_kernels/ops/mode_sample/native.py": "import torch\nfrom adapt_kernels import jit",
     "adapt_kernels/ops/branch/__init__.py": "from ..mode_sample import mode_sample",
     "adapt_kernels/trl.py": "import trl\nimport transformers",
     "python/adapt_recipes/__init__.py": "import adapt_kernels as ak\nfrom adapt_kernels import Modes\nak.patch",

@@ -23,11 +23,12 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 VERSION = re.search(r'"(.+)"', (ROOT / "adapt_kernels/version.py").read_text("utf-8"))[1]
 PACKAGES = {"adapt_kernels": "adapt_kernels", "adapt_recipes": "python/adapt_recipes"}
+CXX_SOURCES = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h"))
 # The build must not need these: an isolated build environment has none of them.
 BUILD = """
 import json, sys
 from setuptools import build_meta
-for name in ("torch", "transformers", "triton", "numpy"):
+for name in ("torch", "transformers", "triton", "numpy", "pybind11", "ninja"):
     sys.modules[name] = None
 hook, folder = sys.argv[1:]
 print(json.dumps(getattr(build_meta, hook)(folder)))
@@ -50,7 +51,7 @@ def source(tmp_path_factory):
     target = tmp_path_factory.mktemp("packaging") / "source"
     target.mkdir()
     skip = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", ".*_cache")
-    for entry in ("adapt_kernels", "python", "tests", ".ci"):
+    for entry in ("adapt_kernels", "csrc", "python", "tests", ".ci"):
         shutil.copytree(ROOT / entry, target / entry, ignore=skip)
     for path in ROOT.iterdir():
         if path.is_file() and not path.name.startswith("."):
@@ -80,7 +81,9 @@ def wheel_files(path):
 
 
 def expected_files():
-    """Everything in the two package folders, under its import path."""
+    """Everything in the two package folders, and the C++ sources, under their import paths."""
+    for path in CXX_SOURCES:
+        yield f"adapt_kernels/csrc/{path.relative_to(ROOT / 'csrc').as_posix()}"
     for package, folder in PACKAGES.items():
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
@@ -109,7 +112,16 @@ def test_sdist_builds_the_same_wheel(sdist, wheel, tmp_path):
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     unpacked = tmp_path / f"adapt_kernels-{VERSION}"
-    for name in ("LICENSE", "README.md", "CHANGELOG.md", "Makefile", "constraints-cpu.txt", ".ci/run"):
+    for name in (
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "Makefile",
+        "constraints-cpu.txt",
+        "CMakeLists.txt",
+        "csrc/README.md",
+        ".ci/run",
+    ):
         assert (unpacked / name).is_file(), name
     assert (unpacked / "tests/test_packaging.py").is_file()
     again = build(unpacked, "build_wheel", tmp_path / "out")
@@ -129,6 +141,29 @@ def test_editable_install_finds_both_packages(source, tmp_path):
     assert done.returncode == 0, done.stderr
     expected = ("adapt_kernels/__init__.py", "python/adapt_recipes/__init__.py", "adapt_kernels/ops/__init__.py")
     assert done.stdout.splitlines() == [str(source / name) for name in expected]
+
+
+@pytest.mark.parametrize("route", ["wheel", "editable"])
+def test_jit_finds_the_sources(route, source, wheel, tmp_path):
+    if route == "wheel":
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(tmp_path / "site")
+        expected = tmp_path / "site/adapt_kernels/csrc"
+    else:
+        with zipfile.ZipFile(build(source, "build_editable", tmp_path / "out")) as archive:
+            archive.extractall(tmp_path / "site")
+        expected = source / "csrc"
+    code = (
+        "import site, sys; site.addsitedir(sys.argv[1]); from adapt_kernels import jit; "
+        "found = jit.native_extension(); print(found.folder, *found.inputs(), sep='\\n')"
+    )
+    command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    folder, *inputs = map(Path, done.stdout.splitlines())
+    assert folder.resolve() == expected.resolve()
+    names = [path.relative_to(folder) for path in inputs]
+    assert names == [path.relative_to(ROOT / "csrc") for path in CXX_SOURCES]
 
 
 def test_metadata(metadata, wheel):
@@ -173,7 +208,7 @@ def test_build_needs_setuptools_only():
 def test_requirements_and_extras(metadata):
     wanted = [Requirement(line) for line in metadata.get_all("Requires-Dist")]
     plain = {r.name: r for r in wanted if "extra" not in str(r.marker)}
-    assert set(plain) == {"torch", "transformers", "numpy", "safetensors", "triton"}
+    assert set(plain) == {"torch", "transformers", "numpy", "safetensors", "pybind11", "ninja", "triton"}
     assert "sys_platform" in str(plain["triton"].marker)
     extras = {e: {r.name for r in wanted if f'extra == "{e}"' in str(r.marker)} for e in ("recipes", "test")}
     assert extras["recipes"] == {"typer", "rich", "matplotlib", "gguf"}

@@ -2,8 +2,7 @@
 
 import torch
 
-from adapt_kernels.dispatch import resolve
-from adapt_kernels.ops.mode_sample import reference
+from adapt_kernels.dispatch import choose
 from adapt_kernels.ops.mode_sample.arguments import prepare
 from adapt_kernels.ops.mode_sample.gate import gated_logits, mode_probs, selected_modes
 from adapt_kernels.ops.mode_sample.result import FLAG_EMPTY, FLAG_INF, FLAG_NAN, ModeSample
@@ -64,7 +63,8 @@ def mode_sample(
             generator. Same logits, seed and step give the same token in any batch and any slot.
         step: row argument, int: position in the random stream; advance it by one per drawn token.
         only_modes: restrict `at_mode` rows to the modes: P = softmax((logits + bias) / T) over them, no filters.
-        backend: "auto" or a name of `adapt_kernels.backends()`.
+        backend: a name of `adapt_kernels.backends()`, which raises if it cannot run, or "auto": triton on CUDA, native
+            on CPU, and reference, with one warning, where that cannot run.
         fast_prob: row argument in (0, 1); NaN = none for that row. P(mode 0) of restricted rows is exactly this at any
             T, the other modes keep their proportions (at T = 1 where T = 0), and the row is drawn even at T = 0.
         forced_tokens: row argument, int: a token id to score instead of drawing, < 0 = draw.
@@ -80,22 +80,24 @@ def mode_sample(
     Randomness: `adapt_kernels.philox_reference` is the stream. Host syncs: the reference backend syncs on CUDA
     devices; values of row arguments are checked only when they are on the host. B = 0 works.
 
-    Raises ValueError or TypeError, before anything is drawn, naming the argument, what was given and what is allowed.
+    Raises ValueError or TypeError, before anything is drawn, naming the argument, what was given and what is allowed;
+    RuntimeError if an explicit backend cannot run, saying what is missing and how to get it.
     """
-    resolve(backend)
+    chosen = choose("mode_sample", backend, logits)
     rows = prepare(
         logits,
         modes,
-        at_mode,
         mode_bias,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
         seeds,
-        step,
         only_modes,
-        fast_prob,
-        forced_tokens,
+        at_mode=False if at_mode is None else at_mode,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        step=step,
+        fast_prob=float("nan") if fast_prob is None else fast_prob,
+        forced_tokens=-1 if forced_tokens is None else forced_tokens,
     )
-    return reference.mode_sample(rows).reshape(logits.shape[:-1])
+    sample = chosen.mode_sample(rows)
+    return sample if logits.ndim == 2 else sample.reshape(logits.shape[:-1])

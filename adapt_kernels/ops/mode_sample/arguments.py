@@ -1,133 +1,149 @@
-"""Checks of mode_sample's arguments, and their one form inside: tensors with one entry per row."""
+"""Checks of mode_sample's arguments, and their one form inside: a number for all rows, or a tensor of one per row."""
 
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
 
 from adapt_kernels.modes import Modes
-from adapt_kernels.philox import fresh_seed, row_seeds
+from adapt_kernels.philox import check_seed, fresh_seed, row_seeds
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_KINDS = {torch.float64: float, torch.int64: int, torch.bool: bool}
+_NUMBERS, _INTEGERS = (float, int, bool), (int, bool)
 
 
 class Rows(NamedTuple):
-    """Arguments of N rows over V tokens and M modes; every tensor on the device of the logits."""
+    """Checked arguments of N = B x T rows over V tokens and M modes.
 
-    logits: torch.Tensor  # [N, V]
+    A row argument is a Python number, the same for all rows, or a tensor [N] on the device of the logits.
+    """
+
+    logits: torch.Tensor  # [B, T, V], any strides but a contiguous last dimension
     mode_ids: tuple[int | None, ...]
-    at_mode: torch.Tensor  # [N] bool
-    bias: torch.Tensor  # [N, M] float64
-    temperature: torch.Tensor  # [N] float64
-    top_k: torch.Tensor  # [N] int64
-    top_p: torch.Tensor  # [N] float64
-    min_p: torch.Tensor  # [N] float64
-    seeds: torch.Tensor  # [N] int64
-    step: torch.Tensor  # [N] int64
+    at_mode: bool | torch.Tensor
+    bias: torch.Tensor | None  # [N, M] float64; None = no bias
+    temperature: float | torch.Tensor
+    top_k: int | torch.Tensor
+    top_p: float | torch.Tensor
+    min_p: float | torch.Tensor
+    seeds: int | torch.Tensor  # int s: row i uses row_seed(s, i)
+    step: int | torch.Tensor
     only_modes: bool
-    fast_prob: torch.Tensor  # [N] float64, NaN = none
-    forced_tokens: torch.Tensor  # [N] int64, < 0 = draw
+    fast_prob: float | torch.Tensor  # NaN = none
+    forced_tokens: int | torch.Tensor  # < 0 = draw
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return self.logits.shape[0] * self.logits.shape[1]
+
+    def expanded(self) -> "Rows":
+        """The same rows with logits [N, V] and every row argument a tensor [N]."""
+        device, count = self.logits.device, self.count
+        fields = self._asdict()
+        for name, dtype in _ROW_ARGUMENTS.items():
+            if not torch.is_tensor(fields[name]):
+                fields[name] = torch.full((count,), fields[name], dtype=dtype, device=device)
+        if not torch.is_tensor(self.seeds):
+            fields["seeds"] = row_seeds(self.seeds, count).to(device)
+        if self.bias is None:
+            fields["bias"] = torch.zeros(count, len(self.mode_ids), dtype=torch.float64, device=device)
+        fields["logits"] = self.logits.reshape(count, self.logits.shape[-1])
+        return Rows(**fields)
 
     def chunk(self, start: int, stop: int) -> "Rows":
-        """Rows start to stop."""
+        """Rows start to stop of `expanded` rows."""
         return self._replace(
             **{name: value[start:stop] for name, value in self._asdict().items() if torch.is_tensor(value)}
         )
 
 
-def prepare(
-    logits,
-    modes,
-    at_mode,
-    mode_bias,
-    temperature,
-    top_k,
-    top_p,
-    min_p,
-    seeds,
-    step,
-    only_modes,
-    fast_prob,
-    forced_tokens,
-) -> Rows:
+_ROW_ARGUMENTS = {
+    "at_mode": torch.bool,
+    "temperature": torch.float64,
+    "top_k": torch.int64,
+    "top_p": torch.float64,
+    "min_p": torch.float64,
+    "step": torch.int64,
+    "fast_prob": torch.float64,
+    "forced_tokens": torch.int64,
+}
+
+
+def prepare(logits, modes, mode_bias, seeds, only_modes, **row_arguments) -> Rows:
     """Checked `Rows`. Raises ValueError or TypeError naming the argument."""
-    flat = _check_logits(logits)
-    mode_ids = check_mode_ids(modes, flat.shape[1])
+    _check_logits(logits)
+    mode_ids = _check_mode_ids(modes, logits.shape[-1])
     row = _RowArgument(logits)
-    at_mode = row("at_mode", False if at_mode is None else at_mode, torch.bool)
-    if not mode_ids and (mode_bias is not None or fast_prob is not None or _holds(at_mode)):
+    values = {name: row(name, row_arguments[name], dtype) for name, dtype in _ROW_ARGUMENTS.items()}
+    has_fast_prob = torch.is_tensor(values["fast_prob"]) or values["fast_prob"] == values["fast_prob"]
+    if not mode_ids and (mode_bias is not None or has_fast_prob or _any(values["at_mode"])):
         raise ValueError("at_mode, mode_bias and fast_prob need modes=; got modes=None")
-    if mode_bias is not None and fast_prob is not None:
+    if mode_bias is not None and has_fast_prob:
         raise ValueError("mode_bias and fast_prob both set P(mode): give one of them")
-    rows = Rows(
-        logits=flat,
+    if has_fast_prob and not only_modes:
+        raise ValueError("fast_prob needs only_modes=True: it fixes P(mode 0) among the modes")
+    _check_ranges(values, logits.shape[-1])
+    return Rows(
+        logits=logits if logits.ndim == 3 else logits.unsqueeze(1),
         mode_ids=mode_ids,
-        at_mode=at_mode,
         bias=_check_bias(row, mode_bias, modes, len(mode_ids)),
-        temperature=row("temperature", temperature, torch.float64),
-        top_k=row("top_k", top_k, torch.int64),
-        top_p=row("top_p", top_p, torch.float64),
-        min_p=row("min_p", min_p, torch.float64),
         seeds=_check_seeds(row, seeds),
-        step=row("step", step, torch.int64),
         only_modes=bool(only_modes),
-        fast_prob=row("fast_prob", float("nan") if fast_prob is None else fast_prob, torch.float64),
-        forced_tokens=row("forced_tokens", -1 if forced_tokens is None else forced_tokens, torch.int64),
+        **values,
     )
-    _check_ranges(rows)
-    return rows
-
-
-def check_mode_ids(modes, vocab_size: int) -> tuple[int | None, ...]:
-    """The ids modes are decided on, checked against the vocabulary. Raises ValueError naming id and limit."""
-    if modes is None:
-        return ()
-    ids = (
-        modes.token_ids if isinstance(modes, Modes) else Modes({f"mode {i}": v for i, v in enumerate(modes)}).token_ids
-    )
-    for token_id in ids:
-        if token_id is not None and token_id >= vocab_size:
-            raise ValueError(f"mode token id {token_id} is outside the vocabulary of {vocab_size} tokens")
-    return ids
 
 
 class _RowArgument:
-    """Turns a row argument into a tensor [N] on the device of the logits."""
+    """Turns a row argument into a Python number or a tensor [N] on the device of the logits."""
 
     def __init__(self, logits: torch.Tensor):
         self.leading, self.device = logits.shape[:-1], logits.device
         self.count = self.leading.numel()
 
-    def __call__(self, name: str, value, dtype: torch.dtype) -> torch.Tensor:
-        value = _as_tensor(name, value, dtype)
-        if value.ndim == 0:
-            return value.to(self.device).expand(self.count)
-        if value.shape == self.leading:
-            return value.to(self.device).reshape(-1)
-        if value.shape == self.leading[:1]:
-            return value.to(self.device).reshape(-1, 1).expand(self.leading).reshape(-1)
+    def __call__(self, name: str, value, dtype: torch.dtype):
+        # The exact types first: isinstance of an abstract class costs ten times as much, on every decode step.
+        if type(value) in _NUMBERS or isinstance(value, Real):
+            return _number(name, value, dtype)
+        tensor = _as_tensor(name, value, dtype)
+        if tensor.ndim == 0:
+            if tensor.device.type == "cpu":
+                return tensor.item()
+            return tensor.to(self.device).expand(self.count)
+        if tensor.shape == self.leading:
+            return tensor.to(self.device).reshape(-1)
+        if tensor.shape == self.leading[:1]:
+            return tensor.to(self.device).reshape(-1, 1).expand(self.leading).reshape(-1)
         raise ValueError(
-            f"{name} must be a scalar or have one entry per row, shape {tuple(self.leading)}; got {tuple(value.shape)}"
+            f"{name} must be a scalar or have one entry per row, shape {tuple(self.leading)}; got {tuple(tensor.shape)}"
         )
+
+
+def _number(name: str, value, dtype: torch.dtype):
+    if dtype == torch.bool and value not in (0, 1):
+        raise TypeError(f"{name} must be boolean; got {value!r}")
+    if dtype == torch.int64 and type(value) not in _INTEGERS and not isinstance(value, Integral):
+        raise TypeError(f"{name} must hold integers; got {value!r}")
+    return _KINDS[dtype](value)
 
 
 def _as_tensor(name: str, value, dtype: torch.dtype) -> torch.Tensor:
     try:
-        tensor = torch.as_tensor(value)
+        # Python floats keep their 64 bits: through float32, p = 0.9 would already be another cut.
+        as_dtype = torch.float64 if dtype.is_floating_point and not torch.is_tensor(value) else None
+        tensor = torch.as_tensor(value, dtype=as_dtype)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a number or a tensor with one entry per row; got {value!r}") from error
     if not dtype.is_floating_point and tensor.is_floating_point():
         raise TypeError(f"{name} must hold integers or booleans; got {tensor.dtype}")
     if dtype == torch.bool and tensor.dtype != torch.bool and not bool(((tensor == 0) | (tensor == 1)).all()):
         raise TypeError(f"{name} must be boolean; got {value!r}")
-    # A Python float keeps its 64 bits: through float32, p = 0.9 would already be another cut.
-    if dtype.is_floating_point and not torch.is_tensor(value):
-        tensor = torch.as_tensor(value, dtype=torch.float64)
     return tensor.to(dtype)
 
 
-def _check_logits(logits) -> torch.Tensor:
+def _check_logits(logits) -> None:
     if not torch.is_tensor(logits) or logits.dtype not in _DTYPES:
         kind = logits.dtype if torch.is_tensor(logits) else type(logits).__name__
         raise TypeError(f"logits must be a float32, bfloat16, float16 or float64 tensor; got {kind}")
@@ -135,55 +151,65 @@ def _check_logits(logits) -> torch.Tensor:
         raise ValueError(f"logits must be [N, V] or [B, T, V] with V >= 1; got shape {tuple(logits.shape)}")
     if logits.shape[-1] > 1 and logits.stride(-1) != 1:
         raise ValueError(f"logits must be contiguous in the last dimension (stride 1); got strides {logits.stride()}")
-    return logits.reshape(-1, logits.shape[-1])
 
 
-def _check_bias(row: _RowArgument, mode_bias, modes, num_modes: int) -> torch.Tensor:
+def _check_mode_ids(modes, vocab_size: int) -> tuple[int | None, ...]:
+    if modes is None:
+        return ()
+    if not isinstance(modes, Modes):
+        modes = Modes({f"mode {i}": token_id for i, token_id in enumerate(modes)})
+    for token_id in modes.token_ids:
+        if token_id is not None and token_id >= vocab_size:
+            raise ValueError(f"mode token id {token_id} is outside the vocabulary of {vocab_size} tokens")
+    return modes.token_ids
+
+
+def _check_bias(row: _RowArgument, mode_bias, modes, num_modes: int) -> torch.Tensor | None:
+    if mode_bias is None:
+        return None
     bias = torch.zeros(row.count, num_modes, dtype=torch.float64, device=row.device)
     if isinstance(mode_bias, Mapping):
         if not isinstance(modes, Modes):
             raise TypeError("mode_bias by name needs modes=Modes(...); got a plain sequence of ids")
         for name, value in mode_bias.items():
             bias[:, modes.index(name)] = row(f"mode_bias[{name!r}]", value, torch.float64)
-    elif mode_bias is not None:
-        value = _as_tensor("mode_bias", mode_bias, torch.float64)
-        if value.ndim > 0 and value.shape == (*row.leading, num_modes):
+    else:
+        value = mode_bias if isinstance(mode_bias, Real) else _as_tensor("mode_bias", mode_bias, torch.float64)
+        if torch.is_tensor(value) and value.ndim > 0 and value.shape == (*row.leading, num_modes):
             bias[:] = value.to(row.device).reshape(-1, num_modes)
         else:
             bias[:, 0] = row("mode_bias", value, torch.float64)
+    _require("mode_bias", bias, ~bias.isnan(), "a number, not NaN")
     return bias
 
 
-def _check_seeds(row: _RowArgument, seeds) -> torch.Tensor:
+def _check_seeds(row: _RowArgument, seeds):
     if seeds is None:
-        seeds = fresh_seed()
-    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
-        return row_seeds(int(seeds), row.count).to(row.device)
-    seeds = _as_tensor("seeds", seeds, torch.int64)
-    if seeds.ndim == 0:
-        return _check_seeds(row, int(seeds))
-    return row("seeds", seeds, torch.int64)
+        return fresh_seed()
+    seeds = row("seeds", seeds, torch.int64)
+    if not torch.is_tensor(seeds):
+        check_seed(seeds)
+    return seeds
 
 
-def _check_ranges(rows: Rows) -> None:
-    _require("temperature", rows.temperature, rows.temperature >= 0, "a number >= 0 (0 = greedy)")
-    _require("top_p", rows.top_p, (rows.top_p >= 0) & (rows.top_p <= 1), "in [0, 1]")
-    _require("min_p", rows.min_p, (rows.min_p >= 0) & (rows.min_p <= 1), "in [0, 1]")
-    _require("mode_bias", rows.bias, ~rows.bias.isnan(), "a number, not NaN")
-    inside = ((rows.fast_prob > 0) & (rows.fast_prob < 1)) | rows.fast_prob.isnan()
-    _require("fast_prob", rows.fast_prob, inside, "inside (0, 1)")
-    vocab_size = rows.logits.shape[1]
-    _require(
-        "forced_tokens", rows.forced_tokens, rows.forced_tokens < vocab_size, f"below the vocabulary of {vocab_size}"
-    )
-    if _holds(~rows.fast_prob.isnan()) and not rows.only_modes:
-        raise ValueError("fast_prob needs only_modes=True: it fixes P(mode 0) among the modes")
+def _check_ranges(values: dict, vocab_size: int) -> None:
+    temperature, top_p, min_p = values["temperature"], values["top_p"], values["min_p"]
+    fast_prob, forced = values["fast_prob"], values["forced_tokens"]
+    _require("temperature", temperature, temperature >= 0, "a number >= 0 (0 = greedy)")
+    _require("top_p", top_p, (top_p >= 0) & (top_p <= 1), "in [0, 1]")
+    _require("min_p", min_p, (min_p >= 0) & (min_p <= 1), "in [0, 1]")
+    inside = ((fast_prob > 0) & (fast_prob < 1)) | (fast_prob != fast_prob)
+    _require("fast_prob", fast_prob, inside, "inside (0, 1)")
+    _require("forced_tokens", forced, forced < vocab_size, f"below the vocabulary of {vocab_size}")
 
 
-def _require(name: str, values: torch.Tensor, allowed: torch.Tensor, wanted: str) -> None:
-    if values.device.type == "cpu" and not bool(allowed.all()):
+def _require(name: str, values, allowed, wanted: str) -> None:
+    if not torch.is_tensor(values):
+        if not allowed:
+            raise ValueError(f"{name} must be {wanted}; got {values}")
+    elif values.device.type == "cpu" and not bool(allowed.all()):
         raise ValueError(f"{name} must be {wanted}; got {values[~allowed][0].item()}")
 
 
-def _holds(values: torch.Tensor) -> bool:
-    return values.device.type == "cpu" and bool(values.any())
+def _any(values) -> bool:
+    return bool(values.any()) if torch.is_tensor(values) and values.device.type == "cpu" else values is True

@@ -14,6 +14,7 @@ _CHUNK_ELEMENTS = 1 << 24
 
 def mode_sample(rows: Rows) -> ModeSample:
     """See `adapt_kernels.mode_sample`."""
+    rows = rows.expanded()
     num_rows, vocab_size = rows.logits.shape
     size = max(1, _CHUNK_ELEMENTS // vocab_size)
     parts = [_sample_chunk(rows.chunk(start, start + size)) for start in range(0, max(num_rows, 1), size)]

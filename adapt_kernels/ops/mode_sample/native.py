@@ -1,0 +1,90 @@
+"""mode_sample on CPU in C++ (`csrc/cpu/`): outputs are allocated here, everything else goes by value or pointer."""
+
+from functools import lru_cache
+
+import torch
+
+from adapt_kernels import jit
+from adapt_kernels.ops.mode_sample.arguments import Rows
+from adapt_kernels.ops.mode_sample.result import ModeSample
+
+_LOGITS_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum LogitsType
+_SIGN = 1 << 63
+
+unavailable_reason = jit.unavailable_reason
+
+
+def mode_sample(rows: Rows) -> ModeSample:
+    """See `adapt_kernels.mode_sample`. Raises NativeBuildError if the extension cannot be built or loaded."""
+    kernel = jit.load().mode_sample_cpu
+    logits, num_modes = rows.logits, len(rows.mode_ids)
+    batch, inner, vocab_size = logits.shape
+    out = _empty_outputs(batch * inner, num_modes)
+    bias = rows.bias if rows.bias is None else rows.bias.contiguous()
+    row_arguments, held = _row_arguments(rows)
+    status = kernel(
+        logits.data_ptr(),
+        _LOGITS_TYPES[logits.dtype],
+        batch * inner,
+        max(inner, 1),
+        vocab_size,
+        logits.stride(0),
+        logits.stride(1),
+        _mode_id_tensor(rows.mode_ids).data_ptr(),
+        num_modes,
+        rows.only_modes,
+        0 if bias is None else bias.data_ptr(),
+        *row_arguments,
+        *[tensor.data_ptr() for tensor in out],
+        torch.get_num_threads(),
+    )
+    del held  # alive until here: the kernel read them by address
+    if status:
+        raise RuntimeError(f"mode_sample's native kernel returned status {status}")
+    return out
+
+
+def _empty_outputs(count: int, num_modes: int) -> ModeSample:
+    flags = torch.empty(count, dtype=torch.int32)
+    logprobs = torch.empty(count, dtype=torch.float32)
+    return ModeSample(
+        tokens=torch.empty(count, dtype=torch.int64),
+        modes=torch.empty(count, dtype=torch.int8),
+        logprobs=logprobs,
+        raw_logprobs=torch.empty_like(logprobs),
+        tempered_logprobs=torch.empty_like(logprobs),
+        mode_probs=torch.empty(count, num_modes, dtype=torch.float32),
+        kept=torch.empty_like(flags),
+        flags=flags,
+    )
+
+
+def _row_arguments(rows: Rows) -> tuple[list, list[torch.Tensor]]:
+    """Value and address of each row argument, in the order of the C structure, and the tensors behind the addresses."""
+    seeds = rows.seeds
+    if type(seeds) is int:
+        seeds = (seeds + _SIGN) % (2 * _SIGN) - _SIGN  # the same 64 bits as int64
+    pairs, held = [], []
+    for value in (
+        rows.at_mode,
+        rows.temperature,
+        rows.top_k,
+        rows.top_p,
+        rows.min_p,
+        seeds,
+        rows.step,
+        rows.fast_prob,
+        rows.forced_tokens,
+    ):
+        if isinstance(value, torch.Tensor):
+            value = value.contiguous()
+            held.append(value)
+            pairs += (0, value.data_ptr())
+        else:
+            pairs += (value, 0)
+    return pairs, held
+
+
+@lru_cache(maxsize=64)
+def _mode_id_tensor(mode_ids: tuple[int | None, ...]) -> torch.Tensor:
+    return torch.tensor([-1 if token_id is None else token_id for token_id in mode_ids], dtype=torch.int64)

@@ -1,0 +1,279 @@
+"""mode_sample on Triton: one read of the logits, exact thresholds without a sort, O(V / 128) random numbers per row.
+
+A  `group_statistics`, many programs per row: per group of 128 columns the maximum, sum exp((x - max) / T), the same at
+   T = 1, and counts of finite and NaN logits. Reads every logit once, writes 18 bytes per group.
+B  `draw`, one program per row: gates the group maxima, finds the threshold of top-k and top-p from the groups that can
+   hold a survivor, reads those again (kept mass per group), draws a group, then a token in it, writes all outputs.
+C  only where the host cannot rule out a top-p over the whole row: `bracket` (one program per row) samples 64 groups of
+   a row whose nucleus is large, `weigh_bracket` (many programs) reads that row a second time. Both leave at once
+   otherwise.
+
+So 2 launches, or 4 with C, chosen from host values only; no host sync, nothing depends on the batch, and all numbers
+(rows, k, p, T, seed, step) are run-time values: a new kernel is compiled per dtype, vocabulary size class and set of
+modes. Bytes per logit of a bfloat16 row: 2.2 without a large nucleus, 6.3 with one (A, C, and B's last pass).
+
+Exactness. A threshold is a value v with less than k tokens, or less than p of the mass, strictly above it. Values are
+compared in float64 after the reference's own two roundings, so ties are the reference's ties. Masses that decide a
+comparison are float64 sums of float64 exponentials in a fixed order; the others (log-probs, group draw) use float32
+exponentials, wrong by 1e-6 at most. The bounds that skip groups (see triton_threshold) hold for any logits; the sampled
+bracket of C is checked with exact masses and dropped for a search over the listed groups if it missed.
+"""
+
+import functools
+import struct
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+
+from adapt_kernels.ops.mode_sample.arguments import Rows
+from adapt_kernels.ops.mode_sample.result import ModeSample
+from adapt_kernels.philox import GROUP_SIZE
+
+try:
+    import triton
+
+    from adapt_kernels.ops.mode_sample.triton_draw import draw
+    from adapt_kernels.ops.mode_sample.triton_nucleus import bracket, weigh_bracket
+    from adapt_kernels.ops.mode_sample.triton_statistics import group_statistics
+except ModuleNotFoundError:
+    triton = None
+
+# Below it, differences of logits may overflow when tempered, which drops tokens: the kernels' TINY_TEMPERATURE.
+_SMALLEST_SAFE_TEMPERATURE = 1e-37
+# The order of the finishing kernel's arguments, and their bits in `shared` (see triton_gate).
+_ROW_ARGUMENTS = {
+    name: bit
+    for bit, name in enumerate(
+        ("temperature", "top_k", "top_p", "min_p", "at_mode", "seeds", "step", "fast_prob", "forced_tokens")
+    )
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Block sizes; all powers of two. Results do not depend on the batch, whatever they are."""
+
+    # Groups per statistics program: 2048 columns make 75 programs of one row of 151936, and 4 KB of bfloat16 each.
+    statistics_groups: int = 16
+    statistics_warps: int = 4
+    # Groups per step of the finishing program's loops over listed groups.
+    draw_groups: int = 8
+    draw_warps: int = 8
+    # Without filters the finishing program only works on one value per group.
+    plain_draw_warps: int = 16
+    # Candidates of top-k and top-p that are kept in a buffer; beyond it the listed groups are read again each round.
+    capacity: int = 2048
+    pivots: int = 8
+    # A nucleus that fits this many groups is small; larger ones are sampled in as many groups.
+    few_groups: int = 64
+    # Points inside the bracket of a large nucleus, and the values inside it that one statistics program may hold.
+    points: int = 16
+    segment: int = 256
+
+
+_DEFAULT = Config()
+
+
+def unavailable_reason() -> str | None:
+    """None if this backend can run here, else why not and what to do."""
+    if triton is None:
+        return "Triton is not installed (pip install triton)"
+    if triton.knobs.runtime.interpret:
+        return None
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except RuntimeError as error:
+        return f"Triton finds no GPU driver ({error})"
+    return None
+
+
+def mode_sample(rows: Rows, config: Config = _DEFAULT) -> ModeSample:
+    """See `adapt_kernels.mode_sample`."""
+    if rows.logits.dtype == torch.float64:
+        raise ValueError("logits must be float32, bfloat16 or float16 here; float64 needs backend='reference'")
+    out = _empty_result(rows)
+    if rows.count == 0:
+        return out
+    device = rows.logits.device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        _launch(rows, config, out)
+    return out
+
+
+def _launch(rows: Rows, config: Config, out: ModeSample) -> None:
+    device, vocab_size = rows.logits.device, rows.logits.shape[-1]
+    num_groups = triton.cdiv(vocab_size, GROUP_SIZE)
+    num_splits = triton.cdiv(num_groups, config.statistics_groups)
+    modes = _mode_layout(rows.mode_ids, vocab_size, device)
+    place = (rows.logits, rows.logits.stride(0), rows.logits.stride(1), rows.logits.shape[1], vocab_size)
+    argument, shared = _row_arguments(rows)
+    filters = chain(*(argument[name] for name in ("temperature", "top_k", "top_p", "at_mode")))
+    bias = (modes.ids, rows.bias)
+    statistics = _empty_statistics(rows.count, num_groups, device)
+    constants = {"NUM_MODES": len(rows.mode_ids), "OTHER": modes.other, "ONLY_MODES": rows.only_modes}
+    slots = _slots(rows, num_groups, config)
+    group_statistics[(rows.count * num_splits,)](
+        *place, num_groups, num_splits, *bias, shared, *filters, *statistics,
+        **constants, GROUPS=config.statistics_groups, num_warps=config.statistics_warps,
+    )  # fmt: skip
+    nucleus = _Nucleus(None, None, None, None)
+    if _may_be_large(rows, num_groups, config):
+        nucleus = _launch_nucleus(rows.count, place, num_groups, bias, argument, shared, statistics, constants, config)
+    draw[(rows.count,)](
+        *place, num_groups, *bias, modes.fallback, shared, *chain(*argument.values()),
+        *statistics, *_empty_candidates(rows.count, num_groups, slots, device), *nucleus, num_splits, *out,
+        **constants, **slots, GROUPS=config.draw_groups, PIVOTS=config.pivots,
+        POINTS=config.points, SEGMENT=config.segment, SPLIT_SLOTS=triton.next_power_of_2(num_splits),
+        num_warps=config.draw_warps if slots["FILTERS"] else config.plain_draw_warps,
+    )  # fmt: skip
+
+
+def _launch_nucleus(count, place, num_groups, bias, argument, shared, statistics, constants, config) -> "_Nucleus":
+    """Stage C."""
+    num_splits = triton.cdiv(num_groups, config.statistics_groups)
+    nucleus = _empty_nucleus(count, num_splits, config, statistics[0].device)
+    filters = chain(*(argument[name] for name in ("temperature", "top_k", "top_p", "at_mode")))
+    bracket[(count,)](
+        *place, num_groups, *bias, shared, *filters, *statistics[:2], nucleus.state, **constants,
+        MODE_SLOTS=_mode_slots(constants["NUM_MODES"]), GROUP_SLOTS=_group_slots(num_groups),
+        FEW=config.few_groups, POINTS=config.pivots, num_warps=config.draw_warps,
+    )  # fmt: skip
+    weigh_bracket[(count * num_splits,)](
+        *place, num_splits, *bias, shared, *argument["temperature"], *argument["at_mode"], *nucleus,
+        NUM_MODES=constants["NUM_MODES"], OTHER=constants["OTHER"], GROUPS=config.statistics_groups,
+        POINTS=config.points, SEGMENT=config.segment, num_warps=config.statistics_warps,
+    )  # fmt: skip
+    return nucleus
+
+
+class _ModeLayout(NamedTuple):
+    ids: torch.Tensor | None  # int32 [M], -1 = any other token
+    other: int  # index of the any-other mode, -1 = none
+    fallback: int  # the token of a restricted row without a finite logit
+
+
+@functools.lru_cache(maxsize=64)
+def _mode_layout(mode_ids, vocab_size: int, device: torch.device) -> _ModeLayout:
+    """Cached: a copy to the device per call would forbid graph capture."""
+    if not mode_ids:
+        return _ModeLayout(None, -1, 0)
+    fallback = 0 if None in mode_ids else min(mode_ids)
+    left = set(range(vocab_size)) - set(mode_ids) if vocab_size <= len(mode_ids) else ()
+    if None in mode_ids and len(left) == 1:
+        # "Any other" is one token: as a listed token it needs no case of its own.
+        mode_ids = tuple(min(left) if i is None else i for i in mode_ids)
+    ids = torch.tensor([-1 if i is None else i for i in mode_ids], dtype=torch.int32, device=device)
+    return _ModeLayout(ids, mode_ids.index(None) if None in mode_ids else -1, fallback)
+
+
+def _row_arguments(rows: Rows) -> tuple[dict[str, tuple], int]:
+    """(tensor or None, number) of every row argument in the kernels' order, and the bits of one-element tensors."""
+    pairs, shared = {}, 0
+    for name, bit in _ROW_ARGUMENTS.items():
+        value = getattr(rows, name)
+        if not torch.is_tensor(value):
+            pairs[name] = None, _word(value)
+            continue
+        if value.stride(0) == 0:
+            shared |= 1 << bit
+        elif value.stride(0) != 1:
+            value = value.contiguous()
+        pairs[name] = value, 0
+    return pairs, shared
+
+
+def _word(value) -> int:
+    """A number as a signed 64-bit integer: the bits of a float (a float argument would be rounded to float32)."""
+    if isinstance(value, float):
+        return struct.unpack("<q", struct.pack("<d", value))[0]
+    return (int(value) + 2**63) % 2**64 - 2**63
+
+
+def _has_filters(rows: Rows) -> bool:
+    """Whether a filter may act on some row, as far as the host knows."""
+    off = (
+        not torch.is_tensor(rows.top_k) and not 0 < rows.top_k < rows.logits.shape[-1],
+        not torch.is_tensor(rows.top_p) and rows.top_p >= 1,
+        not torch.is_tensor(rows.min_p) and rows.min_p <= 0,
+        not torch.is_tensor(rows.temperature) and not 0 < rows.temperature < _SMALLEST_SAFE_TEMPERATURE,
+    )
+    return not all(off)
+
+
+def _may_be_large(rows: Rows, num_groups: int, config: Config) -> bool:
+    """Whether top-p may act on a whole row, and keep more groups than the finishing kernel is good at."""
+    by_rank = not torch.is_tensor(rows.top_k) and 0 < rows.top_k < rows.logits.shape[-1]
+    by_mass = torch.is_tensor(rows.top_p) or rows.top_p < 1
+    return by_mass and not by_rank and num_groups > config.few_groups
+
+
+class _Nucleus(NamedTuple):
+    """Workspace of stage C; see triton_nucleus."""
+
+    state: torch.Tensor | None
+    split_mass: torch.Tensor | None
+    split_count: torch.Tensor | None
+    split_logits: torch.Tensor | None
+
+
+def _empty_nucleus(count: int, num_splits: int, config: Config, device) -> _Nucleus:
+    return _Nucleus(
+        state=torch.empty(count, 4, dtype=torch.float64, device=device),
+        split_mass=torch.empty(count, num_splits, config.points + 1, dtype=torch.float64, device=device),
+        split_count=torch.empty(count, num_splits, dtype=torch.int32, device=device),
+        split_logits=torch.empty(count, num_splits, config.segment, dtype=torch.float32, device=device),
+    )
+
+
+def _mode_slots(num_modes: int) -> int:
+    return triton.next_power_of_2(max(num_modes, 2))
+
+
+def _group_slots(num_groups: int) -> int:
+    return triton.next_power_of_2(max(num_groups, 2))
+
+
+def _slots(rows: Rows, num_groups: int, config: Config) -> dict[str, int]:
+    """Array sizes of the finishing kernel, powers of two."""
+    groups = _group_slots(num_groups)
+    return {
+        "MODE_SLOTS": _mode_slots(len(rows.mode_ids)),
+        "FILTERS": _has_filters(rows),
+        "GROUP_SLOTS": groups,
+        "CAPACITY": max(config.capacity, groups),
+    }
+
+
+def _empty_statistics(count: int, num_groups: int, device) -> tuple[torch.Tensor, ...]:
+    dtypes = (torch.float32, torch.float64, torch.float32, torch.int16)
+    return tuple(torch.empty(count, num_groups, dtype=dtype, device=device) for dtype in dtypes)
+
+
+def _empty_candidates(count: int, num_groups: int, slots: dict, device) -> tuple[torch.Tensor | None, ...]:
+    """values, weights, group_list, listed_y of the finishing kernel."""
+    listed = torch.empty(count, slots["MODE_SLOTS"], dtype=torch.float64, device=device)
+    if not slots["FILTERS"]:
+        return None, None, None, listed
+    values, weights = torch.empty(2, count, slots["CAPACITY"], dtype=torch.float64, device=device)
+    return values, weights, torch.empty(count, num_groups, dtype=torch.int32, device=device), listed
+
+
+def _empty_result(rows: Rows) -> ModeSample:
+    count, device = rows.count, rows.logits.device
+
+    def empty(dtype, *shape):
+        return torch.empty(count, *shape, dtype=dtype, device=device)
+
+    return ModeSample(
+        tokens=empty(torch.int64),
+        modes=empty(torch.int8),
+        logprobs=empty(torch.float32),
+        raw_logprobs=empty(torch.float32),
+        tempered_logprobs=empty(torch.float32),
+        mode_probs=empty(torch.float32, len(rows.mode_ids)),
+        kept=empty(torch.int32),
+        flags=empty(torch.int32),
+    )
