@@ -11,7 +11,8 @@ def mode_ids(tokenizer, name: str, text: str) -> tuple[int, ...]:
     if not text:
         raise ValueError(f"mode {name!r} has an empty text; for 'any other token' pass None")
     tags = _TAG.findall(text)
-    whole = [] if tags or re.search(r"\s", text) else [text]
+    # One word, even after a space, must be one token; several words or tags are a multi-token mode.
+    whole = [] if tags or re.search(r"\s", text.strip()) else [text]
     for unit in tags or whole:
         ids = tokenizer.encode(unit, add_special_tokens=False)
         if len(ids) != 1 or _is_unknown(tokenizer, ids[0], unit):

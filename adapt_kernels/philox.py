@@ -1,4 +1,4 @@
-"""The random stream of `philox_reference`, on torch tensors of any device. Same bits, same float64 noise."""
+"""The random stream of `philox_reference`, on torch tensors of any device. Same bits; noise equal to one ulp."""
 
 import torch
 

@@ -35,7 +35,7 @@ def mode_probs(z, mode_ids) -> torch.Tensor:
         return z.new_zeros(z.shape[0], 0)
     members = mode_members(mode_ids, z.shape[1], z.device)
     listed = settle_infinities(z.masked_fill(~torch.stack(members).any(0), _NEG_INF))
-    mass = torch.stack([listed.masked_fill(~member, _NEG_INF).logsumexp(1) for member in members], 1)
+    mass = torch.cat([log_sum_exp(listed.masked_fill(~member, _NEG_INF)) for member in members], 1)
     return torch.nan_to_num(torch.softmax(mass, 1), nan=0.0)
 
 
@@ -45,6 +45,25 @@ def mode_members(mode_ids, vocab_size: int, device) -> list[torch.Tensor]:
     listed = [i for i in mode_ids if i is not None]
     others = ~torch.isin(token, torch.tensor(listed, device=device, dtype=torch.int64))
     return [others if i is None else token == i for i in mode_ids]
+
+
+def log_sum_exp(y) -> torch.Tensor:
+    """log sum exp over the last dimension, kept as 1; additions in one fixed order, so a row's bits never depend on
+    the batch or the number of threads."""
+    peak = y.amax(-1, keepdim=True)
+    safe = torch.where(peak == _NEG_INF, 0.0, peak)
+    weights = (y - safe).exp()
+    size = 1 << (weights.shape[-1] - 1).bit_length()
+    weights = torch.nn.functional.pad(weights, (0, size - weights.shape[-1]))
+    return lane_sum(weights).log().unsqueeze(-1) + safe
+
+
+def lane_sum(weights) -> torch.Tensor:
+    """Sum over a last dimension whose length is a power of two, by halving."""
+    while weights.shape[-1] > 1:
+        half = weights.shape[-1] // 2
+        weights = weights[..., :half] + weights[..., half:]
+    return weights[..., 0]
 
 
 def selected_modes(tokens, mode_ids, vocab_size: int) -> torch.Tensor:
@@ -65,8 +84,8 @@ def settle_infinities(z) -> torch.Tensor:
 def _with_exact_probability(y, fast, at_mode, fast_prob) -> torch.Tensor:
     rows = (at_mode & ~fast_prob.isnan())[:, None]
     p = torch.where(rows, fast_prob[:, None], 0.5)
-    fast_mass = y.masked_fill(~fast, _NEG_INF).logsumexp(1, keepdim=True)
-    rest_mass = y.masked_fill(fast, _NEG_INF).logsumexp(1, keepdim=True)
+    fast_mass = log_sum_exp(y.masked_fill(~fast, _NEG_INF))
+    rest_mass = log_sum_exp(y.masked_fill(fast, _NEG_INF))
     # A masked single-token mode 0 still gets its probability; with every other mode masked it is the only choice.
     lone = fast.sum() == 1
     inside = torch.where(fast_mass == _NEG_INF, torch.where(lone, 0.0, _NEG_INF), y - fast_mass)

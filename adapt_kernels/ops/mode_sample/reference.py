@@ -3,7 +3,14 @@
 import torch
 
 from adapt_kernels.ops.mode_sample.arguments import Rows
-from adapt_kernels.ops.mode_sample.gate import gated_logits, mode_probs, selected_modes, settle_infinities
+from adapt_kernels.ops.mode_sample.gate import (
+    gated_logits,
+    lane_sum,
+    log_sum_exp,
+    mode_probs,
+    selected_modes,
+    settle_infinities,
+)
 from adapt_kernels.ops.mode_sample.result import FLAG_EMPTY, FLAG_INF, FLAG_NAN, ModeSample
 from adapt_kernels.philox import GROUP_SIZE, PURPOSE_GROUP, PURPOSE_TOKEN, gumbel
 
@@ -16,7 +23,7 @@ def mode_sample(rows: Rows) -> ModeSample:
     """See `adapt_kernels.mode_sample`."""
     rows = rows.expanded()
     num_rows, vocab_size = rows.logits.shape
-    size = max(1, _CHUNK_ELEMENTS // vocab_size)
+    size = max(1, _CHUNK_ELEMENTS // max(vocab_size, GROUP_SIZE))
     parts = [_sample_chunk(rows.chunk(start, start + size)) for start in range(0, max(num_rows, 1), size)]
     return ModeSample(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
@@ -89,25 +96,19 @@ def _draw(y, kept, seeds, step) -> torch.Tensor:
     ).view(num_rows, num_groups, GROUP_SIZE)
     group_ids = torch.arange(num_groups, device=y.device)
     noise = gumbel(seeds[:, None], step[:, None], PURPOSE_GROUP, group_ids)
-    group = (_lane_sum(y.exp()).log() + noise).argmax(1)
+    group = (lane_sum(y.exp()).log() + noise).argmax(1)
     token_ids = group[:, None] * GROUP_SIZE + torch.arange(GROUP_SIZE, device=y.device)
     noise = gumbel(seeds[:, None], step[:, None], PURPOSE_TOKEN, token_ids)
     lane = (y[torch.arange(num_rows, device=y.device), group] + noise).argmax(1)
     return group * GROUP_SIZE + lane
 
 
-def _lane_sum(weights) -> torch.Tensor:
-    # Halving, not sum(): one fixed order of additions, whatever the batch shape or the number of threads.
-    while weights.shape[-1] > 1:
-        half = weights.shape[-1] // 2
-        weights = weights[..., :half] + weights[..., half:]
-    return weights[..., 0]
-
-
 def _log_softmax_at(y, tokens) -> torch.Tensor:
     """log softmax(y) at one token per row; -inf, never NaN, where the token or the whole row is -inf."""
-    value = y.gather(1, tokens[:, None]).squeeze(1)
-    return torch.where(value == _NEG_INF, value, value - y.logsumexp(1))
+    # From the maximum first: the difference of two large numbers would lose a log-prob near 0.
+    y = y - torch.where(y.amax(1, keepdim=True) == _NEG_INF, 0.0, y.amax(1, keepdim=True))
+    value = y.gather(1, tokens[:, None])
+    return torch.where(value == _NEG_INF, value, value - log_sum_exp(y)).squeeze(1)
 
 
 def _lowest_allowed(rows: Rows, restricted) -> torch.Tensor:
