@@ -32,6 +32,8 @@ class GenerateCall:
         if reason is not None:
             self.use_original(reason)
             return
+        if self.request.return_logprobs and not config.return_dict_in_generate:
+            raise ValueError("return_logprobs=True needs return_dict_in_generate=True: the log-probs are out.logprobs")
         prompt = _prompt(arguments)
         batch = 1 if prompt is None else prompt.shape[0]
         samples = config.num_return_sequences or 1

@@ -8,6 +8,8 @@ from transformers.generation.logits_process import LogitsProcessorList
 
 _NEG_INF = float("-inf")
 _FUSED = (lp.TemperatureLogitsWarper, lp.TopKLogitsWarper, lp.TopPLogitsWarper, lp.MinPLogitsWarper)
+# A watermark would shift the choice between two modes, so it starts the tail too, which the mode gate does not run.
+_WATERMARKS = (lp.WatermarkLogitsProcessor, lp.SynthIDTextWatermarkLogitsProcessor)
 _WARPERS = _FUSED + (lp.TopHLogitsWarper, lp.TypicalLogitsWarper, lp.EpsilonLogitsWarper, lp.EtaLogitsWarper)
 
 
@@ -25,9 +27,9 @@ class SplitProcessors(NamedTuple):
 
 
 def split(processors: LogitsProcessorList) -> SplitProcessors:
-    """Split at the first sampling warper. Only exact types are fused: a subclass may mean something else."""
+    """Split at the first sampling warper or watermark. Only exact types are fused: a subclass may differ."""
     processors = list(processors)
-    first = next((i for i, p in enumerate(processors) if type(p) in _WARPERS), len(processors))
+    first = next((i for i, p in enumerate(processors) if type(p) in _WARPERS + _WATERMARKS), len(processors))
     tail = processors[first:]
     temperature = math.prod(p.temperature for p in tail if type(p) is lp.TemperatureLogitsWarper)
     return SplitProcessors(

@@ -67,7 +67,7 @@ class TokenSelector:
 
     def _select(self, step: int, input_ids, shaped, gate: dict, forced):
         scores = None
-        if self.records or self.seeds is None or not (gate or self.greedy or self.processors.fused is not None):
+        if self.records or self.seeds is None or (self.processors.fused is None and not gate):
             scores = self._scores(input_ids, shaped, gate)
         if self.seeds is None:
             if gate:
@@ -81,12 +81,14 @@ class TokenSelector:
             tokens = (shaped if scores is None else scores).argmax(-1)
             return (tokens if forced is None else torch.where(forced >= 0, forced, tokens)), scores, None
         drawn = {"seeds": self.seeds, "step": step, "forced_tokens": forced}
-        if gate or self.greedy:
+        if gate:
             sample = mode_sample(shaped, temperature=self._temperature, **gate, **drawn)
-        elif scores is None:
-            sample = mode_sample(shaped, **self.processors.fused, **drawn)
+        elif scores is not None:
+            sample = mode_sample(scores, temperature=float(not self.greedy), **drawn)
+        elif self.greedy:
+            sample = mode_sample(shaped, temperature=0.0, **drawn)
         else:
-            sample = mode_sample(scores, **drawn)
+            sample = mode_sample(shaped, **self.processors.fused, **drawn)
         self._flags |= sample.flags
         if gate:
             self._refuse_masked_modes((sample.flags & FLAG_EMPTY) != 0)

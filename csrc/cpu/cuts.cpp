@@ -57,14 +57,29 @@ Cut cut_list(const RowSettings& s, Scratch& scratch) {
   return cut;
 }
 
+// Floats in the order of integers, so that halving the distance takes at most 32 steps wherever the floats lie.
+static int64_t float_key(float x) {
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits >= 0 ? bits : int64_t(INT32_MIN) - bits;
+}
+
+static float float_of_key(int64_t key) {
+  const int32_t bits = int32_t(key >= 0 ? key : int64_t(INT32_MIN) - key);
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 // The smallest float that min_p keeps, by the same float64 comparison the reference makes.
 float min_p_threshold(const RowSettings& s, const Tempering& t) {
-  const auto keeps = [&](float x) { return std::exp(t.y(x)) >= s.min_p; };
-  const float highest = float(t.max);
-  float x = std::min(highest, float(std::max(t.max + t.scale * std::log(s.min_p), double(kLowest))));
-  while (!keeps(x)) x = std::nextafter(x, highest);
-  while (x > kLowest && keeps(std::nextafter(x, kLowest))) x = std::nextafter(x, kLowest);
-  return x;
+  int64_t dropped = float_key(kLowest) - 1, kept = float_key(float(t.max));
+  while (kept - dropped > 1) {
+    const int64_t middle = dropped + (kept - dropped) / 2;
+    if (std::exp(t.y(float_of_key(middle))) >= s.min_p) kept = middle;
+    else dropped = middle;
+  }
+  return float_of_key(kept);
 }
 
 }  // namespace adapt

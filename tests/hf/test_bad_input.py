@@ -90,6 +90,7 @@ VALUES = [
     (TypeError, {"seed": ["a", "b"]}, "seed must"),
     (ValueError, {"seed": 2**64}, "a seed must fit 64 bits; got 18446744073709551616"),
     (ValueError, {"seed": [2**64, 1]}, "a seed must fit 64 bits"),
+    (ValueError, {"return_logprobs": True}, "return_logprobs=True needs return_dict_in_generate=True"),
     (ValueError, {"rng": "torch"}, r"rng must be None \(a seeded stream per row\) or 'hf'; got 'torch'"),
 ]
 

@@ -175,3 +175,11 @@ def test_settings_per_row_equal_settings_per_call(sample):
             seeds=torch.tensor([0]),
         )
         assert alone.kept[0] == together.kept[i], setting
+
+
+@pytest.mark.parametrize("min_p", [1e-6, 1e-300])
+def test_a_min_p_threshold_next_to_zero(sample, min_p):
+    # A billion floats lie within rounding of 0: a search that steps through them would not end.
+    logits = torch.tensor([[-np.log(min_p), 0.0, 1e-30, -1e-30, -1.0]], dtype=torch.float32)
+    y = (logits.double() - logits.double().max()).numpy()[0]
+    assert sample(logits, min_p=min_p, seeds=1).kept.item() == (np.exp(y) >= min_p).sum()
