@@ -120,9 +120,10 @@ def test_an_unknown_backend_is_refused_with_the_known_ones():
 def test_a_backend_that_cannot_run_says_why(monkeypatch):
     from adapt_kernels import dispatch
 
-    monkeypatch.setattr(dispatch, "backends", lambda: {"reference": None, "native": "no compiler: apt install g++"})
-    with pytest.raises(RuntimeError, match=r"native.*cannot run here.*no compiler"):
-        ak.mode_sample(LOGITS, backend="native")
+    monkeypatch.setattr(dispatch, "unavailable_reason", lambda backend: "no driver: install one")
+    dispatch._runnable.cache_clear()
+    with pytest.raises(RuntimeError, match=r"triton.*cannot run here: no driver: install one"):
+        ak.mode_sample(LOGITS, backend="triton")
 
 
 GOOD = {
