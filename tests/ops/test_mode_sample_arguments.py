@@ -56,6 +56,7 @@ BAD = {
     "min_p negative": ({"min_p": -1e-9}, ValueError, r"min_p.*\[0, 1\].*-1e-09"),
     "min_p NaN": ({"min_p": NAN}, ValueError, r"min_p.*\[0, 1\].*nan"),
     "min_p of wrong length": ({"min_p": [0.1] * 3}, ValueError, r"min_p.*\(4,\).*\(3,\)"),
+    "top_k past 64 bits": ({"top_k": 2**63}, ValueError, r"top_k must fit 64 bits"),
     "seeds as floats": ({"seeds": torch.zeros(4)}, TypeError, r"seeds.*integers.*float32"),
     "seed as float": ({"seeds": 1.0}, TypeError, r"seeds.*integers.*float"),
     "seed as text": ({"seeds": "7"}, TypeError, r"seeds.*number.*7"),

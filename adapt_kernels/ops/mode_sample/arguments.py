@@ -125,7 +125,9 @@ def _number(name: str, value, dtype: torch.dtype):
     if dtype == torch.bool and value not in (0, 1):
         raise TypeError(f"{name} must be boolean; got {value!r}")
     if dtype == torch.int64 and type(value) not in _INTEGERS and not isinstance(value, Integral):
-        raise TypeError(f"{name} must hold integers; got {value!r}")
+        raise TypeError(f"{name} must hold integers; got the {type(value).__name__} {value!r}")
+    if dtype == torch.int64 and name != "seeds" and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must fit 64 bits; got {value!r}")
     return _KINDS[dtype](value)
 
 
