@@ -1,14 +1,25 @@
 """Which backend runs: automatic choice, explicit names, reasons."""
 
 import pytest
+import torch
 
 import adapt_kernels as ak
 from adapt_kernels import dispatch
+from adapt_kernels.ops.mode_sample import reference
+
+LOGITS = torch.zeros(1, 4)
+
+
+@pytest.fixture(autouse=True)
+def _forget_choices():
+    yield
+    dispatch._fastest.cache_clear()
+    dispatch._runnable.cache_clear()
 
 
 def test_the_reference_always_runs():
     assert ak.backends()["reference"] is None
-    assert dispatch.resolve("reference") == "reference"
+    assert dispatch.choose("mode_sample", "reference", LOGITS) is reference
 
 
 def test_every_backend_has_a_reason_or_runs():
@@ -16,8 +27,14 @@ def test_every_backend_has_a_reason_or_runs():
         assert reason is None or (isinstance(reason, str) and reason), name
 
 
-def test_auto_is_one_that_can_run():
-    assert ak.backends()[dispatch.resolve("auto")] is None
+def test_auto_takes_the_native_one_on_cpu_where_it_runs():
+    if ak.backends()["native"] is not None:
+        pytest.skip(ak.backends()["native"])
+    assert dispatch.choose("mode_sample", "auto", LOGITS).__name__.endswith(".native")
+
+
+def test_auto_leaves_float64_to_the_reference():
+    assert dispatch.choose("mode_sample", "auto", LOGITS.double()) is reference
 
 
 def test_callers_cannot_change_the_answer():
@@ -28,11 +45,17 @@ def test_callers_cannot_change_the_answer():
 @pytest.mark.parametrize("name", ["", "Reference", "cuda", "torch"])
 def test_unknown_name_lists_the_known_ones(name):
     with pytest.raises(ValueError, match=rf"backend={name!r}.*'auto'.*'reference'"):
-        dispatch.resolve(name)
+        dispatch.choose("mode_sample", name, LOGITS)
 
 
 def test_a_backend_that_cannot_run_raises_only_when_named(monkeypatch):
-    monkeypatch.setattr(dispatch, "backends", lambda: {"native": "no compiler: apt install g++", "reference": None})
-    assert dispatch.resolve("auto") == "reference"
+    def fail():
+        raise dispatch.BackendError("native", "no compiler: apt install g++")
+
+    dispatch._fastest.cache_clear()
+    dispatch._runnable.cache_clear()
+    monkeypatch.setattr(dispatch.jit, "load", fail)
+    with pytest.warns(RuntimeWarning, match=r"falls back to backend='reference'.*no compiler: apt install g\+\+"):
+        assert dispatch.choose("mode_sample", "auto", LOGITS) is reference
     with pytest.raises(RuntimeError, match=r"backend='native'.*no compiler: apt install g\+\+"):
-        dispatch.resolve("native")
+        dispatch.choose("mode_sample", "native", LOGITS)

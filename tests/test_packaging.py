@@ -211,7 +211,7 @@ def test_requirements_and_extras(metadata):
     assert set(plain) == {"torch", "transformers", "numpy", "safetensors", "pybind11", "ninja", "triton"}
     assert "sys_platform" in str(plain["triton"].marker)
     extras = {e: {r.name for r in wanted if f'extra == "{e}"' in str(r.marker)} for e in ("recipes", "test")}
-    assert extras["recipes"] == {"typer", "rich", "matplotlib", "gguf"}
+    assert extras["recipes"] == {"typer", "rich", "matplotlib", "accelerate", "gguf"}
     assert extras["recipes"] < extras["test"]
 
 

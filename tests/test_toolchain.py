@@ -22,6 +22,8 @@ def bare(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("ADAPT_KERNELS_CACHE", str(tmp_path / "cache"))
+    # Another test of this process may have loaded the extension already.
+    monkeypatch.setattr(jit, "_outcome", None)
 
     def put(name, text="#!/bin/sh\nexit 3\n"):
         (folder / name).write_text(text)
