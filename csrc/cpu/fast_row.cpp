@@ -91,11 +91,11 @@ RowResult sample_plain(const RowSettings& s, Scratch& scratch, float* mode_probs
     }
     if (s.limits_min_p()) {
       const float tau = min_p_threshold(s, t);
-      if (tau > cut.tau) cut.tau = tau, cut.kept_mass = -1;
+      if (tau > cut.tau) cut = {tau};
     }
     if (cut.kept_mass < 0) cut.kept_mass = cut.tau == kLowest ? mass : kept_mass(row, t, cut.tau);
     r.token = draw_wide(s, row, t, cut.tau, scratch.mass);
-    r.kept = int32_t(count_kept(row, cut.tau));
+    r.kept = int32_t(cut.kept < 0 ? count_kept(row, cut.tau) : cut.kept);
   }
   const int64_t drawn = r.token;
   if (s.forced >= 0) r.token = s.forced;

@@ -1,18 +1,22 @@
-// top_p over a whole row. Weights come in float32 with a proven error bound; a cut closer than that bound is redone with
+// top_p over a whole row. A sample guesses a bracket around the cut; one pass sums what lies above it and lists what lies
+// inside; the list decides. Weights come in float32 with a proven error bound; a cut closer than that bound is redone with
 // float64 weights, and one closer than float64 rounding is left to the exact path.
 #include "tempering.h"
 
 namespace adapt {
 namespace {
 
-constexpr int kBuckets = 2048;
-// Groups whose maxima are tried as the whole nucleus before a histogram is made.
-constexpr size_t kTopGroups = 64;
-// Relative errors of a mass below which a cut is not trusted.
-constexpr double kFloat32Error = 1.5e-7, kFloat64Error = 1e-10;
+constexpr int kSampleBuckets = 2048, kListBuckets = 512;
+// Eights of tokens that the guess looks at.
+constexpr int64_t kSampledEights = 600;
+// The guess is widened by this many standard errors. A miss costs a second pass, never the result.
+constexpr double kStandardErrors = 4;
 
-// x to e^((x - max) / T), eight at a time.
+// x to e^((x - max) / T), in float32.
 struct Float32Weights {
+  typedef f32x8 Vector;
+  // Of a sum of four: 1.2e-7 of each, and three roundings.
+  static constexpr double kError = 3e-7;
   float max, high, low;
   explicit Float32Weights(const Tempering& t)
       : max(float(t.max)), high(float(kLog2e / t.scale)), low(float(kLog2e / t.scale - high)) {}
@@ -27,183 +31,253 @@ struct Float32Weights {
   }
 };
 
-// Weights of the row into `weights`, group masses into scratch.mass; tokens below `floor` weigh nothing.
-double weigh_float32(const RowValues& row, const Tempering& t, float floor, double reach, Scratch& scratch,
-                     double* raw) {
-  const Float32Weights weight(t);
-  const bool same = t.scale == 1.0;
-  double total = 0;
-  *raw = 0;
-  scratch.mass.resize(row.num_groups);
-  scratch.weights.resize(row.x.size());
-  for (int64_t g = 0; g < row.num_groups; ++g) {
-    const double gap = double(row.group_max[g]) - row.max;
-    const float* x = row.x.data() + g * kGroupSize;
-    float* w = scratch.weights.data() + g * kGroupSize;
-    const bool matters = gap * t.inverse >= -reach;
-    if (!matters) std::fill(w, w + kGroupSize, 0.0f);
-    f32x8 mass{}, raw_mass{};
-    if (matters || gap >= -reach)
-      for (int i = 0; i < kGroupSize; i += 8) {
-        const f32x8 v = load<f32x8>(x + i), all = weight(v);
-        const f32x8 kept = v >= floor ? all : splat(0.0f);
-        if (matters) store(w + i, kept);
-        mass += kept;
-        raw_mass += same ? all : exp2_fast((v - row.max) * float(kLog2e));
-      }
-    *raw += sum(raw_mass);
-    scratch.mass[g] = matters ? sum(mass) * 1.001 : kGroupSize * std::exp(gap * t.inverse);
-    if (matters) total += sum(mass);
+// The same in float64.
+struct Float64Weights {
+  typedef f64x8 Vector;
+  static constexpr double kError = 1e-12;
+  const Tempering& t;
+  explicit Float64Weights(const Tempering& tempering) : t(tempering) {}
+  f64x8 operator()(f32x8 x) const {
+    float values[8];
+    store(values, x);
+    return {exp_accurate(t.quick(values)), exp_accurate(t.quick(values + 4))};
   }
-  return total;
-}
-
-double weigh_float64(const RowValues& row, const Tempering& t, float floor, double reach, Scratch& scratch) {
-  double total = 0;
-  scratch.y.resize(row.x.size());
-  for (int64_t g = 0; g < row.num_groups; ++g) {
-    double* weights = scratch.y.data() + g * kGroupSize;
-    if (t.quick(row.group_max[g]) < -reach) std::fill(weights, weights + kGroupSize, 0.0);
-    else total += group_kept_mass(row.x.data() + g * kGroupSize, t, floor, weights);
-  }
-  return total;
-}
-
-// The cut among values sorted descending, with `above` mass over them; undecided if `wanted` is within `error` of it.
-Cut cut_sorted(const std::vector<float>& sorted, const Tempering& t, double above, double wanted, double error) {
-  Cut cut;
-  if (sorted.empty()) {
-    cut.decided = false;
-    return cut;
-  }
-  const auto weight = [&t](float x) { return std::exp(t.y(x)); };
-  cut.kept_mass = above;
-  const size_t kept = nucleus_size(sorted.data(), sorted.size(), weight, wanted, &cut.kept_mass);
-  cut.tau = sorted[kept - 1];
-  double before = cut.kept_mass;
-  for (size_t i = kept; i-- > 0 && sorted[i] == cut.tau;) before -= weight(sorted[i]);
-  cut.decided = cut.kept_mass - wanted > error && (wanted - before > error || kept == 1);
-  return cut;
-}
-
-// The nucleus lies in the top groups if their maxima alone carry the wanted mass: nothing below the smallest of them
-// can have less than that mass above it.
-bool top_groups_hold(const RowValues& row, const Tempering& t, double wanted, Scratch& scratch, float* lowest) {
-  std::vector<float>& top = scratch.numbers;
-  top.resize(std::min(kTopGroups, row.group_max.size()));
-  std::partial_sort_copy(row.group_max.begin(), row.group_max.end(), top.begin(), top.end(), std::greater<float>());
-  double mass = 0;
-  for (float x : top) {
-    mass += std::exp(t.y(x));
-    *lowest = x;
-    if (mass > wanted * (1 + 1e-6)) return true;
-  }
-  return false;
-}
-
-void gather_sorted(const RowValues& row, float low, float high, std::vector<float>& out) {
-  out.clear();
-  for (int64_t g = 0; g < row.num_groups; ++g) {
-    if (row.group_max[g] < low) continue;
-    for (int64_t i = g * kGroupSize; i < (g + 1) * kGroupSize; i += 8) {
-      const f32x8 v = load<f32x8>(row.x.data() + i);
-      const i32x8 inside = (v >= low) & (v <= high);
-      if (!any(inside)) continue;
-      for (int j = 0; j < 8; ++j)
-        if (inside[j]) out.push_back(v[j]);
-    }
-  }
-  std::sort(out.begin(), out.end(), std::greater<float>());
-}
-
-// Buckets of equal width in max - x. A bucket number is a monotone function of x, so buckets do not overlap.
-struct Buckets {
-  float max, per_unit;
-  Buckets(const Tempering& t, double reach) : max(float(t.max)), per_unit(float(kBuckets / (reach * t.scale))) {}
-  i32x8 operator()(f32x8 x) const {
-    const f32x8 b = (max - x) * per_unit;
-    return __builtin_convertvector(b < float(kBuckets) ? b : splat(float(kBuckets)), i32x8);
-  }
-  int operator()(float x) const { return (*this)(splat(x))[0]; }
 };
 
-// Mass in every bucket before the one where it first reaches `wanted`; *bucket is that one.
-double mass_before(const std::vector<double>& histogram, double wanted, int* bucket) {
-  double before = 0;
-  *bucket = 0;
-  for (int b = 0; b <= kBuckets; ++b) {
+// Tokens in [low, high] are listed, those above `high` only summed.
+struct Bracket {
+  float low, high;
+};
+
+struct Sums {
+  double total = 0, above = 0;
+  int64_t num_above = 0;
+};
+
+// Buckets of equal width from `high` down; the last one also holds everything below.
+struct Buckets {
+  float high, per_unit;
+  int last;
+  Buckets(float top, double width, int count) : high(top), per_unit(float((count - 1) / width)), last(count - 1) {}
+  i32x8 operator()(f32x8 x) const {
+    const f32x8 b = (high - x) * per_unit;
+    return __builtin_convertvector(b < float(last) ? b : splat(float(last)), i32x8);
+  }
+  float lower_edge(int b) const { return b >= last ? kLowest : high - float(b + 1) / per_unit; }
+};
+
+// Weights by bucket: of all group maxima into `exact`, and of a sample of the other tokens, scaled up to all of them, into
+// `sampled`. Returns the scale.
+float take_sample(const RowValues& row, const Float32Weights& weight, const Buckets& bucket_of, float floor,
+                  std::vector<double>& exact, std::vector<double>& sampled) {
+  const int64_t stride = std::max<int64_t>(1, row.num_groups / kSampledEights);
+  const int64_t eights = std::min<int64_t>(16, std::max<int64_t>(1, kSampledEights / row.num_groups));
+  const float scale = 16.0f * stride / eights;
+  exact.assign(kSampleBuckets, 0.0);
+  sampled.assign(kSampleBuckets, 0.0);
+  const auto add = [&](f32x8 v, i32x8 mask, float factor, std::vector<double>& histogram) {
+    const f32x8 w = where(mask & (v >= floor), weight(v) * factor);
+    const i32x8 b = bucket_of(v);
+    for (int j = 0; j < 8; ++j) histogram[b[j]] += w[j];
+  };
+  for (int64_t g = 0; g < row.num_groups; g += 8) {
+    float peaks[8];
+    for (int j = 0; j < 8; ++j) peaks[j] = g + j < row.num_groups ? row.group_max[g + j] : -__builtin_inff();
+    const f32x8 v = load<f32x8>(peaks);
+    add(v, v == v, 1.0f, exact);
+  }
+  for (int64_t g = 0; g < row.num_groups; g += stride)
+    for (int64_t e = 0; e < eights; ++e) {
+      const f32x8 v = load<f32x8>(row.x.data() + g * kGroupSize + (g / stride + e * 16 / eights) % 16 * 8);
+      add(v, v < row.group_max[g], scale, sampled);
+    }
+  return scale;
+}
+
+// The first bucket where the running sum reaches `wanted`; *before is the sum ahead of it.
+int bucket_reaching(const std::vector<double>& histogram, double wanted, double* before) {
+  int bucket = 0;
+  *before = 0;
+  for (int b = 0; b < int(histogram.size()); ++b) {
     if (histogram[b] == 0) continue;
-    *bucket = b;
-    if (before + histogram[b] >= wanted) break;
-    before += histogram[b];
+    bucket = b;
+    if (*before + histogram[b] >= wanted) break;
+    *before += histogram[b];
   }
-  return before;
+  return bucket;
 }
 
-// A few buckets that should hold the cut, from every eighth group; all buckets for short rows.
-template <typename Weight>
-void guess_buckets(const RowValues& row, const Buckets& bucket_of, const Weight* weights, double top_p,
-                   std::vector<double>& histogram, int* first, int* last) {
-  constexpr int64_t kStride = 8;
-  *first = 0, *last = kBuckets;
-  if (row.num_groups < 32 * kStride) return;
-  histogram.assign(kBuckets + 1, 0.0);
-  double total = 0;
-  for (int64_t g = 0; g < row.num_groups; g += kStride)
-    for (int64_t i = g * kGroupSize; i < (g + 1) * kGroupSize; i += 8) {
-      const i32x8 b = bucket_of(load<f32x8>(row.x.data() + i));
-      for (int j = 0; j < 8; ++j) histogram[b[j]] += weights[i + j], total += weights[i + j];
+Bracket guess_bracket(const RowValues& row, const RowSettings& s, const Tempering& t, float floor, double reach,
+                      Scratch& scratch) {
+  const double width = reach * t.scale, p = s.top_p;
+  const Buckets bucket_of(row.max, width, kSampleBuckets);
+  std::vector<double>&weights = scratch.histogram, &sampled = scratch.y;
+  const float scale = take_sample(row, Float32Weights(t), bucket_of, floor, weights, sampled);
+  double total = 0, unused, above = 0, squares_above = 0, squares_below = 0;
+  for (int b = 0; b < kSampleBuckets; ++b) total += weights[b] += sampled[b];
+  // Variance of (mass above the cut) - p * (all mass): a sampled token above enters by 1 - p, one below by -p.
+  for (int b = 0; b < kSampleBuckets; above += weights[b++])
+    if (sampled[b] > 0)
+      (above < p * total ? squares_above : squares_below) += sampled[b] * scale * std::exp(-b * reach / kSampleBuckets);
+  const double margin = kStandardErrors * std::sqrt((1 - p) * (1 - p) * squares_above + p * p * squares_below);
+  const int first = bucket_reaching(weights, p * total - margin, &unused);
+  const int last = bucket_reaching(weights, p * total + margin, &unused);
+  return {std::max(floor, bucket_of.lower_edge(last)), first == 0 ? row.max : bucket_of.lower_edge(first - 1)};
+}
+
+template <typename Weights>
+f64x8 group_mass(const float* x, const Weights& weight, float floor) {
+  f64x8 mass{};
+  for (int i = 0; i < kGroupSize; i += 32) {
+    typename Weights::Vector four{};
+    for (int k = i; k < i + 32; k += 8) {
+      const f32x8 v = load<f32x8>(x + k);
+      four += floor == kLowest ? weight(v) : where(v >= floor, weight(v));
     }
-  // Four standard errors of a share measured on this many tokens, where weights are about even.
-  const double margin = 4 * std::sqrt(top_p * (1 - top_p) / (row.num_groups / kStride * kGroupSize));
-  mass_before(histogram, (top_p - margin) * total, first);
-  mass_before(histogram, (top_p + margin) * total, last);
+    mass += widen(four);
+  }
+  return mass;
 }
 
-// Tokens in buckets first..last, in id order; returns the mass in earlier buckets.
-template <typename Weight>
-double collect(const RowValues& row, const Buckets& bucket_of, const Weight* weights, int first, int last,
-               std::vector<int32_t>& inside) {
-  double above = 0;
-  inside.clear();
+// The same for a group that may hold tokens of the bracket: these are appended at `end`, whose new value is returned. What
+// lies above the bracket is summed apart, so that its rounding moves sums->above and the total alike.
+template <typename Weights>
+float* list_group(const float* x, const Weights& weight, float floor, Bracket bracket, float* end, f64x8* mass,
+                  Sums* sums) {
+  f64x8 above{};
+  i32x8 count{};
+  for (int i = 0; i < kGroupSize; i += 32) {
+    typename Weights::Vector four{}, four_above{};
+    for (int k = i; k < i + 32; k += 8) {
+      const f32x8 v = load<f32x8>(x + k);
+      const auto w = floor == kLowest ? weight(v) : where(v >= floor, weight(v));
+      const i32x8 over = v > bracket.high, inside = (v >= bracket.low) & ~over;
+      four += where(~over, w);
+      four_above += where(over, w);
+      count -= over;
+      if (!any(inside)) continue;
+      for (int j = 0; j < 8; ++j) *end = v[j], end -= inside[j];
+    }
+    *mass += widen(four);
+    above += widen(four_above);
+  }
+  *mass += above;
+  sums->above += sum(above);
+  for (int j = 0; j < 8; ++j) sums->num_above += count[j];
+  return end;
+}
+
+// One pass over the groups that matter; fills scratch.numbers with the tokens inside the bracket, and scratch.mass with
+// upper bounds of the group masses.
+template <typename Weights>
+Sums sum_and_list(const RowValues& row, const Tempering& t, float floor, double reach, Bracket bracket,
+                  Scratch& scratch) {
+  const Weights weight(t);
+  Sums sums;
+  std::vector<float>& listed = scratch.numbers;
+  listed.resize(row.x.size() + 8);
+  scratch.mass.resize(row.num_groups);
+  float* end = listed.data();
   for (int64_t g = 0; g < row.num_groups; ++g) {
-    MaskedSum earlier;
-    for (int64_t i = g * kGroupSize; i < (g + 1) * kGroupSize; i += 8) {
-      const i32x8 b = bucket_of(load<f32x8>(row.x.data() + i)), before = b < first, within = (b <= last) & ~before;
-      earlier.add(weights + i, before);
-      if (!any(within)) continue;
-      for (int j = 0; j < 8; ++j)
-        if (within[j]) inside.push_back(int32_t(i + j));
+    const double gap = t.quick(row.group_max[g]);
+    if (gap < -reach) {
+      scratch.mass[g] = kGroupSize * std::exp(gap);
+      continue;
     }
-    above += earlier.total();
+    const float* x = row.x.data() + g * kGroupSize;
+    f64x8 mass{};
+    if (row.group_max[g] < bracket.low) mass = group_mass(x, weight, floor);
+    else end = list_group(x, weight, floor, bracket, end, &mass, &sums);
+    scratch.mass[g] = sum(mass) * 1.001;
+    sums.total += sum(mass);
   }
-  return above;
+  listed.resize(end - listed.data());
+  return sums;
 }
 
-// Finds the bucket that holds the cut, then the cut by sorting that bucket.
-template <typename Weight>
-Cut cut_by_histogram(const RowSettings& s, const Tempering& t, double reach, const Weight* weights, double total,
-                     double error, Scratch& scratch) {
-  const RowValues& row = scratch.values;
-  const Buckets bucket_of(t, reach);
-  const double wanted = s.top_p * total;
+// Untempered mass, for a log-prob only.
+double raw_mass(const RowValues& row, double reach) {
+  double mass = 0;
+  for (int64_t g = 0; g < row.num_groups; ++g) {
+    if (double(row.group_max[g]) - row.max < -reach) continue;
+    f32x8 lanes{};
+    for (int i = 0; i < kGroupSize; i += 8)
+      lanes += exp2_fast((load<f32x8>(row.x.data() + g * kGroupSize + i) - row.max) * float(kLog2e));
+    mass += sum(lanes);
+  }
+  return mass;
+}
+
+// The cut among `listed`, or which side of the bracket it lies on.
+enum class Side { kInside, kAbove, kBelow };
+
+template <typename Weights>
+Side cut_listed(const Tempering& t, double top_p, const Sums& sums, Bracket bracket, double reach, Scratch& scratch,
+                Cut* cut) {
+  const Weights weight(t);
+  std::vector<float>& listed = scratch.numbers;
   std::vector<double>& histogram = scratch.histogram;
-  int first, last, bucket;
-  guess_buckets(row, bucket_of, weights, s.top_p, histogram, &first, &last);
-  double above = collect(row, bucket_of, weights, first, last, scratch.inside);
-  histogram.assign(kBuckets + 1, 0.0);
-  for (int32_t i : scratch.inside) histogram[bucket_of(row.x[i])] += weights[i];
-  above += mass_before(histogram, wanted - above, &bucket);
+  const double wanted = top_p * sums.total;
+  if (sums.above >= wanted && sums.above > 0) return Side::kAbove;
+  const size_t count = listed.size();
+  const double width = std::min(double(bracket.high) - bracket.low, reach * t.scale);
+  const Buckets bucket_of(bracket.high, std::max(width, 1e-30), kListBuckets);
+  listed.resize((count + 7) / 8 * 8, -__builtin_inff());
+  histogram.assign(kListBuckets, 0.0);
+  double inside = 0;
+  for (size_t i = 0; i < listed.size(); i += 8) {
+    const f32x8 v = load<f32x8>(listed.data() + i);
+    const i32x8 b = bucket_of(v);
+    const f64x8 w = widen(weight(v));
+    for (int j = 0; j < 4; ++j) histogram[b[j]] += w.first[j], histogram[b[j + 4]] += w.second[j];
+    inside += sum(w);
+  }
+  if (sums.above + inside < wanted) return Side::kBelow;
+  double mass;
+  const int bucket = bucket_reaching(histogram, wanted - sums.above, &mass);
+  std::vector<float>& sorted = scratch.sorted;
+  sorted.clear();
+  size_t earlier = 0;
+  for (size_t i = 0; i < listed.size(); i += 8) {
+    const i32x8 b = bucket_of(load<f32x8>(listed.data() + i)), here = b == bucket, before = b < bucket;
+    for (int j = 0; j < 8; ++j) earlier -= before[j];
+    if (!any(here)) continue;
+    for (int j = 0; j < 8; ++j)
+      if (here[j] && i + j < count) sorted.push_back(listed[i + j]);
+  }
+  std::sort(sorted.begin(), sorted.end(), std::greater<float>());
+  mass += sums.above;
+  // Of p * total - mass, by the parts above the bracket, the rest, and the listed; and the skipped groups.
+  const double moved = (1 - top_p) * sums.above + top_p * (sums.total - sums.above) + (mass - sums.above);
+  const double error = Weights::kError * moved + 1e-10 * sums.total;
+  size_t kept = 0;
+  double before = mass;
+  while (kept < sorted.size() && (kept == 0 || mass < wanted)) {
+    before = mass;
+    cut->tau = sorted[kept];
+    for (; kept < sorted.size() && sorted[kept] == cut->tau; ++kept) mass += std::exp(t.y(cut->tau));
+  }
+  cut->kept_mass = mass;
+  cut->kept = sums.num_above + int64_t(earlier + kept);
+  cut->decided = kept > 0 && mass - wanted > error && (wanted - before > error || before == 0);
+  return Side::kInside;
+}
+
+template <typename Weights>
+Cut cut_within(const RowSettings& s, const Tempering& t, float floor, double reach, Bracket bracket, Scratch& scratch,
+               double* total) {
+  const RowValues& row = scratch.values;
   Cut cut;
-  // A wrong guess, or the last buckets: those may hold tokens that were passed over as negligible.
-  cut.decided = bucket < kBuckets - 1 && above < wanted && above + histogram[bucket] >= wanted;
-  if (!cut.decided) return cut;
-  std::vector<float>& values = scratch.numbers;
-  values.clear();
-  for (int32_t i : scratch.inside)
-    if (bucket_of(row.x[i]) == bucket && weights[i] > 0) values.push_back(row.x[i]);
-  std::sort(values.begin(), values.end(), std::greater<float>());
-  return cut_sorted(values, t, above, wanted, error);
+  cut.decided = false;
+  for (int pass = 0; pass < 2; ++pass) {
+    const Sums sums = sum_and_list<Weights>(row, t, floor, reach, bracket, scratch);
+    *total = sums.total;
+    const Side side = cut_listed<Weights>(t, s.top_p, sums, bracket, reach, scratch, &cut);
+    if (side == Side::kInside) break;
+    if (side == Side::kAbove) bracket = {bracket.high, row.max};
+    else bracket = {floor, bracket.low};
+  }
+  return cut;
 }
 
 }  // namespace
@@ -211,19 +285,13 @@ Cut cut_by_histogram(const RowSettings& s, const Tempering& t, double reach, con
 Cut cut_nucleus(const RowSettings& s, const Tempering& t, float floor, Scratch& scratch, double* raw, double* tempered) {
   const RowValues& row = scratch.values;
   const double reach = negligible(row);
-  double total = weigh_float32(row, t, floor, reach, scratch, raw);
+  const Bracket bracket = guess_bracket(row, s, t, floor, reach, scratch);
+  double total;
+  Cut cut = cut_within<Float32Weights>(s, t, floor, reach, bracket, scratch, &total);
   *tempered = floor == kLowest ? total : kept_mass(row, t, kLowest);
-  Cut cut;
-  float lowest;
-  if (top_groups_hold(row, t, s.top_p * total, scratch, &lowest)) {
-    gather_sorted(row, std::max(lowest, floor), row.max, scratch.numbers);
-    cut = cut_sorted(scratch.numbers, t, 0.0, s.top_p * total, kFloat32Error * total);
-  } else {
-    cut = cut_by_histogram(s, t, reach, scratch.weights.data(), total, kFloat32Error * total, scratch);
-  }
-  if (cut.decided) return cut;
-  total = weigh_float64(row, t, floor, reach, scratch);
-  return cut_by_histogram(s, t, reach, scratch.y.data(), total, kFloat64Error * total, scratch);
+  *raw = t.scale == 1.0 ? *tempered : raw_mass(row, reach);
+  if (!cut.decided) cut = cut_within<Float64Weights>(s, t, floor, reach, bracket, scratch, &total);
+  return cut;
 }
 
 }  // namespace adapt

@@ -62,9 +62,8 @@ struct RowValues {
 struct Scratch {
   RowValues values;
   std::vector<double> y, mass, histogram;
-  std::vector<float> numbers, weights;
+  std::vector<float> numbers, sorted;
   std::vector<Candidate> candidates;
-  std::vector<int32_t> inside;
 };
 
 // -inf wins over +inf, as a logit and as a bias.

@@ -129,4 +129,23 @@ inline float sum(f32x8 v) {
 
 inline double sum(f64x4 v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 
+struct f64x8 {
+  f64x4 first, second;
+  void operator+=(f64x8 v) { first += v.first, second += v.second; }
+};
+
+inline f64x8 widen(f64x8 v) { return v; }
+inline f64x8 widen(f32x8 v) {
+  return {__builtin_convertvector(f32x4{v[0], v[1], v[2], v[3]}, f64x4),
+          __builtin_convertvector(f32x4{v[4], v[5], v[6], v[7]}, f64x4)};
+}
+inline double sum(f64x8 v) { return sum(v.first) + sum(v.second); }
+
+inline f32x8 where(i32x8 mask, f32x8 v) { return mask ? v : splat(0.0f); }
+inline f64x8 where(i32x8 mask, f64x8 v) {
+  const i32x4 first{mask[0], mask[1], mask[2], mask[3]}, second{mask[4], mask[5], mask[6], mask[7]};
+  return {__builtin_convertvector(first, i64x4) ? v.first : splat(0.0),
+          __builtin_convertvector(second, i64x4) ? v.second : splat(0.0)};
+}
+
 }  // namespace adapt

@@ -19,6 +19,7 @@ struct Tempering {
 struct Cut {
   float tau = kLowest;      // kept = {x >= tau}
   double kept_mass = -1.0;  // sum of e^y over kept; < 0 = not known yet
+  int64_t kept = -1;        // their number; < 0 = not known yet
   bool decided = true;
 };
 
@@ -29,19 +30,6 @@ inline bool any(i32x8 v) {
   const i64x4 halves = load<i64x4>(&v);
   return (halves[0] | halves[1] | halves[2] | halves[3]) != 0;
 }
-
-// Adds up weights under masks, eight lanes at a time.
-struct MaskedSum {
-  f32x8 lanes{};
-  f64x4 low{}, high{};
-  void add(const float* w, i32x8 mask) { lanes += mask ? load<f32x8>(w) : splat(0.0f); }
-  void add(const double* w, i32x8 mask) {
-    const i32x4 first{mask[0], mask[1], mask[2], mask[3]}, second{mask[4], mask[5], mask[6], mask[7]};
-    low += __builtin_convertvector(first, i64x4) ? load<f64x4>(w) : splat(0.0);
-    high += __builtin_convertvector(second, i64x4) ? load<f64x4>(w + 4) : splat(0.0);
-  }
-  double total() const { return sum(lanes) + sum(low) + sum(high); }
-};
 
 // masses.cpp
 void row_masses(const RowValues& row, double scale, bool tempered_too, std::vector<double>& bound, double* raw,
