@@ -21,6 +21,7 @@ _HOME = {
     "unpatch": "hf",
     "patched": "hf",
     "last_stats": "hf",
+    "ModeBias": "hf",
     "GenerateStats": "hf",
     "ModeGenerateOutput": "hf",
 }

@@ -75,7 +75,7 @@ def _fastest(op: str, device: str) -> ModuleType:
     warnings.warn(
         f"{op} falls back to backend='reference', which is slow: backend={name!r} cannot run here: {reason}",
         RuntimeWarning,
-        stacklevel=5,  # the caller of the op, past the op and its no_grad wrapper
+        stacklevel=8,  # the caller of the op, past its wrapper and torch's dispatcher
     )
     return backend_module(op, "reference")
 

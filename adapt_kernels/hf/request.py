@@ -20,6 +20,14 @@ class RowRequest(NamedTuple):
     fast_prob: torch.Tensor  # [rows] float64, NaN = none
     seeds: torch.Tensor | None  # [rows] int64; None = Hugging Face's generator
 
+    def banned_bias(self, modes: Modes) -> torch.Tensor:
+        """bias, with the listed modes at -inf where "any other token" is forced: it has no id to force."""
+        if None not in modes.token_ids:
+            return self.bias
+        other = modes.token_ids.index(None)
+        banned = (self.forced_mode == other)[:, None] & (torch.arange(len(modes)) != other)
+        return self.bias.masked_fill(banned, float("-inf"))
+
 
 @dataclass(frozen=True)
 class ModeRequest:
@@ -44,8 +52,9 @@ class ModeRequest:
             raise ValueError(f"rng must be None (a seeded stream per row) or 'hf'; got {self.rng!r}")
         if self.rng == "hf" and self.seed is not None:
             raise ValueError("seed belongs to the seeded stream: with rng='hf' call torch.manual_seed instead")
-        if isinstance(self.mode_bias, Mapping):
-            for name in self.mode_bias:
+        named = [self.mode] if isinstance(self.mode, str) else self.mode or ()
+        for name in (*named, *(self.mode_bias if isinstance(self.mode_bias, Mapping) else ())):
+            if name not in ("auto", "balanced"):
                 self.modes.index(name)
 
     @property

@@ -27,7 +27,7 @@ class TokenSelector:
         self.greedy = not config.do_sample
         self.gate_step = len(modes.prefix)
         self.forced_mode = request.forced_mode.to(device)
-        self.bias = _with_bans(modes, request).to(device)
+        self.bias = request.banned_bias(modes).to(device)
         self.exact = not bool(request.fast_prob.isnan().all())
         self.fast_prob = request.fast_prob.to(device)
         self.seeds = None if request.seeds is None else request.seeds.to(device)
@@ -36,7 +36,7 @@ class TokenSelector:
         self.mode_probs[self.modes < 0] = 0
         self._on_prefix = self.modes < 0
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
-        self._suffixes = _suffix_table(modes, device)
+        self._suffixes = suffix_table(modes, device)
 
     def __call__(self, step: int, input_ids, logits, alive):
         """(tokens [rows] int64, scores [rows, V] or None, logprobs [rows] or None) for the logits [rows, V].
@@ -171,16 +171,7 @@ class TokenSelector:
             )
 
 
-def _with_bans(modes: Modes, request: RowRequest) -> torch.Tensor:
-    # "Any other token" cannot be forced by an id: the listed modes are banned instead.
-    if None not in modes.token_ids:
-        return request.bias
-    other = modes.token_ids.index(None)
-    banned = (request.forced_mode == other)[:, None] & (torch.arange(len(modes)) != other)
-    return request.bias.masked_fill(banned, float("-inf"))
-
-
-def _suffix_table(modes: Modes, device) -> torch.Tensor:
+def suffix_table(modes: Modes, device) -> torch.Tensor:
     """[M, longest] int64: the ids forced after each mode's decision, -1 = none."""
     longest = max(map(len, modes.suffixes))
     rows = [list(suffix) + [-1] * (longest - len(suffix)) for suffix in modes.suffixes]

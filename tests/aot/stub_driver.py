@@ -7,6 +7,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from types import SimpleNamespace
 
 import triton
@@ -28,6 +29,12 @@ class Launch:
     registers: int  # per thread
     spilled: int  # bytes of stack per thread (NVIDIA), spilled registers (AMD)
     shared: int  # bytes
+
+
+@cache
+def stub_driver(target_name: str) -> "StubDriver":
+    """The one driver of a target: a kernel compiled once in a process goes on reporting to the driver it first had."""
+    return StubDriver(target_name)
 
 
 class StubDriver:

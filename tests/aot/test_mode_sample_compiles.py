@@ -10,10 +10,10 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from stub_driver import TARGETS, StubDriver  # noqa: E402
+from stub_driver import TARGETS, stub_driver  # noqa: E402
 
 from adapt_kernels.ops.mode_sample import triton_kernel  # noqa: E402
-from adapt_kernels.ops.mode_sample.arguments import prepare  # noqa: E402
+from adapt_kernels.ops.mode_sample.arguments import check_values, prepare  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"), reason="the interpreter does not compile"
@@ -32,7 +32,7 @@ CASES = {
 
 @pytest.fixture
 def stub(request, monkeypatch):
-    driver = StubDriver(request.param)
+    driver = stub_driver(request.param)
     monkeypatch.setattr(triton.runtime.driver, "_active", driver)
     return driver
 
@@ -44,7 +44,8 @@ def launches(stub, rows=2, dtype=torch.bfloat16, **arguments):
     seeds, only_modes = arguments.pop("seeds", 5), arguments.pop("only_modes", True)
     stub.launches.clear()
     logits = torch.empty(rows, VOCAB_SIZE, dtype=dtype)
-    triton_kernel.mode_sample(prepare(logits, modes, bias, seeds, only_modes, **arguments))
+    rows = prepare(logits, modes, bias, seeds, only_modes, **arguments)
+    triton_kernel.mode_sample(check_values(rows))
     return list(stub.launches)
 
 

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from adapt_kernels import philox_reference
 from adapt_kernels.ops.mode_sample import reference, triton_draw, triton_kernel, triton_random
-from adapt_kernels.ops.mode_sample.arguments import prepare
+from adapt_kernels.ops.mode_sample.arguments import check_values, prepare
 
 INF, NAN = float("inf"), float("nan")
 # The interpreter pays per operation, not per element: large blocks, few programs.
@@ -38,7 +38,7 @@ def sample(logits, config=CONFIG, *, modes=None, mode_bias=None, seeds=5, only_m
         "fast_prob": NAN,
         "forced_tokens": -1,
     }
-    rows = prepare(logits, modes, mode_bias, seeds, only_modes, **(defaults | arguments))
+    rows = check_values(prepare(logits, modes, mode_bias, seeds, only_modes, **(defaults | arguments)))
     return triton_kernel.mode_sample(rows, config), reference.mode_sample(rows)
 
 

@@ -2,16 +2,17 @@
 
 import torch
 
-from adapt_kernels.dispatch import choose
 from adapt_kernels.ops.mode_sample.arguments import prepare
-from adapt_kernels.ops.mode_sample.gate import gated_logits, mode_probs, selected_modes
+from adapt_kernels.ops.mode_sample.gate import biased_logits, gated_logits, mode_probs, selected_modes
 from adapt_kernels.ops.mode_sample.result import FLAG_EMPTY, FLAG_INF, FLAG_NAN, ModeSample
+from adapt_kernels.ops.mode_sample.torch_op import call
 
 __all__ = [
     "FLAG_EMPTY",
     "FLAG_INF",
     "FLAG_NAN",
     "ModeSample",
+    "biased_logits",
     "gated_logits",
     "mode_probs",
     "mode_sample",
@@ -83,7 +84,6 @@ def mode_sample(
     Raises ValueError or TypeError, before anything is drawn, naming the argument, what was given and what is allowed;
     RuntimeError if an explicit backend cannot run, saying what is missing and how to get it.
     """
-    chosen = choose("mode_sample", backend, logits)
     rows = prepare(
         logits,
         modes,
@@ -99,5 +99,5 @@ def mode_sample(
         fast_prob=float("nan") if fast_prob is None else fast_prob,
         forced_tokens=-1 if forced_tokens is None else forced_tokens,
     )
-    sample = chosen.mode_sample(rows)
+    sample = call(rows, backend)
     return sample if logits.ndim == 2 else sample.reshape(logits.shape[:-1])

@@ -28,7 +28,7 @@ class Rows(NamedTuple):
     top_k: int | torch.Tensor
     top_p: float | torch.Tensor
     min_p: float | torch.Tensor
-    seeds: int | torch.Tensor  # int s: row i uses row_seed(s, i)
+    seeds: int | torch.Tensor | None  # int s: row i uses row_seed(s, i); None = a fresh one
     step: int | torch.Tensor
     only_modes: bool
     fast_prob: float | torch.Tensor  # NaN = none
@@ -72,20 +72,25 @@ _ROW_ARGUMENTS = {
 }
 
 
+_NEEDS_MODES = "at_mode, mode_bias and fast_prob need modes=; got modes=None"
+
+
 def prepare(logits, modes, mode_bias, seeds, only_modes, **row_arguments) -> Rows:
-    """Checked `Rows`. Raises ValueError or TypeError naming the argument."""
+    """`Rows` of checked types and shapes, by operations that torch.compile can trace; `check_values` is still to come.
+
+    Raises ValueError or TypeError naming the argument.
+    """
     _check_logits(logits)
     mode_ids = _check_mode_ids(modes, logits.shape[-1])
     row = _RowArgument(logits)
     values = {name: row(name, row_arguments[name], dtype) for name, dtype in _ROW_ARGUMENTS.items()}
     has_fast_prob = torch.is_tensor(values["fast_prob"]) or values["fast_prob"] == values["fast_prob"]
-    if not mode_ids and (mode_bias is not None or has_fast_prob or _any(values["at_mode"])):
-        raise ValueError("at_mode, mode_bias and fast_prob need modes=; got modes=None")
+    if not mode_ids and (mode_bias is not None or has_fast_prob or values["at_mode"] is True):
+        raise ValueError(_NEEDS_MODES)
     if mode_bias is not None and has_fast_prob:
         raise ValueError("mode_bias and fast_prob both set P(mode): give one of them")
     if has_fast_prob and not only_modes:
         raise ValueError("fast_prob needs only_modes=True: it fixes P(mode 0) among the modes")
-    _check_ranges(values, logits.shape[-1])
     return Rows(
         logits=logits if logits.ndim == 3 else logits.unsqueeze(1),
         mode_ids=mode_ids,
@@ -109,8 +114,8 @@ class _RowArgument:
             return _number(name, value, dtype)
         tensor = _as_tensor(name, value, dtype)
         if tensor.ndim == 0:
-            if tensor.device.type == "cpu":
-                return tensor.item()
+            if tensor.device.type == "cpu" and not torch.compiler.is_compiling():
+                return tensor.to(dtype).item()
             return tensor.to(self.device).expand(self.count)
         if tensor.shape == self.leading:
             return tensor.to(self.device).reshape(-1)
@@ -140,9 +145,8 @@ def _as_tensor(name: str, value, dtype: torch.dtype) -> torch.Tensor:
         raise TypeError(f"{name} must be a number or a tensor with one entry per row; got {value!r}") from error
     if not dtype.is_floating_point and tensor.is_floating_point():
         raise TypeError(f"{name} must hold integers or booleans; got {tensor.dtype}")
-    if dtype == torch.bool and tensor.dtype != torch.bool and not bool(((tensor == 0) | (tensor == 1)).all()):
-        raise TypeError(f"{name} must be boolean; got {value!r}")
-    return tensor.to(dtype)
+    # Numbers in place of booleans are looked at by check_values.
+    return tensor if dtype == torch.bool else tensor.to(dtype)
 
 
 def _check_logits(logits) -> None:
@@ -181,28 +185,40 @@ def _check_bias(row: _RowArgument, mode_bias, modes, num_modes: int) -> torch.Te
             bias[:] = value.to(row.device).reshape(-1, num_modes)
         else:
             bias[:, 0] = row("mode_bias", value, torch.float64)
-    _require("mode_bias", bias, ~bias.isnan(), "a number, not NaN")
     return bias
 
 
 def _check_seeds(row: _RowArgument, seeds):
     if seeds is None:
-        return fresh_seed()
+        return None
     seeds = row("seeds", seeds, torch.int64)
     if not torch.is_tensor(seeds):
         check_seed(seeds)
+        return seeds - 2**64 if seeds >= 2**63 else seeds  # the same 64 bits as int64
     return seeds
 
 
-def _check_ranges(values: dict, vocab_size: int) -> None:
-    temperature, top_p, min_p = values["temperature"], values["top_p"], values["min_p"]
-    fast_prob, forced = values["fast_prob"], values["forced_tokens"]
-    _require("temperature", temperature, temperature >= 0, "a number >= 0 (0 = greedy)")
-    _require("top_p", top_p, (top_p >= 0) & (top_p <= 1), "in [0, 1]")
-    _require("min_p", min_p, (min_p >= 0) & (min_p <= 1), "in [0, 1]")
-    inside = ((fast_prob > 0) & (fast_prob < 1)) | (fast_prob != fast_prob)
-    _require("fast_prob", fast_prob, inside, "inside (0, 1)")
+def check_values(rows: Rows) -> Rows:
+    """The same rows with boolean `at_mode` and a seed, once the values that the host can see are in range.
+
+    Raises ValueError or TypeError naming the argument.
+    """
+    at_mode, vocab_size = rows.at_mode, rows.logits.shape[-1]
+    if torch.is_tensor(at_mode):
+        if at_mode.dtype != torch.bool and at_mode.device.type == "cpu" and not ((at_mode == 0) | (at_mode == 1)).all():
+            raise TypeError(f"at_mode must be boolean; got {at_mode}")
+        at_mode = at_mode.bool()
+        if not rows.mode_ids and at_mode.device.type == "cpu" and at_mode.any():
+            raise ValueError(_NEEDS_MODES)
+    if rows.bias is not None:
+        _require("mode_bias", rows.bias, ~rows.bias.isnan(), "a number, not NaN")
+    _require("temperature", rows.temperature, rows.temperature >= 0, "a number >= 0 (0 = greedy)")
+    _require("top_p", rows.top_p, (rows.top_p >= 0) & (rows.top_p <= 1), "in [0, 1]")
+    _require("min_p", rows.min_p, (rows.min_p >= 0) & (rows.min_p <= 1), "in [0, 1]")
+    p, forced = rows.fast_prob, rows.forced_tokens
+    _require("fast_prob", p, ((p > 0) & (p < 1)) | (p != p), "inside (0, 1)")
     _require("forced_tokens", forced, forced < vocab_size, f"below the vocabulary of {vocab_size}")
+    return rows._replace(at_mode=at_mode, seeds=fresh_seed() if rows.seeds is None else rows.seeds)
 
 
 def _require(name: str, values, allowed, wanted: str) -> None:
@@ -211,7 +227,3 @@ def _require(name: str, values, allowed, wanted: str) -> None:
             raise ValueError(f"{name} must be {wanted}; got {values}")
     elif values.device.type == "cpu" and not bool(allowed.all()):
         raise ValueError(f"{name} must be {wanted}; got {values[~allowed][0].item()}")
-
-
-def _any(values) -> bool:
-    return bool(values.any()) if torch.is_tensor(values) and values.device.type == "cpu" else values is True

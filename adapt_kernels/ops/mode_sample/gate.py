@@ -11,22 +11,29 @@ def gated_logits(z, mode_ids, at_mode, bias, temperature, only_modes=True, fast_
     z [N, V] float64 without NaN; at_mode [N] bool; bias [N, M]; temperature [N] > 0; fast_prob [N], NaN = none.
     A row with +inf becomes uniform over its +inf tokens, a row of -inf stays -inf.
     """
-    y = z.clone()
-    if mode_ids:
-        members = mode_members(mode_ids, z.shape[1], z.device)
-        for index, member in enumerate(members):
-            shift = torch.where(at_mode, bias[:, index], 0.0)[:, None]
-            # -inf wins over +inf, as a logit and as a bias: their sum would be NaN.
-            shifted = torch.where((y == _NEG_INF) | (shift == _NEG_INF), _NEG_INF, y + shift)
-            y = torch.where(member, shifted, y)
-        if only_modes:
-            y = torch.where(at_mode[:, None] & ~torch.stack(members).any(0), _NEG_INF, y)
+    y = biased_logits(z, mode_ids, at_mode, bias, only_modes)
     y = settle_infinities(y)
     peak = y.amax(1, keepdim=True)
     y = torch.where(y == _NEG_INF, y, (y - peak) / temperature[:, None])
     if mode_ids and fast_prob is not None:
-        y = _with_exact_probability(y, members[0], at_mode, fast_prob)
+        fast = mode_members(mode_ids, z.shape[1], z.device)[0]
+        y = _with_exact_probability(y, fast, at_mode, fast_prob)
     return y
+
+
+def biased_logits(z, mode_ids, at_mode, bias, only_modes=True) -> torch.Tensor:
+    """z [N, V] without NaN, with bias [N, M] on the mode ids of `at_mode` rows and, if `only_modes`, -inf elsewhere."""
+    if not mode_ids:
+        return z
+    members = mode_members(mode_ids, z.shape[1], z.device)
+    for index, member in enumerate(members):
+        shift = torch.where(at_mode, bias[:, index], 0.0)[:, None].to(z.dtype)
+        # -inf wins over +inf, as a logit and as a bias: their sum would be NaN.
+        shifted = torch.where((z == _NEG_INF) | (shift == _NEG_INF), _NEG_INF, z + shift)
+        z = torch.where(member, shifted, z)
+    if only_modes:
+        z = torch.where(at_mode[:, None] & ~torch.stack(members).any(0), _NEG_INF, z)
+    return z
 
 
 def mode_probs(z, mode_ids) -> torch.Tensor:

@@ -9,7 +9,6 @@ from adapt_kernels.ops.mode_sample.arguments import Rows
 from adapt_kernels.ops.mode_sample.result import ModeSample
 
 _LOGITS_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum LogitsType
-_SIGN = 1 << 63
 
 unavailable_reason = jit.unavailable_reason
 
@@ -61,9 +60,6 @@ def _empty_outputs(count: int, num_modes: int) -> ModeSample:
 
 def _row_arguments(rows: Rows) -> tuple[list, list[torch.Tensor]]:
     """Value and address of each row argument, in the order of the C structure, and the tensors behind the addresses."""
-    seeds = rows.seeds
-    if type(seeds) is int:
-        seeds = (seeds + _SIGN) % (2 * _SIGN) - _SIGN  # the same 64 bits as int64
     pairs, held = [], []
     for value in (
         rows.at_mode,
@@ -71,7 +67,7 @@ def _row_arguments(rows: Rows) -> tuple[list, list[torch.Tensor]]:
         rows.top_k,
         rows.top_p,
         rows.min_p,
-        seeds,
+        rows.seeds,
         rows.step,
         rows.fast_prob,
         rows.forced_tokens,
