@@ -7,7 +7,7 @@ ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal --benchmark-disable
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all demo clean
+.PHONY: help install lint test test-all bench demo clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -16,7 +16,7 @@ install: ## Install both packages in editable form with everything the tests nee
 	$(PYTHON) -m pip install -c constraints-cpu.txt -e '.[test]'
 
 lint: ## Check the code with ruff
-	$(PYTHON) -m ruff check setup.py adapt_kernels python tests
+	$(PYTHON) -m ruff check setup.py adapt_kernels python benchmarks tests
 
 test: lint ## Lint, then run the tests that README and CI run (20 minutes at most on 2 cores)
 	$(PYTEST) -m "not full and not gpu" $(ARGS)
@@ -24,9 +24,15 @@ test: lint ## Lint, then run the tests that README and CI run (20 minutes at mos
 test-all: lint ## Lint, then run every test that needs no GPU, the full matrices too
 	$(PYTEST) -m "not gpu" $(ARGS)
 
+bench: ## Measure everything that runs here (about half an hour); results in benchmarks/results, tables in README
+	for file in benchmarks/bench_*.py; do name=$${file##*/bench_}; \
+	  OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q $$file --benchmark-columns=min,median,rounds \
+	    --benchmark-json=benchmarks/results/$${name%.py}_cpu.json $(ARGS) || exit; done
+	$(PYTHON) benchmarks/report.py
+
 demo: ## Sweep the bias on the shipped checkpoint: accuracy against thinking cost
 	adapt demo
 
 clean: ## Delete build output and tool caches
 	rm -rf build dist *.egg-info python/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
-	find adapt_kernels python tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find adapt_kernels python benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,8 +2,8 @@
 
 import torch
 
-# FRAGMENT: other packages may add ops of their own under this name.
-_LIBRARY = torch.library.Library("adapt_kernels", "FRAGMENT")
+# One library for the whole package; FRAGMENT: ops may also be added elsewhere under this name.
+LIBRARY = torch.library.Library("adapt_kernels", "FRAGMENT")
 
 
 def register(schema: str, implementation, fake, tags=()):
@@ -11,7 +11,7 @@ def register(schema: str, implementation, fake, tags=()):
 
     schema: torch's function schema, e.g. "twice(Tensor x) -> Tensor". fake: the same signature, shapes and dtypes only.
     """
-    name = _LIBRARY.define(schema, tags=tags)
-    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"adapt_kernels::{name}", fake, lib=_LIBRARY)
+    name = LIBRARY.define(schema, tags=tags)
+    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"adapt_kernels::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.adapt_kernels, name).default

@@ -23,7 +23,7 @@ def batch(count, vocab_size=100, dtype=torch.float32, seed=0):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("count", [0, 1, 64, 131])
+@pytest.mark.parametrize("count", [0, 1, 64, 131, 512])
 def test_every_field_has_its_shape_and_dtype(sample, backend, count, dtype):
     if dtype == torch.float64 and backend != "reference":
         pytest.skip("only the reference backend takes float64 logits")
