@@ -3,13 +3,14 @@
 import warnings
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
 
 from adapt_kernels import jit
 
-# Every op's folder has these files.
+# An op's folder has reference.py and those of the others that it is written for.
 _FILES = {"reference": "reference", "native": "native", "triton": "triton_kernel"}
 _FASTEST = {"cpu": "native", "cuda": "triton"}
 
@@ -65,9 +66,16 @@ def backend_module(op: str, backend: str) -> ModuleType:
 
 
 @cache
+def _is_written(op: str, backend: str) -> bool:
+    return find_spec(f"adapt_kernels.ops.{op}.{_FILES[backend]}") is not None
+
+
+@cache
 def _fastest(op: str, device: str) -> ModuleType:
     # Cached, so that there is one warning, and no second look for what was not there.
     name = _FASTEST.get(device, "reference")
+    if not _is_written(op, name):
+        return backend_module(op, "reference")
     try:
         return _runnable(op, name)
     except (BackendError, jit.NativeBuildError) as error:
@@ -82,6 +90,9 @@ def _fastest(op: str, device: str) -> ModuleType:
 
 @cache
 def _runnable(op: str, backend: str) -> ModuleType:
+    if not _is_written(op, backend):
+        written = ", ".join(repr(name) for name in _FILES if _is_written(op, name))
+        raise ValueError(f"{op} has no backend={backend!r}; it has {written}")
     if backend == "native":
         jit.load()
     elif reason := unavailable_reason(backend):

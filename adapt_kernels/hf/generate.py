@@ -10,6 +10,7 @@ from transformers.utils import ModelOutput
 from adapt_kernels.hf.decode_loop import decode
 from adapt_kernels.hf.outputs import GenerateStats
 from adapt_kernels.hf.plan import original_reason
+from adapt_kernels.hf.prompts import ROW_INPUTS, prompt_of_row
 from adapt_kernels.hf.request import ModeRequest, RowRequest
 from adapt_kernels.hf.state import STATES
 
@@ -19,8 +20,9 @@ _ACTIVE: ContextVar["GenerateCall | None"] = ContextVar("adapt_kernels_generate_
 class GenerateCall:
     """State of one running `generate` call."""
 
-    def __init__(self, model, modes, request: ModeRequest):
-        self.model, self.modes, self.request = model, modes, request
+    def __init__(self, model, state, request: ModeRequest):
+        self.model, self.modes, self.request = model, state.modes, request
+        self.recent_lengths = state.recent_lengths
         self.rows: RowRequest | None = None
         self.prompt_modes: torch.Tensor | None = None
         self.prompt_length: int | None = None
@@ -46,7 +48,12 @@ class GenerateCall:
                 f"prompt {row // samples} already ends in the tokens of mode {name!r}, so no mode is left to choose:"
                 " use a chat template that does not prefill it, or leave out mode, mode_bias and fast_prob"
             )
-        self.rows = self.request.spread(batch, samples, config.do_sample or self.request.fast_prob is not None)
+        prompts = None
+        if self.request.mode == "balanced" and samples == 1 and prompt is not None:
+            given = [arguments[name] for name in ROW_INPUTS if arguments.get(name) is not None]
+            prompts = prompt_of_row([tensor for tensor in (prompt, *given) if len(tensor) == batch])
+        random = config.do_sample or self.request.fast_prob is not None
+        self.rows = self.request.spread(batch, samples, random, prompts)
 
     def use_original(self, reason: str) -> None:
         """Take plan "original". Raises ValueError if the request cannot be honoured by it."""
@@ -74,7 +81,17 @@ class ModeGenerate:
     original_class: type
 
     def generate(
-        self, *args, mode=None, mode_bias=None, fast_prob=None, seed=None, rng=None, return_logprobs=False, **kwargs
+        self,
+        *args,
+        mode=None,
+        mode_bias=None,
+        fast_prob=None,
+        seed=None,
+        rng=None,
+        return_logprobs=False,
+        compact_at=0.75,
+        kv_layout="rows",
+        **kwargs,
     ):
         """Hugging Face's `generate`, with control over the mode each row enters.
 
@@ -83,14 +100,19 @@ class ModeGenerate:
         Face's order), or one per prompt.
 
         Args:
-            mode: "auto" (the model chooses), a mode name, "balanced" (each prompt's samples split evenly over the
-                modes, first mode first), or a list of "auto" and names. A name excludes mode_bias and fast_prob.
+            mode: "auto" (the model chooses), a mode name, "balanced" (each prompt's samples, be they returned sequences
+                or equal rows, split evenly over the modes, first mode first), or a list of "auto" and names. A name
+                excludes mode_bias and fast_prob.
             mode_bias: logit units; > 0 favours mode 0. A number, a tensor, or {mode name: number or tensor}.
             fast_prob: exact probability of mode 0, inside (0, 1), at any temperature; drawn even when greedy.
             seed: int (row i draws from `row_seed(seed, i)`), or one per row used as given; one per prompt gives sample
                 j of it `row_seed(seed, j)`. None: one 64-bit seed from torch's default CPU generator.
             rng: None, or "hf" for Hugging Face's own sampler and generator.
             return_logprobs: adds `out.logprobs`, each new token's log-prob after bias and temperature, before filters.
+            compact_at: finished rows leave the batch when at most this share of it is left (plan "full"); at 0 only
+                where KV segments grow. No token depends on it.
+            kv_layout: of plan "full". "rows": every row holds its prompt. "shared": each prompt's KV is stored once and
+                read by all its rows, by `segment_attention`; the model must take attention functions.
             Everything else goes to Hugging Face's `generate`.
 
         Returns what Hugging Face returns; under `return_dict_in_generate=True` with `modes`, `mode_probs` and `stats`
@@ -101,8 +123,10 @@ class ModeGenerate:
         serve (beams, assisted decoding, encoder-decoder ...) together with any of these arguments.
         """
         state = STATES[self]
-        request = ModeRequest(state.modes, mode, mode_bias, fast_prob, seed, rng, bool(return_logprobs))
-        call = GenerateCall(self, state.modes, request)
+        request = ModeRequest(
+            state.modes, mode, mode_bias, fast_prob, seed, rng, bool(return_logprobs), compact_at, kv_layout
+        )
+        call = GenerateCall(self, state, request)
         arguments = _by_name(super().generate, args, kwargs)
         call.plan(self.original_class, _merged_config(self, arguments), arguments)
         with _running(state, call):

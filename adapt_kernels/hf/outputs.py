@@ -10,8 +10,9 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 class GenerateStats:
     """How one `generate` call was computed.
 
-    plan: "sample_only" (Hugging Face's cache and batch, our sampler) or "original" (Hugging Face untouched).
-    reason: why no faster plan was taken.
+    plan: "full" (shared prefill, KV segments, finished rows leave), "sample_only" (Hugging Face's cache and batch, our
+        sampler) or "original" (Hugging Face untouched).
+    reason: why no faster plan was taken; "" under plan "full".
     row_steps: rows x decode forwards computed; row_steps_padded: what the unpatched loop would compute.
     prefill_tokens: prompt positions computed, padding included; kv_bytes_peak: bytes of the cache at its largest.
     The counts are None under plan "original", which is not observed.
@@ -46,14 +47,14 @@ def cache_bytes(cache) -> int:
     parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
     if any(part is not None for part in parts):
         return sum(cache_bytes(part) for part in parts if part is not None)
-    return sum(_tensor_bytes(vars(layer)) for layer in getattr(cache, "layers", []))
+    return sum(tensor_bytes(vars(layer)) for layer in getattr(cache, "layers", []))
 
 
-def _tensor_bytes(value) -> int:
+def tensor_bytes(value) -> int:
     if torch.is_tensor(value):
         return value.numel() * value.element_size()
     if isinstance(value, dict):
-        return sum(map(_tensor_bytes, value.values()))
+        return sum(map(tensor_bytes, value.values()))
     if isinstance(value, (list, tuple)):
-        return sum(map(_tensor_bytes, value))
+        return sum(map(tensor_bytes, value))
     return 0

@@ -105,11 +105,6 @@ def _check_fits(model, modes: Modes) -> None:
                 f"mode {name!r}: token id {outside[0]} is outside the model's vocabulary of {vocab_size};"
                 " after tokenizer.add_special_tokens call model.resize_token_embeddings(len(tokenizer))"
             )
-        if modes[name].kv_tokens is not None:
-            raise ValueError(
-                f"mode {name!r}: kv_tokens={modes[name].kv_tokens} needs a plan with its own KV cache, which"
-                " this version does not have; leave it out"
-            )
 
 
 def _patched_class(original: type) -> type:

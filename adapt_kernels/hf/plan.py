@@ -2,9 +2,18 @@
 
 import hashlib
 import inspect
+import sys
+from collections.abc import Mapping
+from functools import cache
 
+import torch
+from transformers import cache_utils
+from transformers.generation import logits_process as lp
 from transformers.generation.configuration_utils import GenerationMode
-from transformers.generation.utils import GenerationMixin
+from transformers.generation.utils import ALL_CACHE_NAMES, GenerationMixin
+
+from adapt_kernels.hf.batch import cache_of
+from adapt_kernels.hf.prompts import ROW_INPUTS
 
 # Names of Hugging Face's loop that ours is built from.
 _NEEDED = (
@@ -65,3 +74,95 @@ def unknown_loop_warning() -> str | None:
         f"transformers {__version__} has a sampling loop that adapt_kernels was not compared with"
         f" (known: {', '.join(_KNOWN_LOOPS.values())}); check that greedy tokens equal the unpatched model's"
     )
+
+
+# Processors that look at one row at a time and remember nothing about rows, or what `processors.of_rows` selects.
+_ROWWISE_PROCESSORS = (
+    lp.RepetitionPenaltyLogitsProcessor,
+    *(lp.MinLengthLogitsProcessor, lp.MinNewTokensLengthLogitsProcessor, lp.TemperatureLogitsWarper),
+    *(lp.TopPLogitsWarper, lp.TopKLogitsWarper, lp.TopHLogitsWarper, lp.MinPLogitsWarper, lp.TypicalLogitsWarper),
+    *(lp.EpsilonLogitsWarper, lp.EtaLogitsWarper, lp.NoRepeatNGramLogitsProcessor, lp.SequenceBiasLogitsProcessor),
+    *(lp.NoBadWordsLogitsProcessor, lp.ForcedBOSTokenLogitsProcessor, lp.ForcedEOSTokenLogitsProcessor),
+    *(lp.InfNanRemoveLogitsProcessor, lp.ExponentialDecayLengthPenalty, lp.LogitNormalization),
+    *(lp.SuppressTokensAtBeginLogitsProcessor, lp.SuppressTokensLogitsProcessor),
+)
+# Their `reorder_cache` selects rows in every state they hold. Releases differ in which of them they have.
+_REORDERABLE_LAYERS = tuple(
+    getattr(cache_utils, name)
+    for name in (
+        *("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer", "LinearAttentionLayer"),
+        *("LinearAttentionAndFullAttentionLayer", "LinearAttentionAndSlidingWindowAttentionLayer"),
+    )
+    if hasattr(cache_utils, name)
+)
+
+
+def whole_batch_reason(model, call, config, processors, rows: int, model_kwargs) -> str | None:
+    """Why this call must keep Hugging Face's cache and batch ("sample_only"), or None: it can take plan "full"."""
+    if call.request.rng == "hf":
+        return "rng='hf' draws for the whole batch in Hugging Face's order"
+    if model.training and _has_dropout(model):
+        return "the model is in training mode: dropout depends on the whole batch"
+    return (
+        _output_reason(config)
+        or _processor_reason(processors)
+        or _cache_reason(model, config, model_kwargs)
+        or _input_reason(rows, model_kwargs)
+    )
+
+
+def _has_dropout(model) -> bool:
+    # Modeling files keep rates in modules, and pass those of the config to functions.
+    settings = model.config.get_text_config().to_dict()
+    rates = [v for name, v in settings.items() if "drop" in name and isinstance(v, float)]
+    return any(rates) or any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p for m in model.modules())
+
+
+def _output_reason(config) -> str | None:
+    names = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+    asked = [name for name in names if config.return_dict_in_generate and getattr(config, name)]
+    return f"{asked[0]} shows what finished rows compute" if asked else None
+
+
+def _processor_reason(processors) -> str | None:
+    other = [type(processor).__name__ for processor in processors if type(processor) not in _ROWWISE_PROCESSORS]
+    return f"{other[0]} may depend on the place of a row in the batch" if other else None
+
+
+def _cache_reason(model, config, model_kwargs) -> str | None:
+    kv_cache = cache_of(model_kwargs)
+    if not model_kwargs.get("use_cache") or kv_cache is None:
+        return "there is no cache to branch"
+    if getattr(kv_cache, "_is_user_defined", False):
+        return "past_key_values was given: it belongs to the caller"
+    if type(kv_cache) is not cache_utils.DynamicCache or kv_cache.offloading:
+        return f"{type(kv_cache).__name__}, offloaded, quantized or static, keeps its shape"
+    other = [type(layer).__name__ for layer in kv_cache.layers if type(layer) not in _REORDERABLE_LAYERS]
+    if other:
+        return f"cache layers of type {other[0]} are not known to reorder"
+    if model._is_stateful and not _keeps_states_in_cache(type(model)):
+        return f"{model.config.model_type} keeps its state on its modules, out of reach of the cache"
+    if model._valid_auto_compile_criteria(model_kwargs, config):
+        return "the compiled forward needs one batch size"
+    return None
+
+
+def _input_reason(rows: int, model_kwargs) -> str | None:
+    for name, value in model_kwargs.items():
+        if name in ROW_INPUTS and value is not None:
+            known = value.ndim == (3 if name == "inputs_embeds" else 2) and len(value) == rows
+        else:
+            known = name in ALL_CACHE_NAMES or not isinstance(value, (torch.Tensor, list, tuple, Mapping))
+        if not known:
+            return f"model input {name!r} may hold rows in a layout of its own"
+    return None
+
+
+@cache
+def _keeps_states_in_cache(model_class: type) -> bool:
+    for base in model_class.__mro__:
+        module = sys.modules.get(base.__module__)
+        if module is not None and base.__module__.rpartition(".")[2].startswith("modeling_"):
+            source = inspect.getsource(module)
+            return "update_recurrent_state(" in source or "update_conv_state(" in source
+    return False

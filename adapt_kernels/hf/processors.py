@@ -1,8 +1,11 @@
 """Splits Hugging Face's logits processors into those that run as they are and those the sampler does itself."""
 
 import math
+from copy import copy
+from functools import partial
 from typing import NamedTuple
 
+import torch
 from transformers.generation import logits_process as lp
 from transformers.generation.logits_process import LogitsProcessorList
 
@@ -35,6 +38,20 @@ def split(processors: LogitsProcessorList) -> SplitProcessors:
     return SplitProcessors(
         LogitsProcessorList(processors[:first]), LogitsProcessorList(tail), _fused_arguments(tail), temperature
     )
+
+
+def of_rows(processors: LogitsProcessorList, rows) -> LogitsProcessorList:
+    """The same processors for the rows in `rows` [slots] int64; only a repetition penalty keeps a number per row."""
+    return LogitsProcessorList(map(partial(_of_rows, rows=rows), processors))
+
+
+def _of_rows(processor, rows):
+    lengths = getattr(processor, "prompt_ignore_length", None)
+    if type(processor) is not lp.RepetitionPenaltyLogitsProcessor or not torch.is_tensor(lengths):
+        return processor
+    chosen = copy(processor)
+    chosen.prompt_ignore_length = lengths.to(rows.device)[rows]
+    return chosen
 
 
 def _fused_arguments(tail: list) -> dict | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -40,6 +40,8 @@ class ModeRequest:
     seed: object = None
     rng: str | None = None
     return_logprobs: bool = False
+    compact_at: float = 0.75
+    kv_layout: str = "rows"
 
     def __post_init__(self):
         """Everything that can be refused without knowing the batch."""
@@ -56,6 +58,10 @@ class ModeRequest:
         for name in (*named, *(self.mode_bias if isinstance(self.mode_bias, Mapping) else ())):
             if name not in ("auto", "balanced"):
                 self.modes.index(name)
+        if self.kv_layout not in ("rows", "shared"):
+            raise ValueError(f"kv_layout must be 'rows' or 'shared'; got {self.kv_layout!r}")
+        if not isinstance(self.compact_at, Real) or not 0 <= self.compact_at <= 1:
+            raise ValueError(f"compact_at must be a share of rows in [0, 1]; got {self.compact_at!r}")
 
     @property
     def gated(self) -> bool:
@@ -65,12 +71,17 @@ class ModeRequest:
     def given_arguments(self) -> list[str]:
         """Names of the arguments that only a sampling plan of ours can honour."""
         names = ("mode", "mode_bias", "fast_prob", "seed")
-        return [n for n in names if getattr(self, n) is not None] + ["return_logprobs"] * self.return_logprobs
+        return [
+            *(name for name in names if getattr(self, name) is not None),
+            *["return_logprobs"] * self.return_logprobs,
+            *["kv_layout"] * (self.kv_layout == "shared"),
+        ]
 
-    def spread(self, batch: int, samples: int, random: bool) -> RowRequest:
+    def spread(self, batch: int, samples: int, random: bool, prompts=None) -> RowRequest:
         """Per-row values for `batch` prompts with `samples` rows each. Raises ValueError for a wrong row count.
 
-        random: whether anything is drawn; a greedy call leaves torch's generator alone.
+        random: whether anything is drawn; a greedy call leaves torch's generator alone. prompts [batch] int64: equal
+            numbers for equal prompts (see `prompts.prompt_of_row`), or None.
         """
         rows = batch * samples
         bias = torch.zeros(rows, len(self.modes), dtype=torch.float64)
@@ -87,7 +98,7 @@ class ModeRequest:
             outside = fast_prob[~((fast_prob > 0) & (fast_prob < 1))]
             if len(outside):
                 raise ValueError(f"fast_prob must be inside (0, 1); got {outside[0].item()}")
-        forced = self._forced_modes(batch, samples)
+        forced = self._forced_modes(batch, samples, prompts)
         # Last: a refused call must not have moved torch's generator.
         seed = 0 if self.seed is None and not random else self.seed
         seeds = None if self.rng == "hf" else _row_seeds(seed, batch, samples)
@@ -102,10 +113,12 @@ class ModeRequest:
             raise TypeError(f"mode must be 'auto', 'balanced', a mode name or a list of names; got {self.mode!r}")
         return any(name != "auto" for name in self.mode)
 
-    def _forced_modes(self, batch: int, samples: int) -> torch.Tensor:
+    def _forced_modes(self, batch: int, samples: int, prompts) -> torch.Tensor:
         rows = batch * samples
         if self.mode is None or self.mode == "auto":
             return torch.full((rows,), -1)
+        if self.mode == "balanced" and samples == 1 and prompts is not None:
+            return _balanced_groups(len(self.modes), prompts)
         if self.mode == "balanced":
             return _balanced(len(self.modes), samples).repeat(batch)
         if isinstance(self.mode, str):
@@ -119,11 +132,21 @@ def _balanced(num_modes: int, samples: int) -> torch.Tensor:
         raise ValueError(
             f"mode='balanced' splits each prompt's samples over {num_modes} modes:"
             f" num_return_sequences must be at least {max(2, num_modes)}; got {samples}"
+            " (a prompt may also come as so many equal rows)"
         )
     share, extra = divmod(samples, num_modes)
     return torch.repeat_interleave(
         torch.arange(num_modes), torch.tensor([share + (m < extra) for m in range(num_modes)])
     )
+
+
+def _balanced_groups(num_modes: int, prompts) -> torch.Tensor:
+    """The same split for groups that come as equal rows, wherever those stand."""
+    forced = torch.empty_like(prompts)
+    for prompt in prompts.unique():
+        rows = (prompts == prompt).nonzero()[:, 0]
+        forced[rows] = _balanced(num_modes, len(rows))
+    return forced
 
 
 def _per_row(name: str, value, batch: int, samples: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ import warnings
 
 import torch
 
-from adapt_kernels.hf.processors import split
+from adapt_kernels.hf.processors import of_rows, split
 from adapt_kernels.hf.request import RowRequest
 from adapt_kernels.modes import Modes
 from adapt_kernels.ops.mode_sample import (
@@ -18,7 +18,10 @@ from adapt_kernels.ops.mode_sample import (
 
 
 class TokenSelector:
-    """Selection of one `generate` call; `modes` and `mode_probs` are filled in at the gate."""
+    """Selection of one `generate` call; `modes` and `mode_probs` [rows, ...] are filled in at the gate.
+
+    State is kept for all rows in Hugging Face's order; `place` says which of them the logits are for.
+    """
 
     def __init__(self, modes: Modes, request: RowRequest, processors, config, prompt_modes, return_logprobs, device):
         self.definition, self.gated, self.return_logprobs = modes, request.gated, return_logprobs
@@ -37,11 +40,27 @@ class TokenSelector:
         self._on_prefix = self.modes < 0
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
         self._suffixes = suffix_table(modes, device)
+        self._rows, self._slot_seeds, self._head = None, self.seeds, self.processors.head
+
+    def place(self, row_of_slot) -> None:
+        """From now on logits come for these rows, [slots] int64, or None for every row in order."""
+        self._rows = row_of_slot
+        self._slot_seeds = self.seeds if self.seeds is None else self._of_slots(self.seeds)
+        self._head = self.processors.head if row_of_slot is None else of_rows(self.processors.head, row_of_slot)
+
+    def _of_slots(self, per_row):
+        return per_row if self._rows is None else per_row[self._rows]
+
+    def _to_rows(self, per_row, per_slot):
+        """per_row with the entries of the slots replaced."""
+        if self._rows is None:
+            return per_slot
+        return per_row.index_copy(0, self._rows, per_slot)
 
     def __call__(self, step: int, input_ids, logits, alive):
-        """(tokens [rows] int64, scores [rows, V] or None, logprobs [rows] or None) for the logits [rows, V].
+        """(tokens [slots] int64, scores [slots, V] or None, logprobs [slots] or None) for the logits [slots, V].
 
-        alive [rows] bool: rows that ended before the gate have no mode.
+        input_ids [slots, T]. alive [rows] bool: rows that ended before the gate have no mode.
         """
         at_gate = step == self.gate_step
         if step <= self.gate_step:
@@ -49,8 +68,8 @@ class TokenSelector:
         if at_gate:
             self._observe(logits)
         shaped = logits
-        if self.processors.head or self.records:
-            shaped = self.processors.head(input_ids, logits.to(copy=True, dtype=torch.float32))
+        if self._head or self.records:
+            shaped = self._head(input_ids, logits.to(copy=True, dtype=torch.float32))
         forced = self._forced_tokens(step)
         gate = self._gate() if at_gate and self.gated else {}
         tokens, scores, logprobs = self._select(step, input_ids, shaped, gate, forced)
@@ -80,7 +99,7 @@ class TokenSelector:
         if self.greedy and not gate and not self.return_logprobs:
             tokens = (shaped if scores is None else scores).argmax(-1)
             return (tokens if forced is None else torch.where(forced >= 0, forced, tokens)), scores, None
-        drawn = {"seeds": self.seeds, "step": step, "forced_tokens": forced}
+        drawn = {"seeds": self._slot_seeds, "step": step, "forced_tokens": forced}
         if gate:
             sample = mode_sample(shaped, temperature=self._temperature, **gate, **drawn)
         elif scores is not None:
@@ -89,7 +108,7 @@ class TokenSelector:
             sample = mode_sample(shaped, temperature=0.0, **drawn)
         else:
             sample = mode_sample(shaped, **self.processors.fused, **drawn)
-        self._flags |= sample.flags
+        self._note_flags(sample.flags)
         if gate:
             self._refuse_masked_modes((sample.flags & FLAG_EMPTY) != 0)
         logprobs = sample.tempered_logprobs if scores is None else self._tempered(shaped, gate, sample.tokens)
@@ -103,8 +122,8 @@ class TokenSelector:
         return {
             "modes": self.definition,
             "at_mode": True,
-            "mode_bias": None if self.exact else self.bias,
-            "fast_prob": self.fast_prob if self.exact else None,
+            "mode_bias": None if self.exact else self._of_slots(self.bias),
+            "fast_prob": self._of_slots(self.fast_prob) if self.exact else None,
         }
 
     def _scores(self, input_ids, shaped, gate: dict) -> torch.Tensor:
@@ -114,9 +133,8 @@ class TokenSelector:
         z = shaped.double().masked_fill(shaped.isnan(), float("-inf"))
         everywhere = torch.ones(rows, dtype=torch.bool, device=z.device)
         temperature = torch.full((rows,), self._temperature or 1.0, dtype=torch.float64, device=z.device)
-        return gated_logits(
-            z, self.definition.token_ids, everywhere, self.bias, temperature, fast_prob=self.fast_prob
-        ).float()
+        bias, fast_prob = self._of_slots(self.bias), self._of_slots(self.fast_prob)
+        return gated_logits(z, self.definition.token_ids, everywhere, bias, temperature, fast_prob=fast_prob).float()
 
     def _huggingface_draw(self, scores, drawn: bool) -> torch.Tensor:
         if self.greedy and not drawn:
@@ -134,37 +152,54 @@ class TokenSelector:
         """[rows] int64, -1 = draw; None when no row is forced at this step."""
         if not self.gated or step > self.gate_step + self._suffixes.shape[1]:
             return None
+        forced_mode = self._of_slots(self.forced_mode)
         if step < self.gate_step:
-            return torch.full_like(self.forced_mode, self.definition.prefix[step])
+            return torch.full_like(forced_mode, self.definition.prefix[step])
         if step > self.gate_step:
             return self._suffix_tokens(step)
-        ids = torch.tensor([-1 if i is None else i for i in self.definition.token_ids], device=self.forced_mode.device)
-        return torch.where(self.forced_mode >= 0, ids[self.forced_mode.clamp(min=0)], -1)
+        ids = torch.tensor([-1 if i is None else i for i in self.definition.token_ids], device=forced_mode.device)
+        return torch.where(forced_mode >= 0, ids[forced_mode.clamp(min=0)], -1)
 
     def _observe(self, logits) -> None:
-        z = logits.double().masked_fill(logits.isnan(), float("-inf"))
-        own = mode_probs(z, self.definition.token_ids).float()
-        self.mode_probs = torch.where(self._on_prefix[:, None], own, self.mode_probs)
+        ids = self.definition.token_ids
+        if None not in ids:
+            # Only these columns count.
+            logits, ids = logits[:, list(ids)], range(len(ids))
+        own = mode_probs(logits.double().masked_fill(logits.isnan(), float("-inf")), tuple(ids)).float()
+        seen = torch.where(self._of_slots(self._on_prefix)[:, None], own, self._of_slots(self.mode_probs))
+        self.mode_probs = self._to_rows(self.mode_probs, seen)
 
     def _record_modes(self, step: int, tokens, vocab_size: int) -> None:
+        if step > self.gate_step + self._suffixes.shape[1]:
+            return
+        on_prefix, modes = self._of_slots(self._on_prefix), self._of_slots(self.modes)
         if step < self.gate_step:
-            self._on_prefix &= tokens == self.definition.prefix[step]
-        elif step == self.gate_step:
-            selected = selected_modes(tokens, self.definition.token_ids, vocab_size)
-            self.modes = torch.where(self._on_prefix, selected, self.modes)
-        elif step <= self.gate_step + self._suffixes.shape[1]:
+            self._on_prefix = self._to_rows(self._on_prefix, on_prefix & (tokens == self.definition.prefix[step]))
+            return
+        if step == self.gate_step:
+            modes = torch.where(on_prefix, selected_modes(tokens, self.definition.token_ids, vocab_size), modes)
+        else:
             # Unrestricted rows may leave a multi-token mode half way: then they never entered it.
             expected = self._suffix_tokens(step)
-            self.modes = self.modes.masked_fill(self._on_prefix & (expected >= 0) & (tokens != expected), -1)
+            modes = modes.masked_fill(on_prefix & (expected >= 0) & (tokens != expected), -1)
+        self.modes = self._to_rows(self.modes, modes)
+
+    def _note_flags(self, flags) -> None:
+        if self._rows is None:
+            self._flags |= flags
+        else:
+            self._flags[self._rows] |= flags
 
     def _suffix_tokens(self, step: int):
-        after = self._suffixes[self.modes.clamp(min=0).long(), step - self.gate_step - 1]
-        return torch.where(self.modes >= 0, after, -1)
+        modes = self._of_slots(self.modes)
+        after = self._suffixes[modes.clamp(min=0).long(), step - self.gate_step - 1]
+        return torch.where(modes >= 0, after, -1)
 
     def _refuse_masked_modes(self, empty) -> None:
-        masked = empty & (self.forced_mode < 0) & self._on_prefix
+        masked = empty & self._of_slots((self.forced_mode < 0) & self._on_prefix)
         if masked.any():
-            row = int(masked.nonzero()[0])
+            slot = masked.nonzero()[0, 0]
+            row = int(slot if self._rows is None else self._rows[slot])
             raise ValueError(
                 f"row {row}: every mode token has logit -inf, so no mode can be drawn; a logits processor"
                 " (suppress_tokens, bad_words_ids, a grammar ...) bans them. Allow them, or name the mode: mode='...'"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from recorders import RecordingStreamer, forward_calls
+from recorders import CallbackStreamer, RecordingStreamer, forward_calls
 from tiny_models import FAST, SLOW, VOCAB, build, prompts, shared
 
 import adapt_kernels as ak
@@ -171,9 +171,19 @@ def test_nan_logits_count_as_minus_infinity_with_one_warning(settings):
     assert (checked >= VOCAB - 10).all()
 
 
-def test_kv_tokens_need_a_plan_this_version_lacks():
-    with pytest.raises(ValueError, match="mode 'slow': kv_tokens=64 needs a plan with its own KV cache"):
-        ak.patch(build("llama"), ak.Modes(fast=FAST, slow=ak.Mode(SLOW, kv_tokens=64)))
+def test_kv_tokens_that_cannot_fit():
+    modes = ak.Modes(fast=FAST, slow=ak.Mode(SLOW, kv_tokens=10**12))
+    # 2 layers, keys and values, 2 heads of 8 floats.
+    needed = 3 * (10**12 + 4) * 2 * 2 * 2 * 8 * 4
+    drawn = []
+    with ak.patched(build("llama"), modes) as model:
+        with pytest.raises(
+            ValueError, match=rf"kv_tokens={10**12} asks for {needed} bytes .*but \d+ bytes are available"
+        ):
+            model.generate(prompts(3, 4), max_new_tokens=2, streamer=CallbackStreamer(lambda: drawn.append(1)))
+        assert not drawn
+        out = model.generate(prompts(3, 4), max_new_tokens=2, mode="fast", return_dict_in_generate=True)
+    assert out.stats.plan == "full"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every generate feature that plan "sample_only" serves, against the unpatched model's output."""
+"""Every generate feature, against the unpatched model's output, with the plan that must serve it."""
 
 import pytest
 import torch
@@ -18,12 +18,12 @@ def padded_inputs():
     return left_padded(prompts(3, WIDTH), [8, 3, 6])
 
 
-def both(model, call):
-    """call(model) on the unpatched and on the patched model; the latter must take our loop."""
+def both(model, call, plan="full"):
+    """call(model) on the unpatched and on the patched model; the latter must take `plan`."""
     unpatched = call(model)
     with ak.patched(model, MODES):
         patched = call(model)
-        assert ak.last_stats(model).plan == "sample_only"
+        assert ak.last_stats(model).plan == plan
     return unpatched, patched
 
 
@@ -86,6 +86,88 @@ class TestStreamer:
 
         unpatched, patched = both(shared("qwen3"), call)
         assert patched == unpatched
+
+
+class TestCriteria:
+    def test_see_every_row_in_order_though_rows_have_left(self):
+        """Ended rows show pad, in their own place, with the scores Hugging Face passes."""
+
+        def call(model):
+            seen = []
+
+            class Criterion(RowLengths):
+                def __call__(self, input_ids, scores, **kwargs):
+                    seen.append((input_ids.tolist(), scores, input_ids.is_contiguous()))
+                    return super().__call__(input_ids, scores, **kwargs)
+
+            ends = {**GREEDY, "eos_token_id": EOS, "suppress_tokens": [EOS]}
+            criteria = [Criterion(WIDTH, [2, 9, 1, 6, 1, 2])]
+            model.generate(prompts(6, WIDTH), stopping_criteria=criteria, **ends)
+            return seen
+
+        unpatched, patched = both(shared("qwen3"), call)
+        assert patched == unpatched and len(patched) == 9
+
+    def test_a_criterion_that_ends_one_row_of_a_sampled_group(self):
+        def call(model):
+            ends = {"eos_token_id": EOS, "suppress_tokens": [EOS], "max_new_tokens": NEW}
+            criteria = [RowLengths(WIDTH, [1, 9, 3, 9, 2, 2])]
+            arguments = {"do_sample": True, "top_k": 1, "num_return_sequences": 2, **ends}
+            return model.generate(**padded_inputs(), stopping_criteria=criteria, **arguments)
+
+        unpatched, patched = both(shared("qwen3"), call)
+        assert torch.equal(unpatched, patched)
+
+    @pytest.mark.parametrize("penalty", [{"repetition_penalty": 1.6}, {"no_repeat_ngram_size": 2}], ids=str)
+    def test_processors_follow_rows_that_move(self, penalty):
+        def call(model):
+            ends = {"eos_token_id": EOS, "bad_words_ids": [[EOS]], **penalty}
+            criteria = [RowLengths(WIDTH, [2, 9, 4])]
+            return model.generate(**padded_inputs(), stopping_criteria=criteria, **{**GREEDY, **ends})
+
+        unpatched, patched = both(shared("qwen3"), call)
+        assert torch.equal(unpatched, patched)
+
+
+class TestReasons:
+    """What keeps a call off plan "full" is said in the stats."""
+
+    CASES = {
+        "rng='hf' draws for the whole batch": {"rng": "hf"},
+        "output_scores shows what finished rows compute": {"output_scores": True, "return_dict_in_generate": True},
+        "PrefixConstrainedLogitsProcessor may depend on the place": {"prefix_allowed_tokens_fn": lambda row, ids: [9]},
+        "there is no cache to branch": {"use_cache": False},
+        "StaticCache, offloaded, quantized or static": {"cache_implementation": "static"},
+        "past_key_values was given": {"past_key_values": True},
+        "model input 'extra' may hold rows": {"extra": torch.zeros(3)},
+    }
+
+    @pytest.mark.parametrize("reason", CASES)
+    def test_is_named(self, reason):
+        arguments = dict(self.CASES[reason])
+        model = build("llama")
+        if "past_key_values" in arguments:
+            arguments["past_key_values"] = DynamicCache(config=model.config)
+        if "extra" in arguments:
+            # A model whose forward takes more inputs than llama's.
+            model._validate_model_kwargs = lambda kwargs: None
+        with ak.patched(model, MODES):
+            model.generate(**padded_inputs(), **GREEDY, **arguments)
+            stats = ak.last_stats(model)
+        assert stats.plan == "sample_only" and reason in stats.reason
+
+    def test_training_mode(self):
+        # Trainers generate in it; without dropout it makes no difference.
+        for rate, plan in ((0.0, "full"), (0.1, "sample_only")):
+            with ak.patched(build("llama", attention_dropout=rate).train(), MODES) as model:
+                model.generate(**padded_inputs(), **GREEDY)
+                stats = ak.last_stats(model)
+                assert stats.plan == plan and ("dropout" in stats.reason) == (rate > 0)
+
+    def test_position_ids_for_all_rows_at_once(self):
+        arguments = {"input_ids": prompts(3, WIDTH), "position_ids": torch.arange(WIDTH)[None], **GREEDY}
+        unpatched, patched = both(shared("llama"), lambda m: m.generate(**arguments), "sample_only")
+        assert torch.equal(unpatched, patched)
 
 
 class TestInputs:
@@ -152,19 +234,42 @@ class TestRichOutput:
     def test_fields(self, asked):
         model = build("qwen2", attn_implementation="eager")
         arguments = {**padded_inputs(), **GREEDY, "return_dict_in_generate": True, "repetition_penalty": 1.2}
-        theirs, ours = both(model, lambda m: m.generate(**arguments, **dict.fromkeys(asked, True)))
+        plan = "sample_only" if asked else "full"
+        theirs, ours = both(model, lambda m: m.generate(**arguments, **dict.fromkeys(asked, True)), plan)
         assert set(theirs.keys()) <= set(ours.keys())
         for field in ("sequences", "scores", "logits", "attentions", "hidden_states"):
             assert_same(getattr(ours, field), getattr(theirs, field))
 
     def test_returned_cache(self):
-        # Including what is computed from pad after a row's end.
-        arguments = {**padded_inputs(), **GREEDY, "return_dict_in_generate": True, "eos_token_id": 1}
-        criteria = [RowLengths(WIDTH, [3, 8, 5])]
-        theirs, ours = both(shared("llama"), lambda m: m.generate(**arguments, stopping_criteria=criteria))
-        assert type(ours.past_key_values) is type(theirs.past_key_values)
+        arguments = {**padded_inputs(), **GREEDY, "return_dict_in_generate": True}
+        theirs, ours = both(shared("llama"), lambda m: m.generate(**arguments))
+        assert type(ours.past_key_values) is DynamicCache
         for ours_kv, theirs_kv in zip(cached(ours.past_key_values), cached(theirs.past_key_values), strict=True):
             assert_same(ours_kv, theirs_kv)
+
+    @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "qwen3_next", "mamba", "bloom"])
+    @pytest.mark.parametrize("embedded", [False, True])
+    def test_returned_cache_of_rows_that_left(self, architecture, embedded):
+        # Including what Hugging Face computes from pad after a row's end; computed again, so up to rounding.
+        model, inputs = shared(architecture), padded_inputs()
+        if embedded:
+            inputs["inputs_embeds"] = model.get_input_embeddings()(inputs["input_ids"]).detach()
+        ends = {"eos_token_id": EOS, "suppress_tokens": [EOS], "stopping_criteria": [RowLengths(WIDTH, [3, 8, 5])]}
+        arguments = {**inputs, **GREEDY, "return_dict_in_generate": True, **ends}
+        theirs, ours = both(model, lambda m: m.generate(**arguments))
+        assert isinstance(ours.past_key_values, DynamicCache)
+        for ours_layer, theirs_layer in zip(ours.past_key_values.layers, theirs.past_key_values.layers, strict=True):
+            assert type(ours_layer) is type(theirs_layer)
+            states = {k: v for k, v in vars(theirs_layer).items() if torch.is_tensor(v) or isinstance(v, dict)}
+            assert states
+            for name, expected in states.items():
+                ours_state = getattr(ours_layer, name)
+                if name in ("keys", "values"):
+                    # What stands at padding is never read.
+                    real = torch.nn.functional.pad(inputs["attention_mask"], (0, expected.shape[2]), value=1)
+                    real = real[:, WIDTH + 7 - expected.shape[2] : WIDTH + 7, None].unsqueeze(1)
+                    ours_state, expected = ours_state * real, expected * real
+                torch.testing.assert_close(ours_state, expected, rtol=1e-4, atol=1e-4)
 
     def test_per_step_outputs_need_return_dict(self):
         out = both(shared("llama"), lambda m: m.generate(prompts(2, WIDTH), output_scores=True, **GREEDY))
@@ -179,7 +284,7 @@ class TestCaches:
             caches.append(DynamicCache(config=model.config))
             return model.generate(**padded_inputs(), past_key_values=caches[-1], **GREEDY)
 
-        unpatched, patched = both(shared("llama"), call)
+        unpatched, patched = both(shared("llama"), call, "sample_only")
         assert torch.equal(unpatched, patched)
         assert_same(tuple(cached(caches[1])), tuple(cached(caches[0])))
 
@@ -191,7 +296,7 @@ class TestCaches:
 
         # A generated pad would be masked as a prompt's padding.
         no_pad = {**GREEDY, "suppress_tokens": [PAD]}
-        unpatched, patched = both(shared("llama"), call)
+        unpatched, patched = both(shared("llama"), call, "sample_only")
         assert torch.equal(unpatched, patched)
         fresh = shared("llama").generate(patched[:, : WIDTH + NEW + 3], **no_pad)
         assert torch.equal(patched, fresh)
@@ -226,7 +331,7 @@ class TestCaches:
             return model.generate(torch.cat([first, prompts(2, 3)], 1), past_key_values=cache, **no_pad)
 
         no_pad = {**GREEDY, "suppress_tokens": [PAD]}
-        unpatched, patched = both(shared("llama"), call)
+        unpatched, patched = both(shared("llama"), call, "sample_only")
         assert torch.equal(unpatched, patched)
         with ak.patched(shared("llama"), MODES) as model:
             call(model)
@@ -242,7 +347,7 @@ class TestCaches:
     @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mamba", "qwen3_next"])
     def test_no_cache(self, architecture):
         arguments = {"input_ids": prompts(3, WIDTH), **GREEDY, "use_cache": False}
-        unpatched, patched = both(shared(architecture), lambda m: m.generate(**arguments))
+        unpatched, patched = both(shared(architecture), lambda m: m.generate(**arguments), "sample_only")
         assert torch.equal(unpatched, patched)
         with ak.patched(shared(architecture), MODES) as model:
             out = model.generate(**arguments, return_dict_in_generate=True, mode="slow")
@@ -253,7 +358,7 @@ class TestCaches:
         # Twice: a resized or kept static cache would break the second call.
         arguments = {**padded_inputs(), **GREEDY, "cache_implementation": "static"}
         for _ in range(2):
-            unpatched, patched = both(shared(architecture), lambda m: m.generate(**arguments))
+            unpatched, patched = both(shared(architecture), lambda m: m.generate(**arguments), "sample_only")
             assert torch.equal(unpatched, patched)
 
     def test_static_cache_stats(self):
@@ -262,6 +367,18 @@ class TestCaches:
             stats = ak.last_stats(model)
         assert type(stats.prefill_tokens) is int and stats.prefill_tokens == 3 * WIDTH
         assert stats.kv_bytes_peak >= 2 * 2 * 3 * 2 * 8 * 4 * (WIDTH + NEW - 1)
+
+    def test_continuation_of_rows_that_left(self):
+        def call(model):
+            ends = {"eos_token_id": EOS, "suppress_tokens": [EOS], "stopping_criteria": [RowLengths(WIDTH, [3, 8, 5])]}
+            first = model.generate(prompts(3, WIDTH), return_dict_in_generate=True, **{**GREEDY, **ends})
+            longer = torch.cat([first.sequences, prompts(3, 3, seed=5)], 1)
+            mask = torch.ones_like(longer)
+            arguments = {"attention_mask": mask, "past_key_values": first.past_key_values, **GREEDY}
+            return model.generate(longer, **arguments)
+
+        unpatched, patched = both(shared("llama"), call, "sample_only")
+        assert torch.equal(unpatched, patched)
 
     def test_sampled_continuation_with_huggingface_generator(self):
         def call(model, **ours):

@@ -103,7 +103,7 @@ def test_a_wrapper_is_patched_at_its_base_model():
     assert type(wrapper) is Adapter
     assert (greedy(wrapper, mode="slow")[:, WIDTH] == SLOW).all()
     assert ak.last_stats(wrapper) is ak.last_stats(wrapper.base)
-    assert ak.last_stats(wrapper).plan == "sample_only"
+    assert ak.last_stats(wrapper).plan == "full"
     ak.unpatch(wrapper)
     assert type(wrapper.base) is LlamaForCausalLM
     with ak.patched(wrapper, MODES) as same:

@@ -109,16 +109,25 @@ class TestStats:
     def test_counts(self):
         out = generate(prompts(3, WIDTH), num_return_sequences=2)
         stats = dataclasses.asdict(out.stats)
-        assert stats["plan"] == "sample_only" and len(stats["reason"].split()) > 3
+        assert stats["plan"] == "full" and stats["reason"] == ""
         assert stats["row_steps"] == stats["row_steps_padded"] == 6 * (NEW - 1)
-        assert stats["prefill_tokens"] == 6 * WIDTH
-        # 2 layers, keys and values, 2 heads of 8 floats; the last token is never fed back.
-        assert stats["kv_bytes_peak"] == 2 * 2 * 6 * 2 * 8 * 4 * (WIDTH + NEW - 1)
+        assert stats["prefill_tokens"] == 3 * WIDTH
+        # 2 layers, keys and values, 2 heads of 8 floats; the last token is never fed back. While the prompts become
+        # rows, one tensor exists twice.
+        position = 2 * 8 * 4
+        assert stats["kv_bytes_peak"] == position * (4 * 6 * (WIDTH + NEW - 1) + 3 * WIDTH)
         assert all(type(stats[name]) is int for name in ("row_steps", "prefill_tokens", "kv_bytes_peak"))
 
-    def test_rows_that_end_early_are_still_computed(self):
+    def test_counts_of_the_whole_batch(self):
+        out = generate(prompts(3, WIDTH), num_return_sequences=2, rng="hf")
+        assert out.stats.plan == "sample_only" and "rng='hf'" in out.stats.reason
+        assert out.stats.row_steps == out.stats.row_steps_padded == 6 * (NEW - 1)
+        assert out.stats.prefill_tokens == 6 * WIDTH
+        assert out.stats.kv_bytes_peak == 2 * 2 * 6 * 2 * 8 * 4 * (WIDTH + NEW - 1)
+
+    def test_rows_that_end_early_are_not_computed(self):
         out = generate(prompts(3, WIDTH), eos_token_id=1, stopping_criteria=[RowLengths(WIDTH, [1, 5, 2])])
-        assert out.stats.row_steps == 3 * 4
+        assert out.stats.row_steps == 2 + 1 + 1 + 1 and out.stats.row_steps_padded == 3 * 4
 
     def test_padding_counts_as_prefill(self):
         inputs = left_padded(prompts(2, WIDTH), [2, 6])
@@ -137,7 +146,7 @@ class TestStats:
         assert ak.last_stats(patched_llama) is None
         patched_llama.generate(prompts(2, WIDTH), max_new_tokens=3, eos_token_id=None)
         first = ak.last_stats(patched_llama)
-        assert first.plan == "sample_only" and first.row_steps == 2 * 2
+        assert first.plan == "full" and first.row_steps == 2 * 2
         patched_llama.generate(prompts(2, WIDTH), max_new_tokens=3, num_beams=2, eos_token_id=None)
         assert ak.last_stats(patched_llama).plan == "original"
 

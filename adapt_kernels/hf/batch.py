@@ -1,0 +1,239 @@
+"""Which rows of a call are computed, in which slot of the batch, on which KV."""
+
+from contextlib import nullcontext
+
+import torch
+from transformers.generation.utils import ALL_CACHE_NAMES
+
+from adapt_kernels.hf.allotment import Allotment
+from adapt_kernels.hf.outputs import cache_bytes
+from adapt_kernels.hf.prompts import ROW_INPUTS, first_rows, prompt_of_row, select_rows
+from adapt_kernels.hf.rebuilt_cache import RebuiltCache, rebuild
+from adapt_kernels.hf.segments import KVLedger, SegmentedLayer, bytes_per_position, other_bytes, segment
+from adapt_kernels.hf.shared_prompts import PromptRows, SharedPromptLayer, reading_segments, shared_layout_reason
+from adapt_kernels.ops.branch import branch
+
+
+class WholeBatch:
+    """Plan "sample_only": every row in Hugging Face's order and cache, to the end."""
+
+    plan = "sample_only"
+
+    def __init__(self, model, config, input_ids, model_kwargs):
+        self._model, self._config, self.kwargs, self._rows = model, config, model_kwargs, len(input_ids)
+        self.row_of_slot = None  # every row, in order
+        self.row_steps = self.prefill_tokens = 0
+
+    def prefill(self, input_ids):
+        """The model's outputs for the prompts."""
+        past = cached_tokens(self.kwargs)
+        outputs = self._model._prefill(input_ids, self._config, self.kwargs, is_first_iteration=True)
+        width = _prefill_width(input_ids, self.kwargs, cached_tokens(outputs) - past)
+        self.prefill_tokens = len(input_ids) * width
+        return outputs
+
+    def row_logits(self, outputs, device):
+        """[slots, V]: the logits of the last position."""
+        return outputs.logits[:, -1].to(device)
+
+    def take(self, per_row):
+        """The entries of the slots, from a tensor over all rows."""
+        return per_row
+
+    def spread(self, per_slot, elsewhere):
+        """[rows] from [slots] (None stays None); `elsewhere`, a number or a scalar tensor, for rows that have left."""
+        return per_slot
+
+    def attention(self):
+        """A context in which the model's attention reads this batch's KV."""
+        return nullcontext()
+
+    def abandon(self) -> None:
+        """The call failed: give back what it holds."""
+
+    def advance(self, ends, modes, at_mode: bool) -> bool:
+        """Before the next forward: let rows leave. True if slots changed; at_mode: modes [rows] were just drawn."""
+        self.row_steps += self._rows
+        return False
+
+    def close(self, sequences, return_cache: bool):
+        """(cache to return or None, its peak bytes)."""
+        cache = cache_of(self.kwargs)
+        return cache, cache_bytes(cache)
+
+
+class BranchedBatch(WholeBatch):
+    """Plan "full": one prefill per distinct prompt, slots ordered by mode, KV in segments, finished rows leave."""
+
+    plan = "full"
+
+    def __init__(self, model, config, input_ids, model_kwargs, call, most_new: int):
+        super().__init__(model, config, input_ids, model_kwargs)
+        self._prompt_length, self._compact_at = input_ids.shape[1], call.request.compact_at
+        inputs = [model_kwargs[name] for name in ROW_INPUTS if model_kwargs.get(name) is not None]
+        self._prompts = prompt_of_row([*inputs, input_ids], config.num_return_sequences or 1)
+        self._first = first_rows(self._prompts)
+        self._prompt_kwargs = {n: v for n, v in model_kwargs.items() if n not in ALL_CACHE_NAMES}
+        self._allotment = Allotment(call.modes, call.recent_lengths, self._kept_prompt(), most_new - 1)
+        self._forced_mode, self._ledger, self._peak = call.rows.forced_mode, KVLedger(), 0
+        self._shared, self._expanded = len(self._first) < self._rows, False
+        self._slots = torch.arange(self._rows)  # the row of each slot, on the CPU
+        self._device = input_ids.device
+
+    def prefill(self, input_ids):
+        if self._shared:
+            self.kwargs = select_rows(self.kwargs, self._first)
+            input_ids = input_ids[self._first.to(self._device)]
+        outputs = super().prefill(input_ids)
+        cache = cache_of(outputs)
+        self._allotment.check_memory(self._forced_mode, bytes_per_position(cache), self._device)
+        segment(cache, self._layer)
+        return outputs
+
+    def _layer(self, plain):
+        return SegmentedLayer(plain, self._ledger, self._allotment)
+
+    def row_logits(self, outputs, device):
+        logits = super().row_logits(outputs, device)
+        return logits[self._prompts.to(device)] if self._shared and not self._expanded else logits
+
+    def take(self, per_row):
+        return per_row if self.row_of_slot is None else per_row[self.row_of_slot]
+
+    def spread(self, per_slot, elsewhere):
+        if self.row_of_slot is None or per_slot is None:
+            return per_slot
+        full = per_slot.new_empty(self._rows)
+        full[...] = elsewhere
+        return full.index_copy_(0, self.row_of_slot, per_slot)
+
+    def advance(self, ends, modes, at_mode: bool) -> bool:
+        """Rows are made of prompts at the first step, ordered at the mode step, compacted afterwards where it pays."""
+        self._observe_bytes()
+        gone = ends.gone.cpu()
+        if self._expanded and not at_mode:
+            changed = self._compact(gone)
+        else:
+            changed = True
+            self._branch(modes, gone)
+            self._observe_bytes()
+        self.row_steps += len(self._slots)
+        return changed
+
+    def close(self, sequences, return_cache: bool):
+        self._observe_bytes()
+        cache = cache_of(self.kwargs)
+        if not return_cache:
+            release(cache)
+            return None, self._peak
+        if len(self._slots) == self._rows:
+            self._place(torch.arange(self._rows), self._slots.argsort() if self._expanded else self._prompts)
+            cache.layers = [x.detach() if isinstance(x, SegmentedLayer) else x for x in cache.layers]
+            return cache, self._peak
+        release(cache)
+        name = next(name for name in ALL_CACHE_NAMES if self.kwargs.get(name) is cache)
+        arguments = (self._model, self._config, self._prompt_kwargs, name, self._prompt_length, sequences)
+        return RebuiltCache(lambda: rebuild(*arguments)), self._peak
+
+    def abandon(self) -> None:
+        if (cache := cache_of(self.kwargs)) is not None:
+            release(cache)
+
+    def _branch(self, modes, gone) -> None:
+        """Longest allotment first, finished rows out."""
+        rows, device = self._slots, modes.device
+        vectors = (modes[rows.to(device)], self._prompts[rows].to(device), self._allotment.kv_tokens.to(device))
+        order = branch(*vectors, len(self._first), ~gone[rows].to(device)).order.cpu()
+        order = order[: int((~gone[rows]).sum())]
+        self._allotment.reserve(modes.cpu()[rows[order]].unique().tolist())
+        self._place(rows[order], order if self._expanded else self._prompts[order])
+        self._expanded = True
+
+    def _kept_prompt(self) -> int:
+        """Prompt positions that every row holds for itself."""
+        return self._prompt_length
+
+    def _compact(self, gone) -> bool:
+        staying = ~gone[self._slots]
+        living, slots = int(staying.sum()), len(self._slots)
+        if living == slots or not (living <= self._compact_at * slots or self._is_full()):
+            return False
+        index = torch.arange(living)
+        # Holes are filled from the tail, so that in-place segments copy as few rows as possible.
+        index[~staying[:living]] = living + staying[living:].nonzero()[:, 0]
+        self._place(self._slots[index], index)
+        return True
+
+    def _place(self, rows, source) -> None:
+        """rows: the row of each new slot; source: the old slot, or the prompt, that it comes from."""
+        old_size = len(self._slots) if self._expanded else len(self._first)
+        if not torch.equal(source, torch.arange(old_size)):
+            cache_of(self.kwargs).reorder_cache(source.to(self._device))
+            self.kwargs = select_rows(self.kwargs, source)
+        self._slots = rows
+        self.row_of_slot = None if torch.equal(rows, torch.arange(self._rows)) else rows.to(self._device)
+
+    def _is_full(self) -> bool:
+        """Whether the next token makes the segments grow: the last moment to let rows leave for free."""
+        layers = (x for x in cache_of(self.kwargs).layers if isinstance(x, SegmentedLayer))
+        return any(layer.get_seq_length() == layer.capacity for layer in layers)
+
+    def _observe_bytes(self) -> None:
+        self._peak = max(self._peak, self._ledger.recent_peak() + other_bytes(cache_of(self.kwargs)))
+
+
+class SharedPromptBatch(BranchedBatch):
+    """Plan "full" with layout "shared": each prompt's KV is stored once."""
+
+    def __init__(self, model, config, input_ids, model_kwargs, call, most_new: int):
+        mask = model_kwargs.get("attention_mask")
+        if (reason := shared_layout_reason(model, mask)) is not None:
+            raise ValueError(
+                f"kv_layout='shared' cannot serve this call: {reason}. Change that, or leave kv_layout out"
+            )
+        super().__init__(model, config, input_ids, model_kwargs, call, most_new)
+        first = self._first.to(self._device)
+        starts = None if mask is None else (mask[first] == 0).sum(1)
+        self._prompt_rows = PromptRows(len(first), starts)
+
+    def attention(self):
+        return reading_segments(self._model)
+
+    def _layer(self, plain):
+        return SharedPromptLayer(plain, self._ledger, self._allotment, self._prompt_rows)
+
+    def _kept_prompt(self) -> int:
+        return 0
+
+    def _place(self, rows, source) -> None:
+        super()._place(rows, source)
+        self._prompt_rows.place(self._prompts[rows].to(self._device))
+
+
+def cache_of(holder):
+    """The cache in model inputs or outputs, or None."""
+    return next((holder[name] for name in ALL_CACHE_NAMES if holder.get(name) is not None), None)
+
+
+def cached_tokens(holder) -> int:
+    """Positions in the cache of model inputs or outputs; 0 for one that keeps no length."""
+    cache = cache_of(holder)
+    try:
+        return int(cache.get_seq_length()) if cache is not None else 0
+    except ValueError:  # only linear-attention layers
+        return 0
+
+
+def release(cache) -> None:
+    """Give back every segment."""
+    for layer in cache.layers:
+        if isinstance(layer, SegmentedLayer):
+            layer.release()
+
+
+def _prefill_width(input_ids, model_kwargs, cached: int) -> int:
+    if cached > 0:
+        return cached
+    # No cache, or one without a length: the prompt was computed as it came.
+    embeds = model_kwargs.get("inputs_embeds")
+    return input_ids.shape[1] if embeds is None else embeds.shape[1]

@@ -1,0 +1,48 @@
+"""When a row ends: stopping criteria and its mode's max_new_tokens, and what it shows afterwards."""
+
+import torch
+
+
+class RowEnds:
+    """`alive` [rows] bool: rows that still decode. All vectors are over all rows, in Hugging Face's order."""
+
+    def __init__(self, modes, stopping_criteria, config, rows: int, device):
+        self._criteria = stopping_criteria
+        # Hugging Face pads ended rows only when a criterion has an EOS id; without one they keep their tokens.
+        self._pads_all = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+        self.pad_token = config._pad_token_tensor
+        self.alive = torch.ones(rows, dtype=torch.bool, device=device)
+        self._lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        limits = [modes[name].max_new_tokens for name in modes]
+        self._limits = None
+        if any(limits):
+            if self.pad_token is None:
+                raise ValueError("Mode.max_new_tokens needs a pad token for rows that end early: pass pad_token_id=...")
+            # Index -1 (no mode) reads the last entry: no limit.
+            unlimited = torch.iinfo(torch.int64).max
+            self._limits = torch.tensor([limit or unlimited for limit in limits] + [unlimited], device=device)
+        self._capped = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    @property
+    def gone(self) -> torch.Tensor:
+        """[rows] bool: rows that show nothing but pad from now on, so that nobody needs their forwards."""
+        return ~self.alive if self._pads_all else self._capped & ~self.alive
+
+    def lengths(self, chosen) -> list[int]:
+        """New tokens of the chosen [rows] bool rows that have ended."""
+        return self._lengths[chosen & ~self.alive].tolist()
+
+    def pad(self, tokens):
+        """[rows] tokens, pad where a row is gone."""
+        if self._pads_all or self._limits is not None:
+            return torch.where(self.gone, self.pad_token.to(tokens.device), tokens)
+        return tokens
+
+    def update(self, input_ids, scores, modes, new_tokens: int) -> None:
+        """Take the rows out that end with the last token of `input_ids` [rows, T]."""
+        self._lengths += self.alive
+        self.alive = self.alive & ~self._criteria(input_ids, scores)
+        if self._limits is not None:
+            over = new_tokens >= self._limits[modes.long()]
+            self._capped = self._capped | over
+            self.alive = self.alive & ~over

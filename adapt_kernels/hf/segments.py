@@ -1,0 +1,150 @@
+"""The KV cache of plan "full": prompt, early and late segments of every row, written in place.
+
+Rows of one call always have the same length, so the segments of a layer lie in one buffer per tensor,
+[slots, heads, capacity, head_dim]: the prompt, then `early` positions for every row, then late ones for the rows still
+alive when the early ones are full. A row that leaves gives its slot to one from the tail: nothing is reallocated until
+the buffer grows.
+"""
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+from adapt_kernels.hf.outputs import tensor_bytes
+
+
+class KVLedger:
+    """Counts the bytes of all segments of one call: `live_bytes` now, `peak_bytes` at most."""
+
+    def __init__(self):
+        self.live_bytes = self.peak_bytes = self._recent_peak = 0
+
+    def recent_peak(self) -> int:
+        """The most bytes since this was last asked."""
+        peak, self._recent_peak = self._recent_peak, self.live_bytes
+        return peak
+
+    def allocate(self, like, shape) -> torch.Tensor:
+        """An uninitialised tensor on the device and with the dtype of `like`."""
+        return self.adopt(like.new_empty(shape))
+
+    def adopt(self, tensor) -> torch.Tensor:
+        """Count a contiguous tensor that exists already."""
+        self.live_bytes += tensor.untyped_storage().nbytes()
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self._recent_peak = max(self._recent_peak, self.live_bytes)
+        return tensor
+
+    def release(self, tensor) -> None:
+        """Stop counting it; the caller drops its last reference."""
+        self.live_bytes -= tensor.untyped_storage().nbytes()
+
+
+class SegmentedLayer(DynamicLayer):
+    """A `DynamicLayer` whose `update` writes in place; made from one that holds the prompts of a call.
+
+    `reorder_cache` takes any index: shorter (rows leave), repeated (a prompt becomes its samples), permuted.
+    """
+
+    def __init__(self, layer: DynamicLayer, ledger: KVLedger, allotment):
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
+        self._ledger, self._allotment = ledger, allotment
+        self._length, self._slots = layer.keys.shape[-2], len(layer.keys)
+        self._buffers = [ledger.adopt(layer.keys.contiguous()), ledger.adopt(layer.values.contiguous())]
+        self._narrow()
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Write [slots, heads, q, head_dim] behind the last position; returns views of all positions so far."""
+        start, self._length = self._length, self._length + key_states.shape[-2]
+        if self._length > self._room:
+            self._rebuild(torch.arange(self._slots), self._allotment.capacity(self._length))
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[: self._slots, :, start : self._length] = states
+        self._narrow()
+        return self.keys, self.values
+
+    @property
+    def capacity(self) -> int:
+        """Positions per row that there is room for."""
+        return self._room
+
+    @property
+    def _room(self) -> int:
+        return self._buffers[0].shape[-2]
+
+    def get_seq_length(self) -> int:
+        return self._length
+
+    def reorder_cache(self, beam_idx) -> None:
+        index = beam_idx.cpu()
+        moved = (index != torch.arange(len(index))).nonzero()[:, 0]
+        # Rows from beyond the new end fill holes before it: no row is both read and written.
+        if len(index) <= self._slots and bool((index[moved] >= len(index)).all()):
+            for buffer in self._buffers:
+                used = buffer[:, :, : self._length]
+                used[moved] = used[index[moved]]
+        else:
+            self._rebuild(index, max(self._room, self._allotment.capacity(self._length)))
+        self._slots = len(index)
+        self._narrow()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self._length -= abs(tokens_to_remove)
+        self._narrow()
+
+    def release(self) -> None:
+        """Give the segments back; the layer is empty afterwards."""
+        for buffer in self._buffers:
+            self._ledger.release(buffer)
+        self._buffers, self.keys, self.values, self.is_initialized, self._length = [], None, None, False, 0
+
+    def detach(self) -> DynamicLayer:
+        """A plain `DynamicLayer` with the same positions; this layer is empty afterwards."""
+        layer = DynamicLayer()
+        layer.lazy_initialization(self.keys, self.values)
+        layer.keys, layer.values = self.keys, self.values
+        self.release()
+        return layer
+
+    def _rebuild(self, index, capacity: int) -> None:
+        self.keys = self.values = None
+        for i, old in enumerate(self._buffers):
+            new = self._ledger.allocate(old, (len(index), old.shape[1], capacity, old.shape[3]))
+            # Positions that are about to be written may lie beyond the old buffer.
+            filled = min(self._length, old.shape[2])
+            for source, target in _runs(index):
+                new[target, :, :filled] = old[source, :, :filled]
+            self._buffers[i] = new
+            self._ledger.release(old)
+
+    def _narrow(self) -> None:
+        self.keys, self.values = (buffer[: self._slots, :, : self._length] for buffer in self._buffers)
+
+
+def _runs(index) -> list[tuple[slice, slice]]:
+    """(old rows, new rows) slices that copy `index` without a gathered temporary."""
+    if torch.equal(index, torch.arange(len(index))):
+        return [(slice(0, len(index)), slice(0, len(index)))]
+    rows, counts = torch.unique_consecutive(index, return_counts=True)
+    ends = counts.cumsum(0)
+    triples = zip(rows.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True)
+    return [(slice(row, row + 1), slice(start, end)) for row, start, end in triples]
+
+
+def bytes_per_position(cache) -> int:
+    """Bytes one row needs for one position in the layers that segments will hold."""
+    layers = [layer for layer in cache.layers if type(layer) is DynamicLayer and layer.is_initialized]
+    tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+    return sum(tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in tensors)
+
+
+def segment(cache, make_layer) -> None:
+    """Replace the plain layers of a cache that holds the prompts; sliding, linear and other layers stay as they are."""
+    for i, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer and layer.is_initialized and layer.keys.numel():
+            cache.layers[i] = make_layer(layer)
+
+
+def other_bytes(cache) -> int:
+    """Bytes of the layers that are not segmented."""
+    return sum(tensor_bytes(vars(layer)) for layer in cache.layers if not isinstance(layer, SegmentedLayer))

@@ -1,0 +1,98 @@
+"""segment_attention on Triton: one launch per segment, one to merge.
+
+`attend` gives each program a group of rows, a KV head, a block of that group's queries (rows x heads per KV head) and a
+split of the segment's positions: the queries form a matrix tile, so that a prompt is read once for all its samples. It
+leaves a maximum, a sum and a weighted sum of values per query and split. `merge` adds the splits of all segments and
+the sink, in one fixed order. Nothing depends on the other rows of the batch but which tile a query stands in.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+try:
+    import triton
+
+    from adapt_kernels.ops.segment_attention.triton_attend import attend, merge
+except ModuleNotFoundError:
+    triton = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tile sizes, powers of two, for 16-bit tensors; halved for float32. split_positions is what one program reads."""
+
+    queries: int = 64
+    positions: int = 64
+    split_positions: int = 512
+    warps: int = 4
+
+
+_DEFAULT = Config()
+
+
+def unavailable_reason() -> str | None:
+    """None if this backend can run here, else why not and what to do."""
+    if triton is None:
+        return "Triton is not installed (pip install triton)"
+    if triton.knobs.runtime.interpret:
+        return None
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except RuntimeError as error:
+        return f"Triton finds no GPU driver ({error})"
+    return None
+
+
+def segment_attention(query, segments, scale, starts, window, softcap, sinks, config: Config = _DEFAULT):
+    """See `adapt_kernels.ops.segment_attention.segment_attention`."""
+    if query.dtype == torch.float64:
+        raise ValueError("query must be float32, bfloat16 or float16 here; float64 needs backend='reference'")
+    rows, heads, _ = query.shape
+    value_size = segments[0].values.shape[3]
+    out = torch.empty(rows, heads, value_size, dtype=query.dtype, device=query.device)
+    if rows == 0:
+        return out
+    splits = [triton.cdiv(segment.keys.shape[2], config.split_positions) for segment in segments]
+    values = torch.empty(rows, heads, sum(splits), value_size, dtype=torch.float32, device=query.device)
+    maxima, sums = torch.empty(2, rows, heads, sum(splits), dtype=torch.float32, device=query.device)
+    parts = (values, maxima, sums, sum(splits))
+    total = sum(segment.keys.shape[2] for segment in segments)
+    mask = (starts, 0 if window is None else max(total - window, 0), scale, softcap or 0.0)
+    with torch.cuda.device(query.device) if query.device.type == "cuda" else nullcontext():
+        offset = split = 0
+        for segment, count in zip(segments, splits, strict=True):
+            if count:
+                _launch_attend(query, segment, offset, split, count, parts, mask, config)
+            offset, split = offset + segment.keys.shape[2], split + count
+        merge[(rows * heads,)](
+            *(*parts, sinks, heads, out, value_size),
+            SPLITS=triton.next_power_of_2(sum(splits)),
+            SIZE=triton.next_power_of_2(value_size),
+        )
+    return out
+
+
+def _launch_attend(query, segment, offset, split, count, parts, mask, config) -> None:
+    keys, values, groups = segment
+    rows, heads, size = query.shape
+    share = heads // keys.shape[1]
+    largest = 1 if groups is None else groups.largest
+    halving = 2 if query.dtype == torch.float32 else 1
+    tile = min(config.queries // halving, max(16, triton.next_power_of_2(largest * share)))
+    order, first = (None, None) if groups is None else (groups.order, groups.first)
+    number = rows if groups is None else len(keys)
+    grid = (number, keys.shape[1] * triton.cdiv(largest * share, tile), count)
+    attend[grid](
+        *(query, query.stride(0), query.stride(1), size, share, heads),
+        *(keys, *keys.stride()[:3], values, *values.stride()[:3], values.shape[3], keys.shape[2]),
+        *(order, first, offset, *mask, *parts, split, config.split_positions, keys.shape[1]),
+        QUERIES=tile,
+        POSITIONS=config.positions // halving,
+        SIZE=max(16, triton.next_power_of_2(size)),
+        VALUE_SIZE=max(16, triton.next_power_of_2(values.shape[3])),
+        # The interpreter computes with the bits of 16-bit floats: there products are float32 throughout.
+        UPCAST=bool(triton.knobs.runtime.interpret),
+        num_warps=config.warps if tile * size <= 4096 else 2 * config.warps,
+    )

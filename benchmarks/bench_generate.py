@@ -1,0 +1,106 @@
+"""A whole `generate` call, patched and unpatched, in CPU time of the process with one thread.
+
+    python -m pytest benchmarks/bench_generate.py --benchmark-json=benchmarks/results/generate_cpu.json
+
+The model is a Qwen2 of random weights (hidden 256, 4 layers, 4 heads, 2 KV heads); rows end by a criterion, so that
+their lengths are known. Peers: the unpatched model with Hugging Face's dynamic and static cache. Read ratios within one
+run. `-k "not sampled"` leaves out the longest: unpatched sampling sorts the vocabulary for every row.
+"""
+
+import platform
+import time
+
+import pytest
+import torch
+import transformers
+from transformers import Qwen2Config, Qwen2ForCausalLM, StoppingCriteria
+
+import adapt_kernels as ak
+
+EOS = 1
+MODES = ak.Modes(fast=5, slow=6)
+SAMPLED = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.95}
+GREEDY = {"do_sample": False}
+PLANS = {
+    "patched": {},
+    "unpatched": {},
+    "unpatched-static": {"cache_implementation": "static", "disable_compile": True},
+}
+
+
+class RowLengths(StoppingCriteria):
+    """Row i ends after `lengths[i]` new tokens."""
+
+    def __init__(self, prompt_length: int, lengths):
+        self._ends = torch.tensor(lengths) + prompt_length
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return input_ids.shape[1] >= self._ends
+
+
+def mixed(vocab_size, short, long, **sampling):
+    """56 rows of `short` new tokens and 8 of `long`, prompts of 32."""
+    lengths = [short] * 56 + [long] * 8
+    ends = {"stopping_criteria": [RowLengths(32, lengths)], "max_new_tokens": long, "eos_token_id": EOS}
+    return vocab_size, {"input_ids": ids(64, 32), **ends, **sampling}
+
+
+def group(prompt_length, new_tokens, **sampling):
+    """4 prompts with 16 samples each."""
+    ends = {"num_return_sequences": 16, "max_new_tokens": new_tokens, "eos_token_id": None}
+    return 151936, {"input_ids": ids(4, prompt_length), **ends, **sampling}
+
+
+def single(vocab_size, **sampling):
+    """One row, 100 new tokens: nothing to save."""
+    return vocab_size, {"input_ids": ids(1, 32), "max_new_tokens": 100, "eos_token_id": None, **sampling}
+
+
+def ids(rows, length):
+    return torch.randint(10, 1000, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+WORKLOADS = {
+    "single-greedy": lambda: single(32000, **GREEDY),
+    "group-512": lambda: group(512, 16, **SAMPLED),
+    "group-2048": lambda: group(2048, 16, **SAMPLED),
+    "mixed-20-400-greedy": lambda: mixed(151936, 20, 400, **GREEDY),
+    "mixed-20-60-sampled": lambda: mixed(151936, 20, 60, **SAMPLED),
+    "mixed-20-400-sampled": lambda: mixed(151936, 20, 400, **SAMPLED),
+}
+ROUNDS = {"single-greedy": 7}
+
+
+def build(vocab_size):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
+    ends = {"pad_token_id": 0, "eos_token_id": EOS, "bos_token_id": 2, "tie_word_embeddings": True}
+    config = Qwen2Config(vocab_size=vocab_size, num_key_value_heads=2, max_position_embeddings=4096, **sizes, **ends)
+    return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.benchmark(timer=time.process_time)
+def test_generate(benchmark, workload, plan):
+    torch.set_num_threads(1)
+    vocab_size, call = WORKLOADS[workload]()
+    model = build(vocab_size)
+    if plan == "patched":
+        ak.patch(model, MODES)
+    # The native sampler compiles on first use.
+    model.generate(**{**call, "max_new_tokens": 2, "stopping_criteria": None}, **PLANS[plan])
+    rounds = ROUNDS.get(workload, 1)
+    torch.manual_seed(0)
+    benchmark.group = workload
+    out = benchmark.pedantic(lambda: model.generate(**call, **PLANS[plan]), rounds=rounds, iterations=1)
+    new = int((out[:, call["input_ids"].shape[1] :] != 0).sum())
+    benchmark.extra_info |= {
+        **{"tokens_per_cpu_second": new / benchmark.stats.stats.min, "new_tokens": new, "threads": 1},
+        **{"torch": torch.__version__, "transformers": transformers.__version__, "machine": platform.processor()},
+    }
+    if plan == "patched":
+        stats = ak.last_stats(model)
+        assert stats.plan == "full"
+        names = ("row_steps", "row_steps_padded", "prefill_tokens", "kv_bytes_peak")
+        benchmark.extra_info |= {name: getattr(stats, name) for name in names}
