@@ -1,18 +1,12 @@
-"""A whole `generate` call, patched and unpatched, in CPU time of the process with one thread.
+"""A whole `generate` call, patched and unpatched.
 
-    python -m pytest benchmarks/bench_generate.py --benchmark-json=benchmarks/results/generate_cpu.json
-
-The model is a Qwen2 of random weights (hidden 256, 4 layers, 4 heads, 2 KV heads); rows end by a criterion, so that
-their lengths are known. Peers: the unpatched model with Hugging Face's dynamic and static cache. Read ratios within one
-run. `-k "not sampled"` leaves out the longest: unpatched sampling sorts the vocabulary for every row.
+A case is `workload-plan`. The model is a Qwen2 of random weights (hidden 256, 4 layers, 4 heads, 2 KV heads); rows end
+by a criterion, so that their lengths are known. Peers: the unpatched model with Hugging Face's dynamic and static cache.
+The sampled mixed batch takes ten minutes: unpatched sampling sorts the vocabulary for every row.
 """
-
-import platform
-import time
 
 import pytest
 import torch
-import transformers
 from transformers import Qwen2Config, Qwen2ForCausalLM, StoppingCriteria
 
 import adapt_kernels as ak
@@ -63,9 +57,7 @@ def ids(rows, length):
 WORKLOADS = {
     "single-greedy": lambda: single(32000, **GREEDY),
     "group-512": lambda: group(512, 16, **SAMPLED),
-    "group-2048": lambda: group(2048, 16, **SAMPLED),
     "mixed-20-400-greedy": lambda: mixed(151936, 20, 400, **GREEDY),
-    "mixed-20-60-sampled": lambda: mixed(151936, 20, 60, **SAMPLED),
     "mixed-20-400-sampled": lambda: mixed(151936, 20, 400, **SAMPLED),
 }
 ROUNDS = {"single-greedy": 7}
@@ -81,24 +73,20 @@ def build(vocab_size):
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("workload", WORKLOADS)
-@pytest.mark.benchmark(timer=time.process_time)
 def test_generate(benchmark, workload, plan):
-    torch.set_num_threads(1)
+    if plan == "unpatched-static" and workload.startswith("mixed"):
+        pytest.skip("a static cache computes the same rows, and attends to the longest length from the start")
     vocab_size, call = WORKLOADS[workload]()
     model = build(vocab_size)
     if plan == "patched":
         ak.patch(model, MODES)
     # The native sampler compiles on first use.
     model.generate(**{**call, "max_new_tokens": 2, "stopping_criteria": None}, **PLANS[plan])
-    rounds = ROUNDS.get(workload, 1)
     torch.manual_seed(0)
-    benchmark.group = workload
-    out = benchmark.pedantic(lambda: model.generate(**call, **PLANS[plan]), rounds=rounds, iterations=1)
-    new = int((out[:, call["input_ids"].shape[1] :] != 0).sum())
-    benchmark.extra_info |= {
-        **{"tokens_per_cpu_second": new / benchmark.stats.stats.min, "new_tokens": new, "threads": 1},
-        **{"torch": torch.__version__, "transformers": transformers.__version__, "machine": platform.processor()},
-    }
+    out = benchmark.pedantic(
+        lambda: model.generate(**call, **PLANS[plan]), rounds=ROUNDS.get(workload, 1), iterations=1
+    )
+    benchmark.extra_info["new_tokens"] = int((out[:, call["input_ids"].shape[1] :] != 0).sum())
     if plan == "patched":
         stats = ak.last_stats(model)
         assert stats.plan == "full"

@@ -55,6 +55,9 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
         bench.name: {"min": bench.stats.min, "median": bench.stats.median, "rounds": bench.stats.rounds}
         for bench in benchmarks
     }
+    counts = {bench.name: bench.extra_info for bench in benchmarks if bench.extra_info}
+    if counts:
+        output_json["counts"] = counts
 
 
 def _version(name):

@@ -16,6 +16,12 @@ CASES = {
     "minp": "min_p .05",
     "mode": "mode step",
 }
+WORKLOADS = {
+    "single-greedy": "1 row of 100 tokens, greedy, V = 32000",
+    "group-512": "4 prompts of 512 tokens x 16 samples of 16 tokens",
+    "mixed-20-400-greedy": "56 rows of 20 tokens and 8 of 400, greedy",
+    "mixed-20-400-sampled": "56 rows of 20 tokens and 8 of 400, sampled",
+}
 
 
 def mode_sample_table() -> str:
@@ -38,7 +44,27 @@ def mode_sample_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"environment": env.markdown_table, "mode_sample": mode_sample_table}
+def generate_table() -> str:
+    """CPU time of whole generate calls."""
+    results = json.loads((RESULTS / "generate_cpu.json").read_text("utf-8"))
+    seconds = {name: stats["min"] for name, stats in results["seconds"].items()}
+    lines = [
+        "| batch | patched: s | x dynamic cache | x static cache | row-steps saved |",
+        "|---|---|---|---|---|",
+    ]
+    for workload, label in WORKLOADS.items():
+        at = f"test_generate[{workload}"
+        ours, counts = seconds[f"{at}-patched]"], results["counts"][f"{at}-patched]"]
+        row = [label, f"{ours:.1f}"]
+        for peer in ("unpatched", "unpatched-static"):
+            theirs = seconds.get(f"{at}-{peer}]")
+            row.append("not run" if theirs is None else f"{theirs / ours:.2f}")
+        row.append(f"{1 - counts['row_steps'] / counts['row_steps_padded']:.0%}")
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"environment": env.markdown_table, "mode_sample": mode_sample_table, "generate": generate_table}
 
 
 def updated(text: str) -> str:

@@ -18,14 +18,23 @@ def test_readme_shows_the_committed_results():
     assert report.updated(text) == text, "run python benchmarks/report.py"
 
 
-def test_every_peer_of_mode_sample_runs():
-    chosen = "recorded and rows1- and (k20p95 or one_read)"
+def run(name, chosen) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-p", "no:cacheprovider", "-k", chosen]
-        + ["benchmarks/bench_mode_sample.py"],
+        + [f"benchmarks/{name}.py"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout, done.stdout  # the floor, ours, Hugging Face's and top-k first
+    return done.stdout
+
+
+def test_every_peer_of_mode_sample_runs():
+    # The floor, ours, Hugging Face's and top-k first.
+    assert "4 passed" in run("bench_mode_sample", "recorded and rows1- and (k20p95 or one_read)")
+
+
+def test_every_plan_of_generate_runs():
+    # Patched, unpatched, and unpatched with a static cache.
+    assert "3 passed" in run("bench_generate", "single-greedy")

@@ -36,7 +36,10 @@ class PromptRows:
 
 
 class SharedPromptLayer(SegmentedLayer):
-    """Prompts [P, heads, length, head_dim] once, and the new positions of every slot in segments of its own."""
+    """Prompts [P, heads, length, head_dim] once, and the new positions of every slot in segments of its own.
+
+    `reorder_cache` moves slots; the prompts stay, and `PromptRows.place` says which slot reads which.
+    """
 
     def __init__(self, layer: DynamicLayer, ledger, allotment, rows: PromptRows):
         self._rows, self._unread = rows, False
@@ -69,10 +72,6 @@ class SharedPromptLayer(SegmentedLayer):
 
     def get_seq_length(self) -> int:
         return self._prompt_length + self._length
-
-    def reorder_cache(self, beam_idx) -> None:
-        """Slots move; the prompts stay. `PromptRows.place` says which slot reads which."""
-        super().reorder_cache(beam_idx)
 
     def release(self) -> None:
         super().release()
