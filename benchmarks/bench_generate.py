@@ -1,7 +1,7 @@
 """A whole `generate` call, patched and unpatched.
 
 A case is `workload-plan`. The model is a Qwen2 of random weights (hidden 256, 4 layers, 4 heads, 2 KV heads); rows end
-by a criterion, so that their lengths are known. Peers: the unpatched model with Hugging Face's dynamic and static cache.
+by a criterion, so that their lengths are known. Peers: the unpatched model with dynamic and static cache.
 The sampled mixed batch takes ten minutes: unpatched sampling sorts the vocabulary for every row.
 """
 

@@ -38,7 +38,7 @@ def arguments(padded, samples, lengths=LENGTHS, seed=0):
     return inputs | {"return_dict_in_generate": True} | (drawn if samples > 1 else {"do_sample": False})
 
 
-@pytest.mark.parametrize(("architecture", "padded", "samples", "threshold"), architectures_in_all_cases())
+@pytest.mark.parametrize(("architecture", "padded", "samples", "threshold"), list(architectures_in_all_cases()))
 def test_tokens_equal_the_unpatched_models(architecture, padded, samples, threshold):
     model, call = shared(architecture), arguments(padded, samples)
     unpatched = model.generate(**call)

@@ -21,7 +21,7 @@ def marked():
         yield pytest.param(case, marks=() if number % 383 == 5 else pytest.mark.full, id=str(number))
 
 
-@pytest.mark.parametrize("case", marked())
+@pytest.mark.parametrize("case", list(marked()))
 def test_within_1e_5_of_float64(case):
     query, segments, arguments = build(**case, dtype=torch.float32)
     ours, exact = both(query, segments, arguments)
