@@ -198,7 +198,9 @@ class TestNoLeak:
         return listen
 
     @pytest.mark.parametrize(
-        "broken", [{"stopping_criteria": [RaisingCriterion()]}, {"logits_processor": [RaisingProcessor(3)]}], ids=str
+        "broken",
+        [{"stopping_criteria": [RaisingCriterion()]}, {"logits_processor": [RaisingProcessor(3)]}],
+        ids=["criterion", "processor"],
     )
     def test_after_an_exception(self, ledgers, broken):
         with ak.patched(shared("llama"), MODES) as model:
