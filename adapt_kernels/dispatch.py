@@ -3,6 +3,7 @@
 import warnings
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -44,6 +45,8 @@ def choose(op: str, backend: str, logits) -> ModuleType:
     # What is no tensor is refused by the op's own checks.
     if backend == "reference" or not isinstance(logits, torch.Tensor):
         return backend_module(op, "reference")
+    if backend != "auto" and not _has(op, backend):
+        raise ValueError(f"{op} has no backend={backend!r}; allowed: 'auto', {', '.join(map(repr, _backends_of(op)))}")
     if logits.dtype == torch.float64:
         if backend != "auto":
             raise ValueError(
@@ -58,6 +61,29 @@ def choose(op: str, backend: str, logits) -> ModuleType:
     return _runnable(op, backend)
 
 
+def choose_name(op: str, backend: str, logits) -> str:
+    """The name of the backend `choose` takes. torch.compile can follow it: the choice is a constant of its graph."""
+    if not isinstance(logits, torch.Tensor):
+        choose(op, backend, logits)
+        return "reference"
+    return _choose_name(op, backend, logits.dtype, logits.device.type)
+
+
+@torch.compiler.assume_constant_result
+def _choose_name(op: str, backend: str, dtype: torch.dtype, device: str) -> str:
+    module = choose(op, backend, torch.empty(0, dtype=dtype, device=device))
+    return module.__name__.rpartition(".")[2]
+
+
+def _has(op: str, backend: str) -> bool:
+    return backend in _backends_of(op)
+
+
+@cache
+def _backends_of(op: str) -> tuple[str, ...]:
+    return tuple(name for name, file in _FILES.items() if find_spec(f"adapt_kernels.ops.{op}.{file}"))
+
+
 @cache
 def backend_module(op: str, backend: str) -> ModuleType:
     """The file of `op` that holds `backend`."""
@@ -68,6 +94,8 @@ def backend_module(op: str, backend: str) -> ModuleType:
 def _fastest(op: str, device: str) -> ModuleType:
     # Cached, so that there is one warning, and no second look for what was not there.
     name = _FASTEST.get(device, "reference")
+    if not _has(op, name):
+        return backend_module(op, "reference")
     try:
         return _runnable(op, name)
     except (BackendError, jit.NativeBuildError) as error:
