@@ -18,6 +18,7 @@ _HOME = {
     "token_logprobs": "ops.token_logprobs",
     "policy_loss": "ops.policy_loss",
     "PolicyLoss": "ops.policy_loss",
+    "linear_policy_loss": "ops.linear_policy_loss",
     "efficiency_bonus": "advantages",
     "adapt_advantages": "advantages",
     "Advantages": "advantages",

@@ -31,19 +31,29 @@ def address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def empty_gradient(logits: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """Memory for a gradient of `logits`, contiguous, and whether it holds zeros already.
+def large_empty(shape: torch.Size, dtype: torch.dtype) -> tuple[torch.Tensor, bool]:
+    """Contiguous memory on the CPU, and whether it holds zeros already.
 
-    Large ones come straight from the system: in huge pages where it has them, and zero, so that rows without a gradient
-    need not even be touched.
+    Large blocks come straight from the system: in huge pages where it has them, and zero, so that rows without a
+    gradient need not even be touched.
     """
-    num_bytes = logits.numel() * logits.element_size()
+    num_bytes = shape.numel() * dtype.itemsize
     if num_bytes < _LARGE_BYTES or sys.platform != "linux":
-        return torch.empty(logits.shape, dtype=logits.dtype), False
+        return torch.empty(shape, dtype=dtype), False
     pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a system without huge pages
         pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=logits.dtype).view(logits.shape), True
+    return torch.frombuffer(pages, dtype=dtype).view(shape), True
+
+
+def rescaled(op: str, gradient: torch.Tensor, loss_grad: torch.Tensor, grad_scale: float) -> torch.Tensor:
+    """`gradient`, written for grad_scale, for what the loss is in fact multiplied by."""
+    if type(loss_grad) is torch.Tensor:  # subclasses stand for tensors that have no value yet
+        if torch.is_grad_enabled():
+            raise RuntimeError(f"{op} has no second derivative: call backward without create_graph=True")
+        if loss_grad.device.type == "cpu" and loss_grad.item() == grad_scale:
+            return gradient
+    return gradient * (loss_grad / grad_scale).to(gradient.dtype)
 
 
 def check_status(op: str, status: int) -> None:

@@ -29,9 +29,10 @@ class TokenRows(NamedTuple):
         return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
 
 
-def token_rows(logits, ids, mask, temperature) -> TokenRows:
+def token_rows(logits, ids, mask, temperature, vocab_size=None) -> TokenRows:
     """Checked `TokenRows`. Raises ValueError or TypeError naming the argument; looks only at values on the host."""
     check_logits(logits)
+    vocab_size = vocab_size or logits.shape[-1]
     leading = logits.shape[:-1]
     ids = _ids(ids, leading, logits.device)
     mask = mask_rows(mask, leading, logits.device)
@@ -42,8 +43,8 @@ def token_rows(logits, ids, mask, temperature) -> TokenRows:
         rows, temperature = row_tensor("temperature", temperature, leading, logits.device, torch.float64), 1.0
     positive = 0 < temperature < float("inf") if rows is None else (rows > 0) & (rows < float("inf"))
     check_values("temperature", temperature if rows is None else rows, positive, "above 0 and finite")
-    inside = (ids >= 0) & (ids < logits.shape[-1])
-    wanted = f"in [0, {logits.shape[-1]}) where the mask is true"
+    inside = (ids >= 0) & (ids < vocab_size)
+    wanted = f"in [0, {vocab_size}) where the mask is true"
     check_values("ids", ids, inside if mask is None else inside | ~mask, wanted)
     return TokenRows(logits if logits.ndim == 3 else logits.unsqueeze(1), ids, mask, temperature, rows)
 

@@ -16,7 +16,8 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 // Columns summed in float32 before they join a float64 sum; the gate's groups, so that log-probs agree to the bit.
 constexpr int kGroup = 128;
 
-// With y = (x - max) / T: mass = sum e^y, moment = sum e^y y. Both NaN for a row without a distribution.
+// With y = (x - max) / T: mass = sum e^y, moment = sum e^y y. A row without a distribution has mass NaN, or 0 if all of
+// it is -inf; log-prob, entropy and gradient are NaN either way.
 struct RowStatistics {
   double max, mass, moment;
   double log_mass() const { return std::log(mass); }
@@ -68,6 +69,13 @@ float row_max(const char* p, int64_t n) {
   return max;
 }
 
+template <typename Type>
+bool has_nan(const char* p, int64_t n) {
+  for (int64_t i = 0; i < n; ++i)
+    if (std::isnan(Type::load1(p + i * Type::kBytes))) return true;
+  return false;
+}
+
 template <typename Load>
 inline void add_group(Load load8, float max, float scale2, RowStatistics* statistics) {
   f32x8 mass{}, moment{};
@@ -84,6 +92,7 @@ inline void add_group(Load load8, float max, float scale2, RowStatistics* statis
 template <typename Type>
 RowStatistics row_statistics(const char* p, int64_t n, double temperature) {
   const float max = row_max<Type>(p, n), scale2 = log2_scale(temperature);
+  if (max == -__builtin_inff()) return {max, has_nan<Type>(p, n) ? kNaN : 0.0, 0.0};
   if (!std::isfinite(max)) return {max, kNaN, kNaN};
   RowStatistics statistics{max, 0, 0};
   const int64_t whole = n / kGroup * kGroup;
@@ -103,7 +112,7 @@ RowStatistics row_statistics(const char* p, int64_t n, double temperature) {
 // NaN for an id outside the row.
 template <typename Type>
 float token_logprob(const char* p, int64_t n, int64_t id, const RowStatistics& statistics, double temperature) {
-  if (id < 0 || id >= n || std::isnan(statistics.mass)) return float(kNaN);
+  if (id < 0 || id >= n || !(statistics.mass > 0)) return float(kNaN);
   return float((double(Type::load1(p + id * Type::kBytes)) - statistics.max) / temperature - statistics.log_mass());
 }
 

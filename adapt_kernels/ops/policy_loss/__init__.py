@@ -8,9 +8,9 @@ from adapt_kernels.ops.policy_loss.arguments import (
     KIND_PPO,
     KIND_REINFORCE,
     PolicyRows,
+    PolicySettings,
     check_gradient,
     prepare,
-    with_tokens,
 )
 from adapt_kernels.ops.policy_loss.result import PolicyLoss
 from adapt_kernels.ops.policy_loss.terms import PolicyTerms, policy_terms
@@ -22,14 +22,17 @@ __all__ = [
     "KIND_REINFORCE",
     "PolicyLoss",
     "PolicyRows",
+    "PolicySettings",
     "PolicyTerms",
+    "check_gradient",
     "policy_loss",
     "policy_terms",
     "prepare",
-    "with_tokens",
+    "reference_loss",
 ]
 
 _BACKENDS = {"reference": reference, "native": native}
+reference_loss = reference.policy_loss
 
 
 def policy_loss(

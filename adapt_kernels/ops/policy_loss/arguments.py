@@ -43,25 +43,11 @@ def prepare(
     weights,
     ref_logprobs,
     temperature,
+    vocab_size=None,
     **settings,
 ) -> PolicyRows:
-    """Checked `PolicyRows`. Raises ValueError or TypeError naming the argument."""
-    return with_tokens(
-        token_rows(logits, ids, mask, temperature),
-        logits.shape[:-1],
-        old_logprobs,
-        advantages,
-        kinds,
-        weights,
-        ref_logprobs,
-        **settings,
-    )
-
-
-def with_tokens(
-    tokens: TokenRows, leading, old_logprobs, advantages, kinds, weights, ref_logprobs, **settings
-) -> PolicyRows:
-    """`PolicyRows` of checked `tokens`."""
+    """Checked `PolicyRows`; `vocab_size` if the logits are not all of it. Raises ValueError or TypeError."""
+    tokens, leading = token_rows(logits, ids, mask, temperature, vocab_size), logits.shape[:-1]
     device = tokens.logits.device
 
     def row(name, value):

@@ -3,7 +3,15 @@
 import torch
 
 from adapt_kernels import jit
-from adapt_kernels.ops.native_rows import LIBRARY, address, check_status, empty_gradient, gradient_rows, logit_rows
+from adapt_kernels.ops.native_rows import (
+    LIBRARY,
+    address,
+    check_status,
+    gradient_rows,
+    large_empty,
+    logit_rows,
+    rescaled,
+)
 from adapt_kernels.ops.policy_loss.arguments import PolicyRows
 from adapt_kernels.ops.policy_loss.result import PolicyLoss
 
@@ -34,7 +42,7 @@ def policy_loss(rows: PolicyRows, grad_out: torch.Tensor | None, grad_scale: flo
 
 def _loss(logits, *arguments):
     *arguments, with_gradient = arguments
-    gradient, zeroed = empty_gradient(logits) if with_gradient else (None, False)
+    gradient, zeroed = large_empty(logits.shape, logits.dtype) if with_gradient else (None, False)
     results = _run(logits, *arguments, gradient, zeroed)
     return *results, logits.new_empty(0) if gradient is None else gradient
 
@@ -85,18 +93,8 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, loss_grad, *_):
-    gradient = None if loss_grad is None else _rescaled(*ctx.saved_tensors, loss_grad, ctx.grad_scale)
+    gradient = None if loss_grad is None else rescaled("policy_loss", *ctx.saved_tensors, loss_grad, ctx.grad_scale)
     return gradient, *[None] * (_NUM_INPUTS - 1)
-
-
-def _rescaled(gradient: torch.Tensor, loss_grad: torch.Tensor, grad_scale: float) -> torch.Tensor:
-    """`gradient`, written for grad_scale, for what the loss is in fact multiplied by."""
-    if type(loss_grad) is torch.Tensor:  # subclasses stand for tensors that have no value yet
-        if torch.is_grad_enabled():
-            raise RuntimeError("policy_loss has no second derivative: call backward without create_graph=True")
-        if loss_grad.device.type == "cpu" and loss_grad.item() == grad_scale:
-            return gradient
-    return gradient * (loss_grad / grad_scale).to(gradient.dtype)
 
 
 class _GradientInto(torch.autograd.Function):
@@ -114,7 +112,7 @@ class _GradientInto(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, loss_grad, *_):
-        gradient = _rescaled(*ctx.saved_tensors, loss_grad, ctx.grad_scale)
+        gradient = rescaled("policy_loss", *ctx.saved_tensors, loss_grad, ctx.grad_scale)
         return None, gradient, *[None] * (_NUM_INPUTS - 2)
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from adapt_kernels import jit
-from adapt_kernels.ops.native_rows import LIBRARY, address, check_status, empty_gradient, gradient_rows, logit_rows
+from adapt_kernels.ops.native_rows import LIBRARY, address, check_status, gradient_rows, large_empty, logit_rows
 from adapt_kernels.ops.token_rows import TokenRows
 
 unavailable_reason = jit.unavailable_reason
@@ -37,7 +37,7 @@ def _score(logits, ids, mask, temperature, temperature_rows):
 
 
 def _gradient(logits, ids, mask, temperature, temperature_rows, statistics, logprob_slope, entropy_slope):
-    gradient, zeroed = empty_gradient(logits)
+    gradient, zeroed = large_empty(logits.shape, logits.dtype)
     logprob_slope = logprob_slope.contiguous()
     entropy_slope = None if entropy_slope is None else entropy_slope.contiguous()
     status = jit.load().logit_gradient_cpu(
