@@ -14,6 +14,8 @@ from adapt_kernels.ops.policy_loss.arguments import (
 )
 from adapt_kernels.ops.policy_loss.result import PolicyLoss
 from adapt_kernels.ops.policy_loss.terms import PolicyTerms, policy_terms
+from adapt_kernels.ops.token_logprobs import vocab_offset, vocab_parallel_logprobs
+from adapt_kernels.ops.token_rows import check_logits
 
 __all__ = [
     "KIND_CISPO",
@@ -54,6 +56,7 @@ def policy_loss(
     *,
     grad_out=None,
     grad_scale=1.0,
+    process_group=None,
 ) -> PolicyLoss:
     """Sum over rows of mask * weight * term, with the gradient of the logits computed in the same visit of each row.
 
@@ -82,6 +85,9 @@ def policy_loss(
             will be multiplied by (a gradient scaler's scale, 1 / accumulation steps): backward() then has nothing V
             wide left to do, and small float16 gradients do not vanish.
 
+        process_group: as for `token_logprobs`: the vocabulary is split, and the loss is whole on every process. The
+            gradient then takes a second read, in backward(); grad_out is refused.
+
     Returns PolicyLoss: loss, a differentiable scalar; logprobs, entropy, ratio and clipped (bool) in the leading shape,
     without gradient; masked rows hold 0, 0, 1 and False. Float32, float64 for float64 logits. The log-probs are bit for
     bit those of `token_logprobs`, and the ratio of a row whose `old_logprobs` they are is exactly 1.
@@ -91,7 +97,9 @@ def policy_loss(
     Raises ValueError or TypeError naming the argument; RuntimeError if an explicit backend cannot run, and for a second
     derivative.
     """
-    chosen = _BACKENDS[choose_name("policy_loss", backend, logits)]
+    name = choose_name("policy_loss", backend, logits)
+    check_logits(logits)
+    offset, vocab_size = (0, None) if process_group is None else vocab_offset(logits, process_group)
     rows = prepare(
         logits,
         ids,
@@ -102,6 +110,7 @@ def policy_loss(
         weights,
         ref_logprobs,
         temperature,
+        vocab_size,
         clip_low=clip_low,
         clip_high=clip_high,
         dual_clip=dual_clip,
@@ -109,4 +118,10 @@ def policy_loss(
         entropy_coef=entropy_coef,
     )
     check_gradient(logits, grad_out, grad_scale)
-    return chosen.policy_loss(rows, grad_out, float(grad_scale)).reshape(logits.shape[:-1])
+    if process_group is None:
+        out = _BACKENDS[name].policy_loss(rows, grad_out, float(grad_scale))
+    elif grad_out is None:
+        out = reference.policy_loss_of(*vocab_parallel_logprobs(rows.tokens, offset, process_group, name), rows)
+    else:
+        raise ValueError("grad_out cannot be used with a process_group: leave it out")
+    return out.reshape(logits.shape[:-1])

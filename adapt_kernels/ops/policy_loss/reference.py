@@ -12,7 +12,11 @@ def policy_loss(rows: PolicyRows, grad_out: torch.Tensor | None, grad_scale: flo
     """See `adapt_kernels.policy_loss`; per-row results are [N]. Float64 throughout needs no `grad_scale`."""
     if grad_out is not None:
         raise ValueError("backend='reference' cannot write into grad_out; leave it out, or take backend='native'")
-    logprobs, entropy = exact_logprobs(rows.tokens, entropy=True)
+    return policy_loss_of(*exact_logprobs(rows.tokens, entropy=True), rows)
+
+
+def policy_loss_of(logprobs: torch.Tensor, entropy: torch.Tensor, rows: PolicyRows) -> PolicyLoss:
+    """The loss of rows whose log-probs and entropies, [N] float64, are known and carry the gradient."""
     result = rows.tokens.result_dtype
     with torch.no_grad():
         # The ratio sees the log-prob that is returned, so that given back as `old_logprobs` it makes exactly 1.

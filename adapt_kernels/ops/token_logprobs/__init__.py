@@ -5,15 +5,16 @@ import torch
 from adapt_kernels.dispatch import choose_name
 from adapt_kernels.ops.token_logprobs import native, reference
 from adapt_kernels.ops.token_logprobs.reference import exact_logprobs
-from adapt_kernels.ops.token_rows import token_rows
+from adapt_kernels.ops.token_logprobs.vocab_parallel import sharded_logprobs, vocab_offset
+from adapt_kernels.ops.token_rows import check_logits, token_rows
 
-__all__ = ["exact_logprobs", "token_logprobs"]
+__all__ = ["exact_logprobs", "token_logprobs", "vocab_offset", "vocab_parallel_logprobs"]
 
 _BACKENDS = {"reference": reference, "native": native}
 
 
 def token_logprobs(
-    logits, ids, mask=None, temperature=1.0, entropy=False, backend="auto"
+    logits, ids, mask=None, temperature=1.0, entropy=False, backend="auto", *, process_group=None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-prob of token `ids[i]` in row i, and the row's entropy. Differentiable in the logits, once.
 
@@ -29,6 +30,9 @@ def token_logprobs(
         entropy: also return the entropy, in nats; it costs no further read.
         backend: a name of `adapt_kernels.backends()`, which raises if it cannot run, or "auto": native where it can
             run, else reference with one warning.
+        process_group: the vocabulary is split over its processes in the order of their ranks: `logits` are this
+            process's columns, `ids` are ids of the whole vocabulary, the results are whole on every process. Four
+            numbers per row are exchanged. Every process of the group must make the call.
 
     Returns (logprobs, entropy or None), in the leading shape: float32 (float64 for float64 logits), whatever the dtype
     of the logits. A token at -inf has log-prob -inf. A row without a distribution (NaN, +inf, or nothing but -inf) is
@@ -39,7 +43,17 @@ def token_logprobs(
     Raises ValueError or TypeError naming the argument; RuntimeError if an explicit backend cannot run.
     """
     chosen = _BACKENDS[choose_name("token_logprobs", backend, logits)]
-    rows = token_rows(logits, ids, mask, temperature)
-    logprobs, entropies = chosen.token_logprobs(rows, bool(entropy))
-    leading = logits.shape[:-1]
+    leading = logits.shape[:-1] if torch.is_tensor(logits) else ()
+    if process_group is None:
+        logprobs, entropies = chosen.token_logprobs(token_rows(logits, ids, mask, temperature), bool(entropy))
+    else:
+        check_logits(logits)
+        offset, vocab_size = vocab_offset(logits, process_group)
+        rows = token_rows(logits, ids, mask, temperature, vocab_size)
+        logprobs, entropies = (x.to(rows.result_dtype) for x in sharded_logprobs(rows, offset, process_group, chosen))
     return logprobs.reshape(leading), entropies.reshape(leading) if entropy else None
+
+
+def vocab_parallel_logprobs(rows, offset, process_group, backend):
+    """(log-probs, entropies), [N] float64, of this shard's rows by the backend of that name."""
+    return sharded_logprobs(rows, offset, process_group, _BACKENDS[backend])

@@ -21,6 +21,16 @@ def token_logprobs(rows: TokenRows, entropy: bool) -> tuple[torch.Tensor, torch.
     return logprobs, entropies if entropy else None
 
 
+def row_statistics(rows: TokenRows) -> torch.Tensor:
+    """[N, 3] float64: maximum m, mass = sum e^y and moment = sum e^y y with y = (logits - m) / temperature."""
+    return torch.ops.adapt_kernels.token_logprobs(*rows)[2]
+
+
+def logit_gradient(rows: TokenRows, statistics, logprob_slope, entropy_slope) -> torch.Tensor:
+    """Gradient [B, T, V] of what depends on each row through its log-prob and entropy; an id outside has no column."""
+    return torch.ops.adapt_kernels.logit_gradient(*rows, statistics, logprob_slope, entropy_slope)
+
+
 def _score(logits, ids, mask, temperature, temperature_rows):
     count = ids.shape[0]
     logprobs = torch.empty(count, dtype=torch.float32)
