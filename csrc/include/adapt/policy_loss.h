@@ -30,3 +30,6 @@ struct PolicyLossArguments {
 
 // Returns 0, or 1 for a type it does not know.
 extern "C" int adapt_policy_loss_cpu(const PolicyLossArguments* arguments);
+
+// On a GPU, queued on a cudaStream_t; 2 = the launch failed.
+extern "C" int adapt_policy_loss_cuda(const PolicyLossArguments* arguments, void* stream);

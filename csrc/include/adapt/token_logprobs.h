@@ -32,3 +32,8 @@ struct LogitGradientArguments {
 // Both return 0, or 1 for a type they do not know.
 extern "C" int adapt_token_logprobs_cpu(const TokenLogprobsArguments* arguments);
 extern "C" int adapt_logit_gradient_cpu(const LogitGradientArguments* arguments);
+
+// On a GPU, queued on a cudaStream_t; 2 = the launch failed. The workspace holds the given number of bytes.
+extern "C" int64_t adapt_token_logprobs_workspace(int64_t rows, int64_t vocab_size);
+extern "C" int adapt_token_logprobs_cuda(const TokenLogprobsArguments* arguments, void* workspace, void* stream);
+extern "C" int adapt_logit_gradient_cuda(const LogitGradientArguments* arguments, void* stream);
