@@ -64,7 +64,7 @@ class HeadGradients:
     def add(self, rows: torch.Tensor, hidden: torch.Tensor, gradient: torch.Tensor) -> None:
         """`gradient` [n, V] of the plain product of `hidden` [n, D], which are the rows `rows`."""
         if self.hidden is not None:
-            self.hidden[rows] = gradient @ self.head.weight
+            self.hidden[rows] = (gradient @ self.head.weight).to(self.hidden.dtype)
         if self.weight is None:
             pass
         elif self.weight.dtype == gradient.dtype:

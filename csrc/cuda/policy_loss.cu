@@ -14,15 +14,17 @@ template <typename T>
 __device__ void decide(const PolicyLossArguments& a, int64_t row, const T* x, const Partial& whole, GradientRow* out) {
   const double temperature = a.temperature[row];
   const RowStatistics s{whole.max, whole.mass, whole.moment * kLn2};
-  a.logprobs[row] = token_logprob(x, a.logits.vocab_size, a.ids[row], s, temperature);
-  a.entropy[row] = float(entropy_of(s));
+  const double entropy = entropy_of(s);
+  a.entropy[row] = float(entropy);
+  const float logprob = token_logprob(x, a.logits.vocab_size, a.ids[row], s, temperature);
+  a.logprobs[row] = logprob;
   const PolicyRow settings{a.old_logprobs[row],
                            a.advantages[row],
                            a.weights[row],
                            LossKind(a.kinds[row]),
                            a.ref_logprobs != nullptr,
                            a.ref_logprobs ? a.ref_logprobs[row] : 0.0};
-  const PolicyTerm term = policy_term(double(a.logprobs[row]), entropy_of(s), settings, a.settings);
+  const PolicyTerm term = policy_term(double(logprob), entropy, settings, a.settings);
   a.losses[row] = term.loss;
   a.ratio[row] = float(term.ratio);
   a.clipped[row] = term.clipped;

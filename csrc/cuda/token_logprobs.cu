@@ -41,28 +41,33 @@ __global__ void __launch_bounds__(kThreads) merge_splits(TokenLogprobsArguments 
     Partial whole = partials[row * splits];
     for (int64_t k = 1; k < splits; ++k) whole = merged(whole, partials[row * splits + k], scale2);
     const RowStatistics s{whole.max, whole.mass, whole.moment * kLn2};
-    a.logprobs[row] = token_logprob(row_at<T>(a.logits, row), a.logits.vocab_size, a.ids[row], s, temperature);
+    // What is written early need not be kept across the divisions' slow path: on sm_80 it would spill.
+    if (out) {
+      out[0] = s.max;
+      out[1] = s.mass;
+      out[2] = s.moment;
+    }
     a.entropy[row] = float(entropy_of(s));
-    if (!out) continue;
-    out[0] = s.max;
-    out[1] = s.mass;
-    out[2] = s.moment;
+    a.logprobs[row] = token_logprob(row_at<T>(a.logits, row), a.logits.vocab_size, a.ids[row], s, temperature);
   }
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) gradient_rows(LogitGradientArguments a) {
+  ADAPT_SHARED GradientRow decision;
   for (int64_t row = blockIdx.x; row < a.logits.count; row += gridDim.x) {
     const T* x = row_at<T>(a.logits, row);
-    GradientRow g{};
-    if (!a.mask || a.mask[row]) {
-      const RowStatistics s{a.statistics[3 * row], a.statistics[3 * row + 1], a.statistics[3 * row + 2]};
-      g = gradient_row(x, a.logits.vocab_size, a.ids[row], s, a.temperature[row], a.logprob_slope[row],
-                       a.entropy_slope ? a.entropy_slope[row] : 0.0);
+    if (threadIdx.x == 0) {
+      decision = GradientRow{};
+      if (!a.mask || a.mask[row]) {
+        const RowStatistics s{a.statistics[3 * row], a.statistics[3 * row + 1], a.statistics[3 * row + 2]};
+        decision = gradient_row(x, a.logits.vocab_size, a.ids[row], s, a.temperature[row], a.logprob_slope[row],
+                                a.entropy_slope ? a.entropy_slope[row] : 0.0);
+      }
     }
-    // Every thread has read the token's logit before a thread overwrites it.
     __syncthreads();
-    write_gradient<T, kThreads>(x, row_at<T>(a.gradient, row), a.logits.vocab_size, a.ids[row], g, a.zeroed);
+    write_gradient<T, kThreads>(x, row_at<T>(a.gradient, row), a.logits.vocab_size, a.ids[row], decision, a.zeroed);
+    __syncthreads();
   }
 }
 
