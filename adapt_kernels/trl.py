@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 import trl
 import trl.trainer.utils as trl_functions
+from trl.kernels.chunked_logprob import OPTIONAL_OUTPUTS
 
 from adapt_kernels.ops.lm_head import HeadGradients, LmHead
 from adapt_kernels.ops.token_logprobs import token_logprobs
