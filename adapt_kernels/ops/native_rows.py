@@ -10,9 +10,6 @@ LOGITS_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum L
 # From here on fresh pages cost more than the gradient itself: 311 MB in pages of 4 KB is 170 ms of page faults.
 _LARGE_BYTES = 4 << 20
 
-# One library of torch ops for the whole package; each op defines its own part.
-LIBRARY = torch.library.Library("adapt_kernels", "FRAGMENT")
-
 
 def logit_rows(logits: torch.Tensor) -> tuple[int, ...]:
     """Structure LogitRows of logits [B, T, V]."""

@@ -3,8 +3,9 @@
 import torch
 
 from adapt_kernels import jit
+from adapt_kernels.library import register
 from adapt_kernels.ops.lm_head import HeadGradients, LmHead
-from adapt_kernels.ops.native_rows import LIBRARY, large_empty, rescaled
+from adapt_kernels.ops.native_rows import large_empty, rescaled
 from adapt_kernels.ops.policy_loss import PolicyLoss, PolicyRows, PolicySettings, policy_terms
 from adapt_kernels.ops.token_rows import TokenRows
 
@@ -14,7 +15,7 @@ _ROWS = (
     "Tensor ids, Tensor? mask, float temperature, Tensor old_logprobs, Tensor advantages, Tensor? kinds, "
     "Tensor? weights, Tensor? ref_logprobs, float[] settings"
 )
-LIBRARY.define(
+_SCHEMA = (
     "linear_policy_loss(Tensor hidden, Tensor weight, Tensor? bias, float? softcap, float logit_scale, "
     f"{_ROWS}, int? chunk_rows, float grad_scale, bool[3] wants) -> (Tensor loss, Tensor logprobs, Tensor entropy, "
     "Tensor ratio, Tensor clipped, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
@@ -121,6 +122,4 @@ def _backward(ctx, loss_grad, *_):
     return *gradients, *[None] * (_NUM_INPUTS - 3)
 
 
-LIBRARY.impl("linear_policy_loss", _loss, "CPU")
-torch.library.register_fake("adapt_kernels::linear_policy_loss", _fake_loss, lib=LIBRARY)
-torch.library.register_autograd("adapt_kernels::linear_policy_loss", _backward, setup_context=_save, lib=LIBRARY)
+register(_SCHEMA, _loss, _fake_loss, backward=_backward, save=_save)

@@ -3,8 +3,8 @@
 import torch
 
 from adapt_kernels import jit
+from adapt_kernels.library import register
 from adapt_kernels.ops.native_rows import (
-    LIBRARY,
     address,
     check_status,
     gradient_rows,
@@ -23,8 +23,6 @@ _ROWS = (
     "float dual_clip, float kl_coef, float entropy_coef, float grad_scale"
 )
 _RESULTS = "Tensor loss, Tensor logprobs, Tensor entropy, Tensor ratio, Tensor clipped"
-LIBRARY.define(f"policy_loss({_ROWS}, bool with_gradient) -> ({_RESULTS}, Tensor gradient)")
-LIBRARY.define(f"policy_loss_({_ROWS}, Tensor(a!) grad_out) -> ({_RESULTS})")
 _NUM_INPUTS = 17
 
 
@@ -116,8 +114,11 @@ class _GradientInto(torch.autograd.Function):
         return None, gradient, *[None] * (_NUM_INPUTS - 2)
 
 
-LIBRARY.impl("policy_loss", _loss, "CPU")
-LIBRARY.impl("policy_loss_", _loss_into, "CPU")
-torch.library.register_fake("adapt_kernels::policy_loss", _fake_loss, lib=LIBRARY)
-torch.library.register_fake("adapt_kernels::policy_loss_", _fake_loss_into, lib=LIBRARY)
-torch.library.register_autograd("adapt_kernels::policy_loss", _backward, setup_context=_save, lib=LIBRARY)
+register(
+    f"policy_loss({_ROWS}, bool with_gradient) -> ({_RESULTS}, Tensor gradient)",
+    _loss,
+    _fake_loss,
+    backward=_backward,
+    save=_save,
+)
+register(f"policy_loss_({_ROWS}, Tensor(a!) grad_out) -> ({_RESULTS})", _loss_into, _fake_loss_into)

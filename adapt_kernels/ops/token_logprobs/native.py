@@ -3,16 +3,13 @@
 import torch
 
 from adapt_kernels import jit
-from adapt_kernels.ops.native_rows import LIBRARY, address, check_status, gradient_rows, large_empty, logit_rows
+from adapt_kernels.library import register
+from adapt_kernels.ops.native_rows import address, check_status, gradient_rows, large_empty, logit_rows
 from adapt_kernels.ops.token_rows import TokenRows
 
 unavailable_reason = jit.unavailable_reason
 
 _ROWS = "Tensor logits, Tensor ids, Tensor? mask, float temperature, Tensor? temperature_rows"
-LIBRARY.define(f"token_logprobs({_ROWS}) -> (Tensor, Tensor, Tensor)")
-LIBRARY.define(
-    f"logit_gradient({_ROWS}, Tensor statistics, Tensor logprob_slope, Tensor? entropy_slope) -> Tensor",
-)
 
 
 def token_logprobs(rows: TokenRows, entropy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -95,9 +92,10 @@ def _no_second_derivative(ctx, *_):
     raise RuntimeError("token_logprobs has no second derivative: call backward without create_graph=True")
 
 
-LIBRARY.impl("token_logprobs", _score, "CPU")
-LIBRARY.impl("logit_gradient", _gradient, "CPU")
-torch.library.register_fake("adapt_kernels::token_logprobs", _fake_score, lib=LIBRARY)
-torch.library.register_fake("adapt_kernels::logit_gradient", _fake_gradient, lib=LIBRARY)
-torch.library.register_autograd("adapt_kernels::token_logprobs", _backward, setup_context=_save, lib=LIBRARY)
-torch.library.register_autograd("adapt_kernels::logit_gradient", _no_second_derivative, lib=LIBRARY)
+register(f"token_logprobs({_ROWS}) -> (Tensor, Tensor, Tensor)", _score, _fake_score, backward=_backward, save=_save)
+register(
+    f"logit_gradient({_ROWS}, Tensor statistics, Tensor logprob_slope, Tensor? entropy_slope) -> Tensor",
+    _gradient,
+    _fake_gradient,
+    backward=_no_second_derivative,
+)
