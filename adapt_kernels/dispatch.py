@@ -38,8 +38,11 @@ def unavailable_reason(backend: str) -> str | None:
         return f"it cannot be imported: {error}"
 
 
-def choose(op: str, backend: str, logits) -> ModuleType:
-    """The module that runs `op` on `logits`. An explicit backend that cannot raises ValueError or RuntimeError."""
+def choose(op: str, backend: str, logits, stacklevel: int = 8) -> ModuleType:
+    """The module that runs `op` on `logits`. An explicit backend that cannot raises ValueError or RuntimeError.
+
+    stacklevel: where the warning of a fallback points; as given, past an op's wrapper and torch's dispatcher.
+    """
     if backend != "auto" and backend not in _FILES:
         raise ValueError(f"backend={backend!r} is not in this version; allowed: 'auto', {', '.join(map(repr, _FILES))}")
     # What is no tensor is refused by the op's own checks.
@@ -55,7 +58,7 @@ def choose(op: str, backend: str, logits) -> ModuleType:
             )
         return backend_module(op, "reference")
     if backend == "auto":
-        return _fastest(op, logits.device.type)
+        return _fastest(op, logits.device.type, stacklevel)
     if backend == "native" and logits.device.type != "cpu":
         raise ValueError(f"backend='native' takes CPU tensors; got logits on {logits.device}")
     return _runnable(op, backend)
@@ -71,7 +74,8 @@ def choose_name(op: str, backend: str, logits) -> str:
 
 @torch.compiler.assume_constant_result
 def _choose_name(op: str, backend: str, dtype: torch.dtype, device: str) -> str:
-    module = choose(op, backend, torch.empty(0, dtype=dtype, device=device))
+    # Warnings point at the caller of the op.
+    module = choose(op, backend, torch.empty(0, dtype=dtype, device=device), stacklevel=6)
     return module.__name__.rpartition(".")[2]
 
 
@@ -91,19 +95,19 @@ def backend_module(op: str, backend: str) -> ModuleType:
 
 
 @cache
-def _fastest(op: str, device: str) -> ModuleType:
+def _fastest(op: str, device: str, stacklevel: int) -> ModuleType:
     # Cached, so that there is one warning, and no second look for what was not there.
     name = _FASTEST.get(device, "reference")
-    if not _has(op, name):
-        return backend_module(op, "reference")
     try:
+        if not _has(op, name):
+            raise BackendError(name, f"{op} has no such backend in this version")
         return _runnable(op, name)
     except (BackendError, jit.NativeBuildError) as error:
         reason = error.reason
     warnings.warn(
         f"{op} falls back to backend='reference', which is slow: backend={name!r} cannot run here: {reason}",
         RuntimeWarning,
-        stacklevel=8,  # the caller of the op, past its wrapper and torch's dispatcher
+        stacklevel=stacklevel,
     )
     return backend_module(op, "reference")
 

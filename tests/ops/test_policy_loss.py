@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from credit_oracle import row_distribution, row_gradient, row_loss, spacing
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import adapt_kernels as ak
 
@@ -310,6 +311,30 @@ def test_the_same_bits_twice_on_any_number_of_threads_and_as_token_logprobs(nati
     leaf = logits[5:6].clone().requires_grad_()
     ak.policy_loss(leaf, ids[5:6], old[5:6], 1.0, entropy_coef=0.1, backend=native).loss.backward()
     assert torch.equal(leaf.grad[0], outs[0][-1][5])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_as_wide_as_the_vocabulary_is_made_but_the_gradient(native, dtype):
+    """No float32 copy of 16-bit logits, no mask, no buffer: the largest tensors are those the caller sees."""
+    logits, ids, old = rows_of(64, 6007, 17, dtype)
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else (out,):
+                if torch.is_tensor(tensor) and tensor.untyped_storage().data_ptr() != logits.data_ptr():
+                    sizes.append(tensor.untyped_storage().nbytes())
+            return out
+
+    leaf = logits.detach().requires_grad_()
+    with Watch():
+        ak.token_logprobs(logits, ids, entropy=True, backend=native)
+        before_gradient = max(sizes)
+        ak.policy_loss(leaf, ids, old, 1.0, backend=native).loss.backward()
+    assert before_gradient <= 64 * 3 * 8
+    wide = [size for size in sizes if size > 64 * 3 * 8]
+    assert wide and set(wide) == {logits.numel() * logits.element_size()}
 
 
 def test_gradcheck_of_the_reference():
