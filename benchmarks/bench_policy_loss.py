@@ -1,15 +1,15 @@
 """policy_loss and its gradient against TRL's log-prob and clipped loss through autograd; the head's path on top of it.
 
 A case is `vocabulary-rows-dtype-peer`. `buffer`: the gradient goes into memory used before; `halfmasked`, `tenthlive`:
-half and nine tenths of the rows are masked; `halfzero`: half of the advantages are 0; `trl_entropy`: TRL with the
-entropy of every row beside the loss, as its GRPO trainer computes it.
+half and nine tenths of the rows are masked; `halfzero`: half of the advantages are 0; `trl`: rows as 8 sequences, as its
+trainers hold them, `trl_flat`: as one [N, V]; `trl_entropy`: with every row's entropy, as its GRPO trainer has it.
 """
 
 from functools import partial
 
 import pytest
 import torch
-from credit_inputs import make_logits, make_rows, one_read, ppo, trl_functions
+from credit_inputs import batched, make_logits, make_rows, one_read, ppo, trl_functions
 
 import adapt_kernels as ak
 
@@ -31,7 +31,7 @@ def gradient(loss, *tensors):
     return [leaf.grad for leaf in leaves]
 
 
-@pytest.mark.parametrize("peer", ["one_read", *OURS, "trl", "trl_entropy"])
+@pytest.mark.parametrize("peer", ["one_read", *OURS, "trl", "trl_flat", "trl_entropy"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("rows", [16, 512], ids=lambda n: f"rows{n}")
 @pytest.mark.parametrize("vocab_size", [32000, 151936], ids=lambda n: f"V{n}")
@@ -43,17 +43,21 @@ def test_policy_loss(measure, vocab_size, rows, dtype, peer):
         return measure(one_read(logits))
     logprob, entropy = trl_functions()
 
-    def trl(x, rows=slice(None)):
+    def trl(x, *rows):
         if peer == "trl_entropy":
             with torch.no_grad():
                 entropy(x)
-        return ppo(logprob(x, ids[rows]), old[rows], advantages[rows])
+        index, *values = rows
+        return ppo(logprob(x, index), *values)
 
     if peer.startswith("trl"):
-        return measure(partial(gradient, trl, logits))
+        x, *of_rows = (logits, ids, old, advantages) if peer == "trl_flat" else batched(logits, ids, old, advantages)
+        return measure(partial(gradient, lambda leaf: trl(leaf, *of_rows), x))
     few = slice(0, 4)
     ours = ak.policy_loss(logits[few].requires_grad_(), ids[few], old[few], advantages[few], weights=0.25)
-    torch.testing.assert_close(ours.loss, trl(logits[few].float(), few), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        ours.loss, trl(logits[few].float(), ids[few], old[few], advantages[few]), rtol=1e-3, atol=1e-4
+    )
     out = torch.zeros_like(logits) if buffered else None
     weight = 1 / (rows * density)
 

@@ -44,6 +44,11 @@ def trl_functions():
     return selective_log_softmax, entropy_from_logits
 
 
+def batched(*tensors):
+    """The same rows as 8 sequences: how TRL holds them, and how its loops over the first dimension are meant."""
+    return [tensor.unflatten(0, (8, -1)) for tensor in tensors]
+
+
 def ppo(logprobs, old, advantages):
     """TRL's clipped loss, averaged over the rows."""
     ratio = (logprobs - old).exp()
