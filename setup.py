@@ -47,7 +47,7 @@ setup(
     package_dir={"adapt_recipes": "python/adapt_recipes", "adapt_kernels.csrc": "csrc"},
     package_data={
         "adapt_kernels": ["py.typed"],
-        "adapt_kernels.csrc": ["**/*.cpp", "**/*.h"],
+        "adapt_kernels.csrc": ["**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh"],
         "adapt_recipes": ["py.typed", "checkpoints/*/*"],
     },
     python_requires=">=3.11",

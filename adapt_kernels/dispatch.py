@@ -38,13 +38,18 @@ def unavailable_reason(backend: str) -> str | None:
         return f"it cannot be imported: {error}"
 
 
-def choose(op: str, backend: str, logits) -> ModuleType:
-    """The module that runs `op` on `logits`. An explicit backend that cannot raises ValueError or RuntimeError."""
+def choose(op: str, backend: str, logits, stacklevel: int = 8) -> ModuleType:
+    """The module that runs `op` on `logits`. An explicit backend that cannot raises ValueError or RuntimeError.
+
+    stacklevel: where the warning of a fallback points; as given, past an op's wrapper and torch's dispatcher.
+    """
     if backend != "auto" and backend not in _FILES:
         raise ValueError(f"backend={backend!r} is not in this version; allowed: 'auto', {', '.join(map(repr, _FILES))}")
     # What is no tensor is refused by the op's own checks.
     if backend == "reference" or not isinstance(logits, torch.Tensor):
         return backend_module(op, "reference")
+    if backend != "auto" and not _has(op, backend):
+        raise ValueError(f"{op} has no backend={backend!r}; allowed: 'auto', {', '.join(map(repr, _backends_of(op)))}")
     if logits.dtype == torch.float64:
         if backend != "auto":
             raise ValueError(
@@ -53,10 +58,34 @@ def choose(op: str, backend: str, logits) -> ModuleType:
             )
         return backend_module(op, "reference")
     if backend == "auto":
-        return _fastest(op, logits.device.type)
+        return _fastest(op, logits.device.type, stacklevel)
     if backend == "native" and logits.device.type != "cpu":
         raise ValueError(f"backend='native' takes CPU tensors; got logits on {logits.device}")
     return _runnable(op, backend)
+
+
+def choose_name(op: str, backend: str, logits) -> str:
+    """The name of the backend `choose` takes. torch.compile can follow it: the choice is a constant of its graph."""
+    if not isinstance(logits, torch.Tensor):
+        choose(op, backend, logits)
+        return "reference"
+    return _choose_name(op, backend, logits.dtype, logits.device.type)
+
+
+@torch.compiler.assume_constant_result
+def _choose_name(op: str, backend: str, dtype: torch.dtype, device: str) -> str:
+    # Warnings point at the caller of the op.
+    module = choose(op, backend, torch.empty(0, dtype=dtype, device=device), stacklevel=6)
+    return module.__name__.rpartition(".")[2]
+
+
+def _has(op: str, backend: str) -> bool:
+    return backend in _backends_of(op)
+
+
+@cache
+def _backends_of(op: str) -> tuple[str, ...]:
+    return tuple(name for name, file in _FILES.items() if find_spec(f"adapt_kernels.ops.{op}.{file}"))
 
 
 @cache
@@ -66,33 +95,27 @@ def backend_module(op: str, backend: str) -> ModuleType:
 
 
 @cache
-def _is_written(op: str, backend: str) -> bool:
-    return find_spec(f"adapt_kernels.ops.{op}.{_FILES[backend]}") is not None
-
-
-@cache
-def _fastest(op: str, device: str) -> ModuleType:
+def _fastest(op: str, device: str, stacklevel: int) -> ModuleType:
     # Cached, so that there is one warning, and no second look for what was not there.
     name = _FASTEST.get(device, "reference")
-    if not _is_written(op, name):
-        return backend_module(op, "reference")
+    if device == "cpu" and not _has(op, name):
+        return backend_module(op, "reference")  # what was left out of C++ is not slow without it
     try:
+        if not _has(op, name):
+            raise BackendError(name, f"{op} has no such backend in this version")
         return _runnable(op, name)
     except (BackendError, jit.NativeBuildError) as error:
         reason = error.reason
     warnings.warn(
         f"{op} falls back to backend='reference', which is slow: backend={name!r} cannot run here: {reason}",
         RuntimeWarning,
-        stacklevel=8,  # the caller of the op, past its wrapper and torch's dispatcher
+        stacklevel=stacklevel,
     )
     return backend_module(op, "reference")
 
 
 @cache
 def _runnable(op: str, backend: str) -> ModuleType:
-    if not _is_written(op, backend):
-        written = ", ".join(repr(name) for name in _FILES if _is_written(op, name))
-        raise ValueError(f"{op} has no backend={backend!r}; it has {written}")
     if backend == "native":
         jit.load()
     elif reason := unavailable_reason(backend):

@@ -6,13 +6,13 @@ early: what differs is the sampler and the loop.
 
 from functools import cache
 
-import adapt_recipes as ar
 import pytest
 import torch
-from adapt_recipes import smollm2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import adapt_kernels as ak
+import adapt_recipes as ar
+from adapt_recipes import smollm2
 
 NEW_TOKENS = 16
 PROMPT = {"shipped": ar.problems(1, difficulty=4, seed=0)[0].prompt, "smollm2": "The square root of 144 is"}

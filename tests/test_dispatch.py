@@ -37,6 +37,25 @@ def test_auto_leaves_float64_to_the_reference():
     assert dispatch.choose("mode_sample", "auto", LOGITS.double()) is reference
 
 
+def test_an_op_without_the_fastest_backend_falls_back_with_a_warning():
+    dispatch._fastest.cache_clear()
+    with pytest.warns(RuntimeWarning, match="token_logprobs falls back.*has no such backend in this version"):
+        assert dispatch._fastest("token_logprobs", "cuda", 2).__name__.endswith("token_logprobs.reference")
+
+
+def test_the_warning_points_at_the_caller_of_a_credit_op(monkeypatch):
+    def fail():
+        raise dispatch.BackendError("native", "no compiler")
+
+    dispatch._fastest.cache_clear()
+    dispatch._runnable.cache_clear()
+    monkeypatch.setattr(dispatch.jit, "load", fail)
+    for call in (ak.token_logprobs, lambda x, ids: ak.policy_loss(x, ids, 0.0, 1.0)):
+        with pytest.warns(RuntimeWarning, match="falls back") as caught:
+            call(LOGITS, torch.zeros(1, dtype=torch.int64))
+        assert [warning.filename for warning in caught] == [__file__]
+
+
 def test_callers_cannot_change_the_answer():
     ak.backends()["reference"] = "broken"
     assert ak.backends()["reference"] is None

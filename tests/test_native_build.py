@@ -98,7 +98,7 @@ def test_cmake_build_loads(tmp_path):
 
 
 def test_kernels_include_neither_torch_nor_python():
-    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h")]
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h", ".cu", ".cuh")]
     assert sources
     for path in sources:
         text = path.read_text("utf-8")

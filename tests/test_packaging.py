@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VERSION = re.search(r'"(.+)"', (ROOT / "adapt_kernels/version.py").read_text("utf-8"))[1]
 PACKAGES = {"adapt_kernels": "adapt_kernels", "adapt_recipes": "python/adapt_recipes"}
 CXX_SOURCES = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h"))
+CUDA_SOURCES = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cu", ".cuh"))
 # The build must not need these: an isolated build environment has none of them.
 BUILD = """
 import json, sys
@@ -81,8 +82,8 @@ def wheel_files(path):
 
 
 def expected_files():
-    """Everything in the two package folders, and the C++ sources, under their import paths."""
-    for path in CXX_SOURCES:
+    """Everything in the two package folders, and the C++ and CUDA sources, under their import paths."""
+    for path in CXX_SOURCES + CUDA_SOURCES:
         yield f"adapt_kernels/csrc/{path.relative_to(ROOT / 'csrc').as_posix()}"
     for package, folder in PACKAGES.items():
         for path in (ROOT / folder).rglob("*"):

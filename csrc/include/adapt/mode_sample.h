@@ -2,15 +2,7 @@
 #pragma once
 #include <cstdint>
 
-// A row argument: per_row[i] where per_row is set, else `value` for every row.
-template <typename T>
-struct RowArgument {
-  T value;
-  const T* per_row;
-  T operator[](int64_t row) const { return per_row ? per_row[row] : value; }
-};
-
-enum LogitsType : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+#include "adapt/rows.h"
 
 enum SampleFlag : int32_t { kFlagNan = 1, kFlagEmpty = 2, kFlagInf = 4 };
 

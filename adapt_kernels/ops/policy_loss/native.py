@@ -1,0 +1,124 @@
+"""policy_loss in C++ (`csrc/cpu/policy_loss.cpp`), as torch library ops with autograd."""
+
+import torch
+
+from adapt_kernels import jit
+from adapt_kernels.library import register
+from adapt_kernels.ops.native_rows import (
+    address,
+    check_status,
+    gradient_rows,
+    large_empty,
+    logit_rows,
+    rescaled,
+)
+from adapt_kernels.ops.policy_loss.arguments import PolicyRows
+from adapt_kernels.ops.policy_loss.result import PolicyLoss
+
+unavailable_reason = jit.unavailable_reason
+
+_ROWS = (
+    "Tensor logits, Tensor ids, Tensor? mask, float temperature, Tensor? temperature_rows, Tensor old_logprobs, "
+    "Tensor advantages, Tensor? kinds, Tensor? weights, Tensor? ref_logprobs, float clip_low, float clip_high, "
+    "float dual_clip, float kl_coef, float entropy_coef, float grad_scale"
+)
+_RESULTS = "Tensor loss, Tensor logprobs, Tensor entropy, Tensor ratio, Tensor clipped"
+_NUM_INPUTS = 17
+
+
+def policy_loss(rows: PolicyRows, grad_out: torch.Tensor | None, grad_scale: float) -> PolicyLoss:
+    """See `adapt_kernels.policy_loss`; per-row results are [N]."""
+    arguments = (*rows.tokens, *rows[1:6], *rows.settings, grad_scale)
+    wanted = rows.tokens.logits.requires_grad and torch.is_grad_enabled()
+    if grad_out is None or not wanted:
+        loss, *results, _ = torch.ops.adapt_kernels.policy_loss(*arguments, wanted)
+    else:
+        grad_out = grad_out.detach() if grad_out.ndim == 3 else grad_out.detach().unsqueeze(1)
+        loss, *results = _GradientInto.apply(grad_out, *arguments)
+    return PolicyLoss(loss, *(field.detach() for field in results))
+
+
+def _loss(logits, *arguments):
+    *arguments, with_gradient = arguments
+    gradient, zeroed = large_empty(logits.shape, logits.dtype) if with_gradient else (None, False)
+    results = _run(logits, *arguments, gradient, zeroed)
+    return *results, logits.new_empty(0) if gradient is None else gradient
+
+
+def _loss_into(*arguments):
+    return _run(*arguments, False)
+
+
+def _run(logits, ids, mask, temperature, temperature_rows, old, advantages, kinds, weights, ref_logprobs, *settings):
+    *settings, gradient, zeroed = settings
+    count = ids.shape[0]
+    total, losses = torch.zeros((), dtype=torch.float64), torch.empty(count, dtype=torch.float64)
+    logprobs, clipped = torch.empty(count, dtype=torch.float32), torch.empty(count, dtype=torch.bool)
+    entropy, ratio = torch.empty_like(logprobs), torch.empty_like(logprobs)
+    status = jit.load().policy_loss_cpu(
+        *logit_rows(logits),
+        *map(address, (ids, mask)),
+        temperature,
+        *map(address, (temperature_rows, old, advantages, kinds, weights, ref_logprobs)),
+        *settings,
+        *map(address, (total, losses, logprobs, entropy, ratio, clipped)),
+        *gradient_rows(gradient),
+        zeroed,
+        torch.get_num_threads(),
+    )
+    check_status("policy_loss", status)
+    return total.float(), logprobs, entropy, ratio, clipped
+
+
+def _fake_results(ids):
+    rows = ids.new_empty(ids.shape, dtype=torch.float32)
+    loss, clipped = ids.new_empty((), dtype=torch.float32), torch.empty_like(rows, dtype=torch.bool)
+    return loss, rows, torch.empty_like(rows), torch.empty_like(rows), clipped
+
+
+def _fake_loss(logits, ids, *arguments):
+    return *_fake_results(ids), logits.new_empty(logits.shape if arguments[-1] else 0)
+
+
+def _fake_loss_into(logits, ids, *_):
+    return _fake_results(ids)
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(output[5])
+    ctx.grad_scale = inputs[15]
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, loss_grad, *_):
+    gradient = None if loss_grad is None else rescaled("policy_loss", *ctx.saved_tensors, loss_grad, ctx.grad_scale)
+    return gradient, *[None] * (_NUM_INPUTS - 1)
+
+
+class _GradientInto(torch.autograd.Function):
+    """policy_loss with its gradient in the caller's memory."""
+
+    @staticmethod
+    def forward(ctx, grad_out, logits, *arguments):
+        results = torch.ops.adapt_kernels.policy_loss_(logits, *arguments, grad_out)
+        # Autograd then refuses what a later call overwrites, and whoever kept logits that are gone.
+        torch.autograd.graph.increment_version(grad_out)
+        ctx.save_for_backward(grad_out)
+        ctx.grad_scale = arguments[-1]
+        ctx.mark_non_differentiable(*results[1:])
+        return results
+
+    @staticmethod
+    def backward(ctx, loss_grad, *_):
+        gradient = rescaled("policy_loss", *ctx.saved_tensors, loss_grad, ctx.grad_scale)
+        return None, gradient, *[None] * (_NUM_INPUTS - 2)
+
+
+register(
+    f"policy_loss({_ROWS}, bool with_gradient) -> ({_RESULTS}, Tensor gradient)",
+    _loss,
+    _fake_loss,
+    backward=_backward,
+    save=_save,
+)
+register(f"policy_loss_({_ROWS}, Tensor(a!) grad_out) -> ({_RESULTS})", _loss_into, _fake_loss_into)
