@@ -1,8 +1,8 @@
 """policy_loss and its gradient against TRL's log-prob and clipped loss through autograd; the head's path on top of it.
 
 A case is `vocabulary-rows-dtype-peer`. `buffer`: the gradient goes into memory used before; `halfmasked`, `tenthlive`:
-half and nine tenths of the rows are masked; `halfzero`: half of the advantages are 0; `trl`: rows as 8 sequences, as its
-trainers hold them, `trl_flat`: as one [N, V]; `trl_entropy`: with every row's entropy, as its GRPO trainer has it.
+half and nine tenths of the rows are masked; `halfzero`: half of the advantages are 0; `trl`: rows as 8 sequences, as
+its trainers hold them, `trl_flat`: as one [N, V]; `trl_entropy`: with every row's entropy, as its GRPO trainer has it.
 """
 
 from functools import partial
@@ -55,9 +55,8 @@ def test_policy_loss(measure, vocab_size, rows, dtype, peer):
         return measure(partial(gradient, lambda leaf: trl(leaf, *of_rows), x))
     few = slice(0, 4)
     ours = ak.policy_loss(logits[few].requires_grad_(), ids[few], old[few], advantages[few], weights=0.25)
-    torch.testing.assert_close(
-        ours.loss, trl(logits[few].float(), ids[few], old[few], advantages[few]), rtol=1e-3, atol=1e-4
-    )
+    theirs = trl(logits[few].float(), ids[few], old[few], advantages[few])
+    torch.testing.assert_close(ours.loss, theirs, rtol=1e-3, atol=1e-4)
     out = torch.zeros_like(logits) if buffered else None
     weight = 1 / (rows * density)
 
