@@ -67,7 +67,31 @@ def generate_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"environment": env.markdown_table, "mode_sample": mode_sample_table, "generate": generate_table}
+def tokens_per_second_table() -> str:
+    """Tokens per second of patched generate on real models, and the ratio to the unpatched one."""
+    results = json.loads((RESULTS / "tokens_per_second_cpu.json").read_text("utf-8"))
+    seconds = {name: stats["min"] for name, stats in results["seconds"].items()}
+    lines = [
+        "| model | rows | greedy | top_k 20, top_p .95 | top_p .95 |",
+        "|---|---|---|---|---|",
+    ]
+    for model, label in {"shipped": "shipped checkpoint", "smollm2": "SmolLM2-135M"}.items():
+        for rows in (1, 16, 64):
+            row = [label, str(rows)]
+            for sampling in ("greedy", "sampled", "nucleus"):
+                at = f"test_tokens_per_second[{model}-rows{rows}-{sampling}"
+                ours, theirs = seconds[f"{at}-adapt_kernels]"], seconds[f"{at}-huggingface]"]
+                row.append(f"{rows * 16 / ours:.0f} ({theirs / ours:.2f}x)")
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {
+    "environment": env.markdown_table,
+    "mode_sample": mode_sample_table,
+    "generate": generate_table,
+    "tokens_per_second": tokens_per_second_table,
+}
 
 
 def updated(text: str) -> str:
