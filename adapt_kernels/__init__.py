@@ -29,6 +29,8 @@ _HOME = {
     "patched": "hf",
     "last_stats": "hf",
     "ModeBias": "hf",
+    "calibrate": "hf",
+    "Calibration": "hf",
     "GenerateStats": "hf",
     "ModeGenerateOutput": "hf",
 }

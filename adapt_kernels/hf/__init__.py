@@ -1,7 +1,18 @@
 """The Hugging Face adapter: the only part that imports transformers."""
 
+from adapt_kernels.hf.calibration import Calibration, calibrate
 from adapt_kernels.hf.mode_bias import ModeBias
 from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput
 from adapt_kernels.hf.patch import last_stats, patch, patched, unpatch
 
-__all__ = ["GenerateStats", "ModeBias", "ModeGenerateOutput", "last_stats", "patch", "patched", "unpatch"]
+__all__ = [
+    "Calibration",
+    "GenerateStats",
+    "ModeBias",
+    "ModeGenerateOutput",
+    "calibrate",
+    "last_stats",
+    "patch",
+    "patched",
+    "unpatch",
+]

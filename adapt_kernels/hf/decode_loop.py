@@ -43,6 +43,7 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
         past_key_values=cache,
         modes=selector.modes,
         mode_probs=selector.mode_probs,
+        lengths=ends.new_tokens,
         stats=call.stats,
         **record.fields(),
     )

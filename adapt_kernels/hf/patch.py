@@ -81,10 +81,19 @@ def patched(model, modes: Modes):
 
 def last_stats(model) -> GenerateStats | None:
     """Stats of the latest `generate` of a patched model, None before the first. Raises ValueError if not patched."""
+    return _state(model).last_stats
+
+
+def modes_of(model) -> Modes:
+    """The modes a model is patched with. Raises ValueError if it is not patched."""
+    return _state(model).modes
+
+
+def _state(model) -> PatchState:
     state = STATES.get(_generating_model(model))
     if state is None:
         raise ValueError("this model is not patched: call adapt_kernels.patch(model, modes) first")
-    return state.last_stats
+    return state
 
 
 def _generating_model(model):

@@ -4,7 +4,10 @@ import torch
 
 
 class RowEnds:
-    """`alive` [rows] bool: rows that still decode. All vectors are over all rows, in Hugging Face's order."""
+    """`alive` [rows] bool: rows that still decode; `new_tokens` [rows] int64: how many each has.
+
+    All vectors are over all rows, in Hugging Face's order.
+    """
 
     def __init__(self, modes, stopping_criteria, config, rows: int, device):
         self._criteria = stopping_criteria
@@ -12,7 +15,7 @@ class RowEnds:
         self._pads_all = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         self.pad_token = config._pad_token_tensor
         self.alive = torch.ones(rows, dtype=torch.bool, device=device)
-        self._lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.new_tokens = torch.zeros(rows, dtype=torch.int64, device=device)
         limits = [modes[name].max_new_tokens for name in modes]
         self._limits = None
         if any(limits):
@@ -30,7 +33,7 @@ class RowEnds:
 
     def lengths(self, chosen) -> list[int]:
         """New tokens of the chosen [rows] bool rows that have ended."""
-        return self._lengths[chosen & ~self.alive].tolist()
+        return self.new_tokens[chosen & ~self.alive].tolist()
 
     def pad(self, tokens):
         """[rows] tokens, pad where a row is gone."""
@@ -40,7 +43,7 @@ class RowEnds:
 
     def update(self, input_ids, scores, modes, new_tokens: int) -> None:
         """Take the rows out that end with the last token of `input_ids` [rows, T]."""
-        self._lengths += self.alive
+        self.new_tokens += self.alive
         self.alive = self.alive & ~self._criteria(input_ids, scores)
         if self._limits is not None:
             over = new_tokens >= self._limits[modes.long()]
