@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "adapt_kernels/version.py").read_text("utf-8"), re.M).group(1)
 
 RECIPES = ["typer>=0.12", "rich>=13.8", "matplotlib>=3.8", "gguf>=0.10", "accelerate>=1.0"]
+TRL = ["trl>=1.16"]
 TEST = [
     "pytest>=8.2",
     "pytest-benchmark>=5.0",
@@ -61,6 +62,6 @@ setup(
         # Only these platforms have a wheel; everywhere else the other backends serve.
         'triton>=3.6; sys_platform == "linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")',
     ],
-    extras_require={"recipes": RECIPES, "test": [*TEST, *RECIPES]},
+    extras_require={"recipes": RECIPES, "trl": TRL, "test": [*TEST, *RECIPES, *TRL]},
     entry_points={"console_scripts": ["adapt = adapt_recipes.cli:main"]},
 )

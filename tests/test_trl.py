@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-trl = pytest.importorskip("trl", reason="trl is not installed: pip install trl==1.16.0")
+trl = pytest.importorskip("trl", reason="trl is not installed: pip install '.[trl]'")
 
 import trl.trainer.utils as trl_functions  # noqa: E402
 
