@@ -9,10 +9,12 @@ from types import ModuleType
 import torch
 
 from adapt_kernels import jit
+from adapt_kernels.ops import native_kernels
 
 # An op's folder has reference.py and those of the others that it is written for.
 _FILES = {"reference": "reference", "native": "native", "triton": "triton_kernel"}
-_FASTEST = {"cpu": "native", "cuda": "triton"}
+# The first that an op has.
+_FASTEST = {"cpu": ("native",), "cuda": ("triton", "native")}
 
 
 class BackendError(RuntimeError):
@@ -59,9 +61,11 @@ def choose(op: str, backend: str, logits, stacklevel: int = 8) -> ModuleType:
         return backend_module(op, "reference")
     if backend == "auto":
         return _fastest(op, logits.device.type, stacklevel)
-    if backend == "native" and logits.device.type != "cpu":
-        raise ValueError(f"backend='native' takes CPU tensors; got logits on {logits.device}")
-    return _runnable(op, backend)
+    device = logits.device.type
+    if backend == "native" and device not in (devices := backend_module(op, backend).DEVICES):
+        known = " or ".join(name.upper() for name in devices)
+        raise ValueError(f"backend='native' takes {known} tensors; got logits on {logits.device}")
+    return _runnable(op, backend, device)
 
 
 def choose_name(op: str, backend: str, logits) -> str:
@@ -97,13 +101,11 @@ def backend_module(op: str, backend: str) -> ModuleType:
 @cache
 def _fastest(op: str, device: str, stacklevel: int) -> ModuleType:
     # Cached, so that there is one warning, and no second look for what was not there.
-    name = _FASTEST.get(device, "reference")
-    if device == "cpu" and not _has(op, name):
+    name = next((name for name in _FASTEST.get(device, ()) if _has(op, name)), None)
+    if name is None:
         return backend_module(op, "reference")  # what was left out of C++ is not slow without it
     try:
-        if not _has(op, name):
-            raise BackendError(name, f"{op} has no such backend in this version")
-        return _runnable(op, name)
+        return _runnable(op, name, device)
     except (BackendError, jit.NativeBuildError) as error:
         reason = error.reason
     warnings.warn(
@@ -115,9 +117,10 @@ def _fastest(op: str, device: str, stacklevel: int) -> ModuleType:
 
 
 @cache
-def _runnable(op: str, backend: str) -> ModuleType:
+def _runnable(op: str, backend: str, device: str) -> ModuleType:
     if backend == "native":
-        jit.load()
+        # Of several GPUs the current one; a call loads what its own tensors need.
+        native_kernels.load(torch.device(device))
     elif reason := unavailable_reason(backend):
         raise BackendError(backend, reason)
     return backend_module(op, backend)

@@ -22,6 +22,12 @@ VARIABLES = (
     ),
     Variable("XDG_CACHE_HOME", "absolute folder", "`~/.cache`", "The user's cache folder."),
     Variable("CXX", "command", "the first of `c++`, `g++`, `clang++`", "The C++ compiler of the native backend."),
+    Variable(
+        "CUDA_HOME",
+        "folder",
+        "that of the `nvcc` on PATH, else `/usr/local/cuda`",
+        "The CUDA toolkit that compiles the kernels for a GPU.",
+    ),
 )
 _NAMES = frozenset(variable.name for variable in VARIABLES)
 

@@ -44,6 +44,17 @@ def _compiler() -> Iterator[tuple[str, object]]:
         yield "ninja", found.ninja
     except toolchain.NativeBuildError as error:
         yield "missing", error.reason
+    yield from _nvcc()
+
+
+def _nvcc() -> Iterator[tuple[str, object]]:
+    from adapt_kernels import toolchain_cuda
+    from adapt_kernels.toolchain import NativeBuildError
+
+    try:
+        yield "nvcc", toolchain_cuda.find_nvcc()
+    except NativeBuildError as error:
+        yield "nvcc", f"missing: {error.reason}"
 
 
 def _cpu() -> Iterator[tuple[str, object]]:
@@ -74,11 +85,26 @@ def _backends() -> Iterator[tuple[str, object]]:
         yield name, "can run" if reason is None else reason
 
 
+def _architectures() -> list[str]:
+    """Of the GPUs here, as nvcc names them."""
+    try:
+        import torch
+    except ImportError:
+        return []
+    if torch.version.hip or not torch.cuda.is_available():
+        return []
+    capabilities = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    return [f"sm_{major}{minor}" for major, minor in sorted(capabilities)]
+
+
 def _cache() -> Iterator[tuple[str, object]]:
-    from adapt_kernels import jit
+    from adapt_kernels import jit, jit_cuda
 
     yield "folder", jit.cache_folder()
     yield "compiled for this machine", jit.find_built(jit.native_extension()) or "not yet"
+    for architecture in _architectures():
+        found = jit.find_built(jit_cuda.cuda_extension(architecture))
+        yield f"compiled for {architecture}", found or "not yet"
 
 
 def _variables() -> Iterator[tuple[str, object]]:

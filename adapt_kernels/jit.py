@@ -30,7 +30,6 @@ COMPILE_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-fv
 # No kernel is in there, and pybind11 takes a third longer at -O3.
 BINDINGS_FLAGS = ("-O1",)
 LINK_FLAGS = ("-shared", "-fopenmp")
-_EXPECTED_SECONDS = 15
 _log = logging.getLogger("adapt_kernels")
 _loading = threading.Lock()
 _outcome: ModuleType | NativeBuildError | None = None
@@ -41,6 +40,9 @@ class Extension(NamedTuple):
 
     name: str
     folder: Path
+    architecture: str = ""  # of the GPU, where there is GPU code in it
+
+    expected_seconds = 15
 
     def sources(self) -> list[Path]:
         """What is compiled, one object each."""
@@ -49,6 +51,51 @@ class Extension(NamedTuple):
     def inputs(self) -> list[Path]:
         """What the result depends on."""
         return sorted([*self.sources(), *self.folder.rglob("*.h")])
+
+    def key_words(self) -> tuple[str, ...]:
+        """What else the machine code depends on, but for the tools."""
+        flags = (*COMPILE_FLAGS, *BINDINGS_FLAGS, *LINK_FLAGS)
+        return (self.name, *flags, str(sysconfig.get_config_var("SOABI")), describe_cpu())
+
+    def find_tools(self) -> Toolchain:
+        """What compiles it; has `ninja`. Raises NativeBuildError."""
+        return find_toolchain()
+
+    def describe_tools(self, tools: Toolchain) -> str:
+        """Versions of the tools. Raises NativeBuildError."""
+        return describe_tools(tools)
+
+    def ninja_file(self, tools: Toolchain) -> str:
+        """The build description ninja runs."""
+        includes = [f"-I{self.folder / 'include'}", *(f"-isystem{folder}" for folder in tools.includes)]
+        lines = [
+            "ninja_required_version = 1.3",
+            "rule compile",
+            f"  command = {command([*tools.compiler, *COMPILE_FLAGS, *includes])} $extra -c $in -o $out",
+            "rule link",
+            f"  command = {command(tools.compiler)} $in {command(LINK_FLAGS)} -o $out",
+        ]
+        objects = []
+        for source in self.sources():
+            objects.append(f"{source.stem}.o")
+            lines.append(f"build {objects[-1]}: compile {ninja_path(source)}")
+            if source.stem == "bindings":
+                lines.append(f"  extra = {command(BINDINGS_FLAGS)}")
+        lines.append(f"build {self.name}.so: link {' '.join(objects)}")
+        return "\n".join(lines) + "\n"
+
+    def compile_error(self, tools: Toolchain, output: str) -> NativeBuildError:
+        """The error for sources that the compiler refused."""
+        return NativeBuildError(
+            "the C++ sources do not compile",
+            "C++17 with OpenMP",
+            shlex.join(tools.compiler),
+            (
+                "set CXX to g++ 9 or newer, or clang++ 12 or newer",
+                "call with backend='native' to see the compiler's output",
+            ),
+            output,
+        )
 
 
 class Build(NamedTuple):
@@ -128,13 +175,13 @@ def build(extension: Extension) -> Build:
     found = find_built(extension)
     if found:
         return Build(found, 0.0)
-    toolchain = find_toolchain()
-    target = target_path(extension, toolchain)
+    tools = extension.find_tools()
+    target = target_path(extension, tools)
     make_private(target.parent)
     with locked(target.parent / "lock"):
         if target.is_file():
             return Build(target, 0.0)
-        return _compile_into(target, extension, toolchain)
+        return _compile_into(target, extension, tools)
 
 
 @explained()
@@ -142,50 +189,30 @@ def find_built(extension: Extension) -> Path | None:
     """The compiled file in the cache, if any. Without tools, any compiler's build of these sources will do."""
     refuse_untrusted(_version_folder())
     try:
-        toolchain = find_toolchain()
+        tools = extension.find_tools()
     except NativeBuildError:
         return _prebuilt(extension)
-    target = target_path(extension, toolchain)
+    target = target_path(extension, tools)
     refuse_untrusted(target.parent)
     return target if target.is_file() else None
 
 
-def target_path(extension: Extension, toolchain: Toolchain) -> Path:
-    """Where the compiled file belongs: cache / version / key of sources, flags, Python, CPU and tools."""
-    tools = hashlib.sha256(describe_tools(toolchain).encode()).hexdigest()[:16]
-    return _version_folder() / f"{_source_key(extension)}-{tools}" / f"{extension.name}.so"
+def target_path(extension: Extension, tools: Toolchain) -> Path:
+    """Where the compiled file belongs: cache / version / key of sources, flags, Python, CPU or GPU, and tools."""
+    versions = hashlib.sha256(extension.describe_tools(tools).encode()).hexdigest()[:16]
+    return _version_folder() / f"{_source_key(extension)}-{versions}" / f"{extension.name}.so"
 
 
-def ninja_file(extension: Extension, toolchain: Toolchain) -> str:
-    """The build description ninja runs."""
-    includes = [f"-I{extension.folder / 'include'}", *(f"-isystem{folder}" for folder in toolchain.includes)]
-    lines = [
-        "ninja_required_version = 1.3",
-        "rule compile",
-        f"  command = {_command([*toolchain.compiler, *COMPILE_FLAGS, *includes])} $extra -c $in -o $out",
-        "rule link",
-        f"  command = {_command(toolchain.compiler)} $in {_command(LINK_FLAGS)} -o $out",
-    ]
-    objects = []
-    for source in extension.sources():
-        objects.append(f"{source.stem}.o")
-        lines.append(f"build {objects[-1]}: compile {_ninja_path(source)}")
-        if source.stem == "bindings":
-            lines.append(f"  extra = {_command(BINDINGS_FLAGS)}")
-    lines.append(f"build {extension.name}.so: link {' '.join(objects)}")
-    return "\n".join(lines) + "\n"
-
-
-def _compile_into(target: Path, extension: Extension, toolchain: Toolchain) -> Build:
+def _compile_into(target: Path, extension: Extension, tools: Toolchain) -> Build:
     # We hold the lock, so a folder that is already here was left by a process that was killed.
     for left in target.parent.glob("build-*"):
         shutil.rmtree(left, ignore_errors=True)
-    _log.info("compiling once, about %d s, cached in %s", _EXPECTED_SECONDS, target.parent)
+    _log.info("compiling once, about %d s, cached in %s", extension.expected_seconds, target.parent)
     start = time.perf_counter()
     folder = Path(tempfile.mkdtemp(prefix="build-", dir=target.parent))
     try:
-        (folder / "build.ninja").write_text(ninja_file(extension, toolchain), "utf-8")
-        _run_ninja(folder, toolchain)
+        (folder / "build.ninja").write_text(extension.ninja_file(tools), "utf-8")
+        _run_ninja(folder, extension, tools)
         _refuse_changed(extension, target)
         with open(folder / target.name, "rb") as compiled:
             os.fsync(compiled.fileno())
@@ -197,9 +224,9 @@ def _compile_into(target: Path, extension: Extension, toolchain: Toolchain) -> B
     return Build(target, seconds)
 
 
-def _run_ninja(folder: Path, toolchain: Toolchain) -> None:
+def _run_ninja(folder: Path, extension: Extension, tools: Toolchain) -> None:
     done = subprocess.run(
-        [toolchain.ninja, "-C", str(folder)],
+        [tools.ninja, "-C", str(folder)],
         # The compiler's own temporary files go with the folder, also after a kill.
         env={**os.environ, "TMPDIR": str(folder)},
         stdin=subprocess.DEVNULL,
@@ -209,16 +236,7 @@ def _run_ninja(folder: Path, toolchain: Toolchain) -> None:
         errors="replace",
     )
     if done.returncode:
-        raise NativeBuildError(
-            "the C++ sources do not compile",
-            "C++17 with OpenMP",
-            shlex.join(toolchain.compiler),
-            (
-                "set CXX to g++ 9 or newer, or clang++ 12 or newer",
-                "call with backend='native' to see the compiler's output",
-            ),
-            done.stdout,
-        )
+        raise extension.compile_error(tools, done.stdout)
 
 
 def _refuse_changed(extension: Extension, target: Path) -> None:
@@ -246,8 +264,7 @@ def _version_folder() -> Path:
 def _source_key(extension: Extension) -> str:
     """A hash of all that the machine code depends on, except the tools."""
     key = hashlib.sha256()
-    flags = (*COMPILE_FLAGS, *BINDINGS_FLAGS, *LINK_FLAGS)
-    for part in (extension.name, *flags, sysconfig.get_config_var("SOABI"), describe_cpu()):
+    for part in extension.key_words():
         key.update(f"{part}\0".encode())
     for path in extension.inputs():
         content = path.read_bytes()
@@ -255,9 +272,11 @@ def _source_key(extension: Extension) -> str:
     return key.hexdigest()[:16]
 
 
-def _command(words) -> str:
+def command(words) -> str:
+    """Words as a command line in a ninja file."""
     return " ".join(shlex.quote(str(word)).replace("$", "$$") for word in words)
 
 
-def _ninja_path(path: Path) -> str:
+def ninja_path(path: Path) -> str:
+    """A path as an input in a ninja file."""
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")

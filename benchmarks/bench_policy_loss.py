@@ -2,14 +2,15 @@
 
 A case is `vocabulary-rows-dtype-peer`. `buffer`: the gradient goes into memory used before; `halfmasked`, `tenthlive`:
 half and nine tenths of the rows are masked; `halfzero`: half of the advantages are 0; `trl`: rows as 8 sequences, as
-its trainers hold them, `trl_flat`: as one [N, V]; `trl_entropy`: with every row's entropy, as its GRPO trainer has it.
+its trainers hold them, `trl_flat`: as one [N, V]; `trl_entropy`: with every row's entropy, as its GRPO trainer has it;
+`torch_compile`: plain PyTorch for the flat rows, compiled.
 """
 
 from functools import partial
 
 import pytest
 import torch
-from credit_inputs import batched, make_logits, make_rows, one_read, ppo, trl_functions
+from credit_inputs import batched, compiled, make_logits, make_rows, one_read, plain_score, ppo, trl_functions
 
 import adapt_kernels as ak
 
@@ -31,7 +32,7 @@ def gradient(loss, *tensors):
     return [leaf.grad for leaf in leaves]
 
 
-@pytest.mark.parametrize("peer", ["one_read", *OURS, "trl", "trl_flat", "trl_entropy"])
+@pytest.mark.parametrize("peer", ["one_read", *OURS, "trl", "trl_flat", "trl_entropy", "torch_compile"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("rows", [16, 512], ids=lambda n: f"rows{n}")
 @pytest.mark.parametrize("vocab_size", [32000, 151936], ids=lambda n: f"V{n}")
@@ -41,6 +42,9 @@ def test_policy_loss(measure, vocab_size, rows, dtype, peer):
     ids, old, advantages, mask = make_rows(logits, density, zero_share)
     if peer == "one_read":
         return measure(one_read(logits))
+    if peer == "torch_compile":
+        plain = compiled(lambda x: ppo(plain_score(x, ids)[0], old, advantages), logits)
+        return measure(partial(gradient, plain, logits))
     logprob, entropy = trl_functions()
 
     def trl(x, *rows):

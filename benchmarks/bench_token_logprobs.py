@@ -1,4 +1,4 @@
-"""token_logprobs with entropy against TRL's two functions and torch's cross_entropy (which gives no entropy).
+"""token_logprobs with entropy against TRL's two functions, torch.compile and cross_entropy (which gives no entropy).
 
 A case is `vocabulary-rows-dtype-peer`; `halfmasked` and `tenthlive` leave out half and nine tenths of the rows;
 `trl` has the rows as 8 sequences, as its trainers do, `trl_flat` as one [N, V].
@@ -7,12 +7,12 @@ A case is `vocabulary-rows-dtype-peer`; `halfmasked` and `tenthlive` leave out h
 import pytest
 import torch
 import torch.nn.functional as F
-from credit_inputs import batched, make_logits, make_rows, one_read, trl_functions
+from credit_inputs import batched, compiled, make_logits, make_rows, one_read, plain_score, trl_functions
 
 import adapt_kernels as ak
 
 DENSITY = {"adapt_kernels": 1.0, "halfmasked": 0.5, "tenthlive": 0.1}
-PEERS = ["one_read", *DENSITY, "trl", "trl_flat", "cross_entropy"]
+PEERS = ["one_read", *DENSITY, "trl", "trl_flat", "torch_compile", "cross_entropy"]
 
 
 @pytest.mark.parametrize("peer", PEERS)
@@ -26,6 +26,9 @@ def test_token_logprobs(measure, vocab_size, rows, dtype, peer):
         return measure(one_read(logits))
     if peer == "cross_entropy":
         return measure(lambda: F.cross_entropy(logits, ids, reduction="none"))
+    if peer == "torch_compile":
+        score = compiled(plain_score, logits)
+        return measure(lambda: score(logits, ids))
     if peer.startswith("trl"):
         logprob, entropy = trl_functions()
         x, index = (logits, ids) if peer == "trl_flat" else batched(logits, ids)

@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -53,6 +54,20 @@ def ppo(logprobs, old, advantages):
     """TRL's clipped loss, averaged over the rows."""
     ratio = (logprobs - old).exp()
     return -torch.min(ratio * advantages, ratio.clamp(0.8, 1.28) * advantages).mean()
+
+
+def compiled(function, logits):
+    """`function` by torch.compile; for one shape, as each takes half a minute."""
+    if logits.shape != (512, 151936):
+        pytest.skip("compiled for 512 rows of the large vocabulary only")
+    torch.compiler.reset()
+    return torch.compile(function)
+
+
+def plain_score(logits, ids):
+    """(log-probs, entropies) as one would write them for torch.compile to fuse."""
+    logprobs = F.log_softmax(logits.float(), dim=-1)
+    return logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1), -(logprobs.exp() * logprobs).sum(-1)
 
 
 def _selective_log_softmax(logits, index):

@@ -22,12 +22,29 @@ WORKLOADS = {
     "mixed-20-400-greedy": "56 rows of 20 tokens and 8 of 400, greedy",
     "mixed-20-400-sampled": "56 rows of 20 tokens and 8 of 400, sampled",
 }
+# Benchmark, what it measures, and its cases.
+CREDIT = (
+    ("token_logprobs", "log-prob + entropy", ("adapt_kernels", "halfmasked", "tenthlive")),
+    ("policy_loss", "loss + gradient", ("adapt_kernels", "buffer", "halfmasked", "halfmasked_buffer", "tenthlive")),
+)
+ROWS = {
+    "adapt_kernels": "all",
+    "buffer": "all, into a reused gradient",
+    "halfmasked": "half masked",
+    "halfmasked_buffer": "half masked, into a reused gradient",
+    "tenthlive": "nine tenths masked",
+}
+
+
+def seconds_of(name: str) -> dict[str, float]:
+    """Least time of every case of one committed benchmark."""
+    results = json.loads((RESULTS / f"{name}_cpu.json").read_text("utf-8"))
+    return {case: stats["min"] for case, stats in results["seconds"].items()}
 
 
 def mode_sample_table() -> str:
     """Ratios of mode_sample at V = 151936, float32, by filter and logits."""
-    results = json.loads((RESULTS / "mode_sample_cpu.json").read_text("utf-8"))
-    seconds = {name: stats["min"] for name, stats in results["seconds"].items()}
+    seconds = seconds_of("mode_sample")
     lines = [
         "| filters, T = .7 | logits | 1 row: ms | x Hugging Face | 64 rows: ms | x Hugging Face | reads of the rows |",
         "|---|---|---|---|---|---|---|",
@@ -69,8 +86,7 @@ def generate_table() -> str:
 
 def tokens_per_second_table() -> str:
     """Tokens per second of patched generate on real models, and the ratio to the unpatched one."""
-    results = json.loads((RESULTS / "tokens_per_second_cpu.json").read_text("utf-8"))
-    seconds = {name: stats["min"] for name, stats in results["seconds"].items()}
+    seconds = seconds_of("tokens_per_second")
     lines = [
         "| model | rows | greedy | top_k 20, top_p .95 | top_p .95 |",
         "|---|---|---|---|---|",
@@ -86,9 +102,33 @@ def tokens_per_second_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def credit_table() -> str:
+    """Ratios of the training ops at 512 rows of V = 151936, float32; masked rows cost TRL as much as others."""
+    lines = [
+        "| op | rows | ms | x TRL, 8 sequences | x TRL, flat rows | reads of the logits |",
+        "|---|---|---|---|---|---|",
+    ]
+    for op, label, cases in CREDIT:
+        seconds, at = seconds_of(op), f"test_{op}[V151936-rows512-fp32"
+        for case in cases:
+            ours = seconds[f"{at}-{case}]"]
+            row = [f"`{op}`, {label}", ROWS[case], f"{ours * 1e3:.0f}"]
+            row += [f"{seconds[f'{at}-{peer}]'] / ours:.1f}" for peer in ("trl", "trl_flat")]
+            row.append(f"{ours / seconds[f'{at}-one_read]']:.1f}")
+            lines.append(f"| {' | '.join(row)} |")
+    seconds, at = seconds_of("policy_loss"), "test_linear_policy_loss"
+    for case in ("adapt_kernels", "halfmasked"):
+        ours = seconds[f"{at}[{case}]"]
+        row = ["`linear_policy_loss`, D = 256", ROWS[case], f"{ours * 1e3:.0f}", f"{seconds[f'{at}[trl]'] / ours:.1f}"]
+        row += ["not run", f"{ours / seconds[f'{at}[three_gemms]']:.2f} x its three GEMMs"]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {
     "environment": env.markdown_table,
     "mode_sample": mode_sample_table,
+    "credit": credit_table,
     "generate": generate_table,
     "tokens_per_second": tokens_per_second_table,
 }

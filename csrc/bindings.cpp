@@ -3,19 +3,13 @@
 
 #include <cstdint>
 
+#include "adapt/credit_numbers.h"
 #include "adapt/mode_sample.h"
-#include "adapt/policy_loss.h"
-#include "adapt/token_logprobs.h"
 
 namespace {
 
-// The address of a tensor's data, 0 = null.
-using Address = uintptr_t;
-
-template <typename T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
+using adapt::Address;
+using adapt::at;
 
 int mode_sample_cpu(Address logits, int32_t logits_type, int64_t rows, int64_t inner, int64_t vocab_size,
                     int64_t outer_stride, int64_t inner_stride, Address mode_ids, int64_t num_modes, bool only_modes,
@@ -45,69 +39,14 @@ int mode_sample_cpu(Address logits, int32_t logits_type, int64_t rows, int64_t i
   return adapt_mode_sample_cpu(&arguments);
 }
 
-template <typename Pointer>
-RowsOf<Pointer> rows_at(Address data, int32_t type, int64_t count, int64_t inner, int64_t vocab_size,
-                        int64_t outer_stride, int64_t inner_stride) {
-  return {reinterpret_cast<Pointer>(data), static_cast<LogitsType>(type), count, inner, vocab_size, outer_stride,
-          inner_stride};
-}
-
-int token_logprobs_cpu(Address logits, int32_t type, int64_t count, int64_t inner, int64_t vocab_size,
-                       int64_t outer_stride, int64_t inner_stride, Address ids, Address mask, double temperature,
-                       Address temperature_rows, Address logprobs, Address entropy, Address statistics,
-                       int32_t threads) {
-  const TokenLogprobsArguments arguments{
-      rows_at<const void*>(logits, type, count, inner, vocab_size, outer_stride, inner_stride),
-      at<const int64_t>(ids), at<const bool>(mask),
-      {temperature, at<const double>(temperature_rows)},
-      at<float>(logprobs), at<float>(entropy), at<double>(statistics), threads};
-  return adapt_token_logprobs_cpu(&arguments);
-}
-
-int logit_gradient_cpu(Address logits, int32_t type, int64_t count, int64_t inner, int64_t vocab_size,
-                       int64_t outer_stride, int64_t inner_stride, Address ids, Address mask, double temperature,
-                       Address temperature_rows, Address statistics, Address logprob_slope, Address entropy_slope,
-                       Address gradient, int64_t gradient_outer_stride, int64_t gradient_inner_stride, bool zeroed,
-                       int32_t threads) {
-  const LogitGradientArguments arguments{
-      rows_at<const void*>(logits, type, count, inner, vocab_size, outer_stride, inner_stride),
-      at<const int64_t>(ids), at<const bool>(mask),
-      {temperature, at<const double>(temperature_rows)},
-      at<const double>(statistics), at<const double>(logprob_slope), at<const double>(entropy_slope),
-      rows_at<void*>(gradient, type, count, inner, vocab_size, gradient_outer_stride, gradient_inner_stride), zeroed,
-      threads};
-  return adapt_logit_gradient_cpu(&arguments);
-}
-
-int policy_loss_cpu(Address logits, int32_t type, int64_t count, int64_t inner, int64_t vocab_size,
-                    int64_t outer_stride, int64_t inner_stride, Address ids, Address mask, double temperature,
-                    Address temperature_rows, Address old_logprobs, Address advantages, Address kinds, Address weights,
-                    Address ref_logprobs, double clip_low, double clip_high, double dual_clip, double kl_coef,
-                    double entropy_coef, double gradient_scale, Address loss, Address losses, Address logprobs, Address entropy,
-                    Address ratio, Address clipped, Address gradient, int64_t gradient_outer_stride,
-                    int64_t gradient_inner_stride, bool zeroed, int32_t threads) {
-  const PolicyLossArguments arguments{
-      rows_at<const void*>(logits, type, count, inner, vocab_size, outer_stride, inner_stride),
-      at<const int64_t>(ids), at<const bool>(mask),
-      {temperature, at<const double>(temperature_rows)},
-      at<const double>(old_logprobs), at<const double>(advantages),
-      {kPpo, at<const int8_t>(kinds)},
-      {1.0, at<const double>(weights)},
-      at<const double>(ref_logprobs),
-      {clip_low, clip_high, dual_clip, kl_coef, entropy_coef},
-      gradient_scale,
-      at<double>(loss), at<double>(losses), at<float>(logprobs), at<float>(entropy), at<float>(ratio), at<bool>(clipped),
-      rows_at<void*>(gradient, type, count, inner, vocab_size, gradient_outer_stride, gradient_inner_stride), zeroed,
-      threads};
-  return adapt_policy_loss_cpu(&arguments);
-}
-
 }  // namespace
 
 PYBIND11_MODULE(adapt_native, module) {
   const pybind11::call_guard<pybind11::gil_scoped_release> without_gil;
   module.def("mode_sample_cpu", &mode_sample_cpu, without_gil);
-  module.def("token_logprobs_cpu", &token_logprobs_cpu, without_gil);
-  module.def("logit_gradient_cpu", &logit_gradient_cpu, without_gil);
-  module.def("policy_loss_cpu", &policy_loss_cpu, without_gil);
+  module.def("token_logprobs_cpu",
+             adapt::from_numbers(adapt::token_logprobs_arguments, adapt_token_logprobs_cpu), without_gil);
+  module.def("logit_gradient_cpu",
+             adapt::from_numbers(adapt::logit_gradient_arguments, adapt_logit_gradient_cpu), without_gil);
+  module.def("policy_loss_cpu", adapt::from_numbers(adapt::policy_loss_arguments, adapt_policy_loss_cpu), without_gil);
 }

@@ -1,10 +1,13 @@
 """Which backend runs: automatic choice, explicit names, reasons."""
 
+import warnings
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import adapt_kernels as ak
-from adapt_kernels import dispatch
+from adapt_kernels import dispatch, toolchain_cuda
 from adapt_kernels.ops.mode_sample import reference
 
 LOGITS = torch.zeros(1, 4)
@@ -37,10 +40,63 @@ def test_auto_leaves_float64_to_the_reference():
     assert dispatch.choose("mode_sample", "auto", LOGITS.double()) is reference
 
 
-def test_an_op_without_the_fastest_backend_falls_back_with_a_warning():
-    dispatch._fastest.cache_clear()
-    with pytest.warns(RuntimeWarning, match="token_logprobs falls back.*has no such backend in this version"):
-        assert dispatch._fastest("token_logprobs", "cuda", 2).__name__.endswith("token_logprobs.reference")
+CREDIT_OPS = ["token_logprobs", "policy_loss", "linear_policy_loss"]
+
+
+def on_cuda():
+    with FakeTensorMode():
+        return torch.empty(1, 4, device="cuda")
+
+
+@pytest.mark.parametrize("op", CREDIT_OPS)
+def test_cuda_takes_the_native_kernels_of_a_credit_op(op, monkeypatch):
+    asked = []
+    monkeypatch.setattr(dispatch.native_kernels, "load", asked.append)
+    for backend in ("auto", "native"):
+        dispatch._fastest.cache_clear()
+        dispatch._runnable.cache_clear()
+        assert dispatch.choose(op, backend, on_cuda()).__name__ == f"adapt_kernels.ops.{op}.native"
+    assert asked == [torch.device("cuda")] * 2
+
+
+@pytest.mark.parametrize("op", ["mode_sample", "branch", "segment_attention"])
+def test_cuda_takes_triton_where_an_op_has_it(op, monkeypatch):
+    monkeypatch.setattr(dispatch, "unavailable_reason", lambda _: None)
+    assert dispatch.choose(op, "auto", on_cuda()).__name__ == f"adapt_kernels.ops.{op}.triton_kernel"
+    if op == "mode_sample":
+        with pytest.raises(ValueError, match="backend='native' takes CPU tensors; got logits on cuda:0"):
+            dispatch.choose(op, "native", on_cuda())
+
+
+@pytest.mark.parametrize("op", CREDIT_OPS)
+def test_cuda_without_nvcc(op, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("ADAPT_KERNELS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr(toolchain_cuda, "_DEFAULT_HOME", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    logits = on_cuda()
+    with pytest.warns(RuntimeWarning, match=rf"{op} falls back to backend='reference'.*no CUDA compiler \(nvcc\)"):
+        assert dispatch.choose(op, "auto", logits).__name__.endswith(".reference")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch.choose(op, "auto", logits)
+    with pytest.raises(RuntimeError, match=r"no CUDA compiler \(nvcc\)") as error:
+        dispatch.choose(op, "native", logits)
+    for text in ("install NVIDIA's CUDA toolkit", "set CUDA_HOME", "python -m adapt_kernels.build --cuda"):
+        assert text in str(error.value)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_amd_gpus_are_refused_by_name(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    with pytest.raises(RuntimeError, match="built for AMD GPUs"):
+        dispatch.choose("policy_loss", "native", on_cuda())
+
+
+def test_other_devices_have_no_native_kernels():
+    with pytest.raises(ValueError, match="takes CPU or CUDA tensors; got logits on meta"):
+        dispatch.choose("policy_loss", "native", LOGITS.to("meta"))
 
 
 def test_the_warning_points_at_the_caller_of_a_credit_op(monkeypatch):

@@ -66,3 +66,13 @@ def test_report_without_torch_and_tools(tmp_path):
     assert re.search(r"torch:\n  failed: ModuleNotFoundError", done.stdout)
     assert "missing: no C++ compiler; remedy: apt-get install g++" in done.stdout
     assert "compiled for this machine: not yet" in done.stdout
+
+
+def test_report_names_nvcc_and_the_kernels_of_the_gpus_here(monkeypatch, tmp_path):
+    assert re.search(r"^  nvcc: ", env_report.report(), re.M)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("ADAPT_KERNELS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(env_report, "_architectures", lambda: ["sm_90"])
+    report = env_report.report()
+    assert "nvcc: missing: no CUDA compiler (nvcc); remedy: install" in report
+    assert "compiled for sm_90: not yet" in report

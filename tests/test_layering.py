@@ -28,8 +28,15 @@ class Rule:
 
 HF_ONLY = "adapt_kernels/hf/*|adapt_kernels/trl.py|adapt_kernels/vllm.py"
 UPWARD = ("adapt_kernels.hf", "adapt_kernels.trl", "adapt_kernels.vllm")
-JIT_USERS = "adapt_kernels/ops/*/native.py|adapt_kernels/dispatch.py|adapt_kernels/build.py|adapt_kernels/env_report.py"
-BUILD_FILES = "|".join(f"adapt_kernels/{name}.py" for name in ("jit", "toolchain", "build_cache", "build", "env"))
+JIT_USERS = "|".join(
+    f"adapt_kernels/{name}.py"
+    for name in ("ops/*/native", "ops/native_kernels", "dispatch", "build", "env_report", "jit_cuda")
+)
+JIT = ("adapt_kernels.jit", "adapt_kernels.jit_cuda")
+BUILD_FILES = "|".join(
+    f"adapt_kernels/{name}.py"
+    for name in ("jit", "jit_cuda", "toolchain", "toolchain_cuda", "build_cache", "build", "env")
+)
 RULES = [
     Rule("engine-below-recipes", "adapt_kernels/*", ("adapt_recipes",)),
     Rule("transformers-only-in-hf", "adapt_kernels/*", ("transformers", "tokenizers"), exempt=HF_ONLY),
@@ -37,10 +44,10 @@ RULES = [
     Rule("trl-only-in-adapter", "*", ("trl",), exempt="adapt_kernels/trl.py"),
     Rule("vllm-only-in-adapter", "*", ("vllm",), exempt="adapt_kernels/vllm.py"),
     Rule("ops-below-hf", "adapt_kernels/ops/*", UPWARD),
-    Rule("reference-is-plain", "adapt_kernels/ops/*/reference.py", ("triton", "adapt_kernels.jit")),
+    Rule("reference-is-plain", "adapt_kernels/ops/*/reference.py", ("triton", *JIT)),
     Rule("triton-in-its-own-files", "adapt_kernels/*", ("triton",), exempt="adapt_kernels/ops/*triton*.py"),
-    Rule("hf-uses-ops-only", "adapt_kernels/hf/*", ("triton", "adapt_kernels.jit")),
-    Rule("jit-only-where-it-runs", "adapt_kernels/*", ("adapt_kernels.jit",), exempt=JIT_USERS),
+    Rule("hf-uses-ops-only", "adapt_kernels/hf/*", ("triton", *JIT)),
+    Rule("jit-only-where-it-runs", "adapt_kernels/*", JIT, exempt=JIT_USERS),
     Rule("build-needs-no-torch", BUILD_FILES, ("torch", "numpy", "pybind11", "ninja", "adapt_kernels.ops")),
     Rule("recipes-use-public-names", "adapt_recipes/*", ("triton",)),
     Rule("no-pickle", "*", ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")),
@@ -223,8 +230,10 @@ PLANTED = [
     ("adapt_kernels/hf/patch.py", "from ..jit import build", "hf-uses-ops-only"),
     ("adapt_kernels/modes.py", "from adapt_kernels import jit", "jit-only-where-it-runs"),
     ("adapt_kernels/ops/mode_sample/__init__.py", "from ...jit import load", "jit-only-where-it-runs"),
+    ("adapt_kernels/trl.py", "from adapt_kernels import jit_cuda", "jit-only-where-it-runs"),
     ("adapt_kernels/ops/mode_sample/native.py", "from . import reference", "backends-are-independent"),
     ("adapt_kernels/jit.py", "def f():\n    import torch", "build-needs-no-torch"),
+    ("adapt_kernels/jit_cuda.py", "import torch", "build-needs-no-torch"),
     ("adapt_kernels/toolchain.py", "import pybind11", "build-needs-no-torch"),
     ("python/adapt_recipes/demo.py", "import adapt_kernels.hf", "recipes-use-public-names"),
     ("python/adapt_recipes/demo.py", "from adapt_kernels.modes import Modes", "recipes-use-public-names"),

@@ -168,7 +168,7 @@ def test_float64_is_refused_by_name_and_served_by_auto(recwarn):
 @needs_native
 def test_other_devices_are_refused_by_name():
     with pytest.raises(ValueError, match="CPU tensors; got logits on meta"):
-        ak.mode_sample(torch.zeros(2, 5, device="meta"), backend="native")
+        dispatch.choose("mode_sample", "native", torch.zeros(2, 5, device="meta"))
 
 
 def test_unknown_backend_and_no_tensor():

@@ -155,8 +155,9 @@ def test_jit_finds_the_sources(route, source, wheel, tmp_path):
             archive.extractall(tmp_path / "site")
         expected = source / "csrc"
     code = (
-        "import site, sys; site.addsitedir(sys.argv[1]); from adapt_kernels import jit; "
-        "found = jit.native_extension(); print(found.folder, *found.inputs(), sep='\\n')"
+        "import site, sys; site.addsitedir(sys.argv[1]); from adapt_kernels import jit, jit_cuda; "
+        "found = jit.native_extension(); print(found.folder, *found.inputs(), sep='\\n'); "
+        "print(*jit_cuda.cuda_extension('sm_90').inputs(), sep='\\n', file=sys.stderr)"
     )
     command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "site")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -164,7 +165,10 @@ def test_jit_finds_the_sources(route, source, wheel, tmp_path):
     folder, *inputs = map(Path, done.stdout.splitlines())
     assert folder.resolve() == expected.resolve()
     names = [path.relative_to(folder) for path in inputs]
-    assert names == [path.relative_to(ROOT / "csrc") for path in CXX_SOURCES]
+    assert names == [path.relative_to(ROOT / "csrc") for path in CXX_SOURCES if path.parent.name != "cuda"]
+    found = [Path(path).relative_to(folder) for path in done.stderr.splitlines()]
+    wanted = {path for path in CXX_SOURCES if path.parent.name in ("cuda", "adapt")} | set(CUDA_SOURCES)
+    assert found == sorted(path.relative_to(ROOT / "csrc") for path in wanted)
 
 
 def test_metadata(metadata, wheel):

@@ -28,15 +28,15 @@ def address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def large_empty(shape: torch.Size, dtype: torch.dtype) -> tuple[torch.Tensor, bool]:
-    """Contiguous memory on the CPU, and whether it holds zeros already.
+def large_empty(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, bool]:
+    """Contiguous memory, and whether it holds zeros already.
 
-    Large blocks come straight from the system: in huge pages where it has them, and zero, so that rows without a
-    gradient need not even be touched.
+    Large blocks on the CPU come straight from the system: in huge pages where it has them, and zero, so that rows
+    without a gradient need not even be touched.
     """
     num_bytes = shape.numel() * dtype.itemsize
-    if num_bytes < _LARGE_BYTES or sys.platform != "linux":
-        return torch.empty(shape, dtype=dtype), False
+    if device.type != "cpu" or num_bytes < _LARGE_BYTES or sys.platform != "linux":
+        return torch.empty(shape, dtype=dtype, device=device), False
     pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a system without huge pages
         pages.madvise(mmap.MADV_HUGEPAGE)
@@ -56,4 +56,5 @@ def rescaled(op: str, gradient: torch.Tensor, loss_grad: torch.Tensor, grad_scal
 def check_status(op: str, status: int) -> None:
     """Raises RuntimeError for anything but 0."""
     if status:
-        raise RuntimeError(f"{op}'s native kernel returned status {status}")
+        cause = {1: ": a dtype it does not know", 2: ": CUDA refused the launch"}.get(status, "")
+        raise RuntimeError(f"{op}'s native kernel returned status {status}{cause}")

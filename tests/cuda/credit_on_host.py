@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+import sysconfig
 from functools import cache
 from pathlib import Path
 
@@ -57,15 +58,24 @@ POLICY = structure(
 )  # fmt: skip
 
 
-def compile_library(folder: Path, *flags: str) -> Path:
+def compile_library(folder: Path, *flags: str, name: str = "credit_on_host") -> Path:
     """g++ over the sources as they are, with the shim for a device."""
     includes = [f"-I{ROOT / 'csrc/include'}", f"-I{ROOT / 'csrc/cuda'}", f"-I{Path(__file__).parent}"]
-    target = folder / "credit_on_host.so"
+    target = folder / f"{name}.so"
     command = ["g++", "-std=c++17", "-O2", "-g", "-shared", "-fPIC", "-w", *flags, *includes]
     command += [f"-isystem{cuda_home() / 'include'}", "-x", "c++", *map(str, SOURCES), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return target
+
+
+def compile_binding(folder: Path) -> Path:
+    """The same as the Python module that nvcc makes of them."""
+    import pybind11
+
+    headers = (pybind11.get_include(), sysconfig.get_path("include"))
+    flags = ("-O0", "-g0", "-fvisibility=hidden", *(f"-isystem{header}" for header in headers))
+    return compile_library(folder, *flags, str(ROOT / "csrc/cuda/bindings.cpp"), name="adapt_cuda")
 
 
 def address(tensor):

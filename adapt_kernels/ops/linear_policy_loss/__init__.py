@@ -59,8 +59,9 @@ def linear_policy_loss(
 
     Returns PolicyLoss as `policy_loss` does, per-row fields in the leading shape of `hidden`. Logits are rounded to
     hidden's dtype, as the model's own are; with a softcap they are bent in float32. Gradients of weight and bias are
-    summed in float32. No randomness. Which rows count is read on the host: one sync per call on CUDA. Raises ValueError
-    or TypeError naming the argument; RuntimeError if an explicit backend cannot run, and for a second derivative.
+    summed in float32. No randomness. Which rows count, and which have a gradient, is read on the host: on CUDA one sync
+    per call with a mask, and one per chunk with a gradient. Raises ValueError or TypeError naming the argument;
+    RuntimeError if an explicit backend cannot run, and for a second derivative.
     """
     head = check_head(hidden, weight, bias, softcap, logit_scale, chunk_rows)
     if torch.is_tensor(temperature):

@@ -1,10 +1,11 @@
-"""linear_policy_loss in chunks: GEMM, policy_loss's C++ kernel in place, two GEMMs; as a torch library op."""
+"""linear_policy_loss in chunks: GEMM, policy_loss's C++ or CUDA kernel in place, two GEMMs; as a torch library op."""
 
 import torch
 
 from adapt_kernels import jit
 from adapt_kernels.library import register
 from adapt_kernels.ops.lm_head import HeadGradients, LmHead
+from adapt_kernels.ops.native_kernels import DEVICES as DEVICES
 from adapt_kernels.ops.native_rows import large_empty, rescaled
 from adapt_kernels.ops.policy_loss import PolicyLoss, PolicyRows, PolicySettings, policy_terms
 from adapt_kernels.ops.token_rows import TokenRows
@@ -56,7 +57,7 @@ def _loss(hidden, weight, bias, softcap, logit_scale, ids, mask, temperature, *a
     for rows in head.chunks(active, chunk_rows):
         states = hidden[rows]
         if buffer is None:
-            buffer, _ = large_empty(torch.Size((len(rows), weight.shape[0])), hidden.dtype)
+            buffer, _ = large_empty(torch.Size((len(rows), weight.shape[0])), hidden.dtype, hidden.device)
         logits = head.project(states, buffer)
         tokens = TokenRows(logits.unsqueeze(1), ids[rows], None, temperature, None)
         chunk = PolicyRows(tokens, *(None if a is None else a[rows] for a in arguments), PolicySettings(*settings))

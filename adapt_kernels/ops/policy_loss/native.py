@@ -1,17 +1,12 @@
-"""policy_loss in C++ (`csrc/cpu/policy_loss.cpp`), as torch library ops with autograd."""
+"""policy_loss in C++ and CUDA (`csrc/*/policy_loss.*`), as torch library ops with autograd."""
 
 import torch
 
 from adapt_kernels import jit
 from adapt_kernels.library import register
-from adapt_kernels.ops.native_rows import (
-    address,
-    check_status,
-    gradient_rows,
-    large_empty,
-    logit_rows,
-    rescaled,
-)
+from adapt_kernels.ops.native_kernels import DEVICES as DEVICES
+from adapt_kernels.ops.native_kernels import launch
+from adapt_kernels.ops.native_rows import address, gradient_rows, large_empty, logit_rows, rescaled
 from adapt_kernels.ops.policy_loss.arguments import PolicyRows
 from adapt_kernels.ops.policy_loss.result import PolicyLoss
 
@@ -40,7 +35,8 @@ def policy_loss(rows: PolicyRows, grad_out: torch.Tensor | None, grad_scale: flo
 
 def _loss(logits, *arguments):
     *arguments, with_gradient = arguments
-    gradient, zeroed = large_empty(logits.shape, logits.dtype) if with_gradient else (None, False)
+    memory = logits.shape, logits.dtype, logits.device
+    gradient, zeroed = large_empty(*memory) if with_gradient else (None, False)
     results = _run(logits, *arguments, gradient, zeroed)
     return *results, logits.new_empty(0) if gradient is None else gradient
 
@@ -51,11 +47,13 @@ def _loss_into(*arguments):
 
 def _run(logits, ids, mask, temperature, temperature_rows, old, advantages, kinds, weights, ref_logprobs, *settings):
     *settings, gradient, zeroed = settings
-    count = ids.shape[0]
-    total, losses = torch.zeros((), dtype=torch.float64), torch.empty(count, dtype=torch.float64)
-    logprobs, clipped = torch.empty(count, dtype=torch.float32), torch.empty(count, dtype=torch.bool)
+    logprobs = torch.empty(ids.shape, dtype=torch.float32, device=logits.device)
     entropy, ratio = torch.empty_like(logprobs), torch.empty_like(logprobs)
-    status = jit.load().policy_loss_cpu(
+    clipped, losses = (torch.empty_like(logprobs, dtype=dtype) for dtype in (torch.bool, torch.float64))
+    total = losses.new_zeros(())
+    launch(
+        "policy_loss",
+        logits.device,
         *logit_rows(logits),
         *map(address, (ids, mask)),
         temperature,
@@ -64,9 +62,7 @@ def _run(logits, ids, mask, temperature, temperature_rows, old, advantages, kind
         *map(address, (total, losses, logprobs, entropy, ratio, clipped)),
         *gradient_rows(gradient),
         zeroed,
-        torch.get_num_threads(),
     )
-    check_status("policy_loss", status)
     return total.float(), logprobs, entropy, ratio, clipped
 
 

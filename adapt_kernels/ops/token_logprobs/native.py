@@ -1,10 +1,12 @@
-"""token_logprobs in C++ (`csrc/cpu/token_logprobs.cpp`), as torch library ops with autograd."""
+"""token_logprobs in C++ and CUDA (`csrc/*/token_logprobs.*`), as torch library ops with autograd."""
 
 import torch
 
 from adapt_kernels import jit
 from adapt_kernels.library import register
-from adapt_kernels.ops.native_rows import address, check_status, gradient_rows, large_empty, logit_rows
+from adapt_kernels.ops.native_kernels import DEVICES as DEVICES
+from adapt_kernels.ops.native_kernels import launch
+from adapt_kernels.ops.native_rows import address, gradient_rows, large_empty, logit_rows
 from adapt_kernels.ops.token_rows import TokenRows
 
 unavailable_reason = jit.unavailable_reason
@@ -29,34 +31,39 @@ def logit_gradient(rows: TokenRows, statistics, logprob_slope, entropy_slope) ->
 
 
 def _score(logits, ids, mask, temperature, temperature_rows):
-    count = ids.shape[0]
-    logprobs = torch.empty(count, dtype=torch.float32)
-    entropy, statistics = torch.empty_like(logprobs), torch.empty(count, 3, dtype=torch.float64)
-    status = jit.load().token_logprobs_cpu(
+    count, device = ids.shape[0], logits.device
+    logprobs = torch.empty(count, dtype=torch.float32, device=device)
+    entropy, statistics = torch.empty_like(logprobs), torch.empty(count, 3, dtype=torch.float64, device=device)
+
+    def workspace(kernels):
+        return torch.empty(kernels.token_logprobs_workspace(count, logits.shape[-1]), dtype=torch.uint8, device=device)
+
+    launch(
+        "token_logprobs",
+        device,
         *logit_rows(logits),
         *map(address, (ids, mask)),
         temperature,
         *map(address, (temperature_rows, logprobs, entropy, statistics)),
-        torch.get_num_threads(),
+        workspace=workspace,
     )
-    check_status("token_logprobs", status)
     return logprobs, entropy, statistics
 
 
 def _gradient(logits, ids, mask, temperature, temperature_rows, statistics, logprob_slope, entropy_slope):
-    gradient, zeroed = large_empty(logits.shape, logits.dtype)
+    gradient, zeroed = large_empty(logits.shape, logits.dtype, logits.device)
     logprob_slope = logprob_slope.contiguous()
     entropy_slope = None if entropy_slope is None else entropy_slope.contiguous()
-    status = jit.load().logit_gradient_cpu(
+    launch(
+        "logit_gradient",
+        logits.device,
         *logit_rows(logits),
         *map(address, (ids, mask)),
         temperature,
         *map(address, (temperature_rows, statistics, logprob_slope, entropy_slope)),
         *gradient_rows(gradient),
         zeroed,
-        torch.get_num_threads(),
     )
-    check_status("logit_gradient", status)
     return gradient
 
 
