@@ -10,7 +10,13 @@ from adapt_kernels.hf.outputs import cache_bytes
 from adapt_kernels.hf.prompts import ROW_INPUTS, first_rows, prompt_of_row, select_rows
 from adapt_kernels.hf.rebuilt_cache import RebuiltCache, rebuild
 from adapt_kernels.hf.segments import KVLedger, SegmentedLayer, bytes_per_position, other_bytes, segment
-from adapt_kernels.hf.shared_prompts import PromptRows, SharedPromptLayer, reading_segments, shared_layout_reason
+from adapt_kernels.hf.shared_prompts import (
+    PromptRows,
+    SharedPromptLayer,
+    checking_keys,
+    reading_segments,
+    shared_layout_reason,
+)
 from adapt_kernels.ops.branch import branch
 
 
@@ -195,6 +201,10 @@ class SharedPromptBatch(BranchedBatch):
         first = self._first.to(self._device)
         starts = None if mask is None else (mask[first] == 0).sum(1)
         self._prompt_rows = PromptRows(len(first), starts)
+
+    def prefill(self, input_ids):
+        with checking_keys(self._model, cache_of(self.kwargs)):
+            return super().prefill(input_ids)
 
     def attention(self):
         return reading_segments(self._model)

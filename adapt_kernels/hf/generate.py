@@ -112,7 +112,8 @@ class ModeGenerate:
             compact_at: finished rows leave the batch when at most this share of it is left (plan "full"); at 0 only
                 where KV segments grow. No token depends on it.
             kv_layout: of plan "full". "rows": every row holds its prompt. "shared": each prompt's KV is stored once and
-                read by all its rows, by `segment_attention`; the model must take attention functions.
+                read by all its rows, by `segment_attention`; the model must take attention functions and give them the
+                cached keys as they are (else ValueError after the prefill, before any token).
             Everything else goes to Hugging Face's `generate`.
 
         Returns what Hugging Face returns; under `return_dict_in_generate=True` with `modes`, `mode_probs` and `stats`
