@@ -3,6 +3,7 @@
 import inspect
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 import torch
 from transformers.utils import ModelOutput
@@ -214,8 +215,14 @@ def _running(state, call: GenerateCall):
 
 
 def _by_name(method, args, kwargs) -> dict:
-    bound = inspect.signature(method).bind_partial(*args, **kwargs)
+    bound = _signature(method.__func__).bind_partial(method.__self__, *args, **kwargs)
+    del bound.arguments["self"]
     return {**{k: v for k, v in bound.arguments.items() if k != "kwargs"}, **bound.arguments.get("kwargs", {})}
+
+
+@cache
+def _signature(function) -> inspect.Signature:
+    return inspect.signature(function)
 
 
 def _merged_config(model, arguments: dict):
