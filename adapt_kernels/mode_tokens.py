@@ -5,21 +5,30 @@ import re
 # One tag: <think>, </think>, <|im_start|>, [THINK].
 _TAG = re.compile(r"<[^<>\s]+>|\[[A-Za-z_/][^\[\]\s]*\]")
 
+_WHY = {
+    "ids": "One token must select the mode.",
+    "closing": "A tag or a single word that closes a mode must be one token (other ids: pass them as a tuple).",
+}
 
-def mode_ids(tokenizer, name: str, text: str) -> tuple[int, ...]:
-    """Token ids of the text that opens mode `name`. Raises ValueError for a missing or split token."""
+
+def mode_ids(tokenizer, name: str, text: str, field: str = "ids") -> tuple[int, ...]:
+    """Token ids of the text that opens mode `name`, or closes it. Raises ValueError for a missing or split token.
+
+    field: the field of `Mode` that the text is for, "ids" or "closing".
+    """
     if not text:
-        raise ValueError(f"mode {name!r} has an empty text; for 'any other token' pass None")
+        none = "for 'any other token'" if field == "ids" else "to end rows at max_new_tokens"
+        raise ValueError(f"mode {name!r} has an empty text as {field}; {none} pass None")
     tags = _TAG.findall(text)
     # One word, even after a space, must be one token; several words or tags are a multi-token mode.
     whole = [] if tags or re.search(r"\s", text.strip()) else [text]
     for unit in tags or whole:
         ids = tokenizer.encode(unit, add_special_tokens=False)
         if len(ids) != 1 or _is_unknown(tokenizer, ids[0], unit):
-            raise ValueError(_split_message(tokenizer, name, unit, ids))
+            raise ValueError(_split_message(tokenizer, name, unit, ids, field))
     ids = tuple(tokenizer.encode(text, add_special_tokens=False))
     if not ids or any(_is_unknown(tokenizer, i, text) for i in ids):
-        raise ValueError(_split_message(tokenizer, name, text, ids))
+        raise ValueError(_split_message(tokenizer, name, text, ids, field))
     return ids
 
 
@@ -28,11 +37,11 @@ def _is_unknown(tokenizer, token_id: int, text: str) -> bool:
     return token_id == unknown and text != tokenizer.unk_token
 
 
-def _split_message(tokenizer, name: str, unit: str, ids) -> str:
+def _split_message(tokenizer, name: str, unit: str, ids, field: str) -> str:
     pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids))]
     return (
         f"mode {name!r}: {unit!r} is not one token of this tokenizer; it is tokenised as {pieces} (ids {list(ids)}).\n"
-        "One token must select the mode. Add it, give the model a row for it, and train it to use it:\n"
+        f"{_WHY[field]} Add it, give the model a row for it, and train it to use it:\n"
         f'    tokenizer.add_special_tokens({{"additional_special_tokens": [{unit!r}]}})\n'
         "    model.resize_token_embeddings(len(tokenizer))\n"
         "or name a text that is one token already."

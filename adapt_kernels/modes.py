@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from pathlib import Path
 
@@ -15,32 +15,49 @@ _MAX_MODES = 127  # mode indices are int8
 
 @dataclass(frozen=True)
 class Mode:
-    """How one mode opens, and its limits.
+    """How one mode opens, and how it ends.
 
     ids: a token id, or a tuple of ids (the first ones shared with other modes and the one after them decide; later
         ids are forced), or None for "any other token". `Modes.from_tokenizer` also takes the text here.
     max_new_tokens: cap on the new tokens of a row in this mode, mode token included; None = no cap of its own.
     kv_tokens: KV slots per row set aside when the mode is drawn; None = learnt from recent lengths.
+    closing: a token id or a tuple of ids, such as `</think>`'s, that end the mode (`Modes.from_tokenizer` also takes
+        text). A row with max_new_tokens new tokens, none of them the whole closing, gets the closing forced next and
+        then decodes freely to the call's own end (EOS, max_length ...); a row that closed by itself before is left
+        alone. None = the row ends at max_new_tokens.
     """
 
     ids: int | tuple[int, ...] | str | None
     max_new_tokens: int | None = None
     kv_tokens: int | None = None
+    closing: int | tuple[int, ...] | str | None = None
 
     def __post_init__(self):
-        if isinstance(self.ids, Sequence) and not isinstance(self.ids, str):
-            object.__setattr__(self, "ids", tuple(int(i) if _is_int(i) else i for i in self.ids))
-        elif _is_int(self.ids):
-            object.__setattr__(self, "ids", (int(self.ids),))
-        if isinstance(self.ids, tuple):
-            if not self.ids or any(not _is_int(i) or i < 0 for i in self.ids):
-                raise ValueError(f"a mode's ids must be token ids >= 0, at least one; got {self.ids!r}")
-        elif self.ids is not None and not isinstance(self.ids, str):
-            raise TypeError(f"a mode's ids must be an int, a tuple of ints or None; got {self.ids!r}")
+        for name, label in (("ids", "a mode's ids"), ("closing", "Mode.closing")):
+            object.__setattr__(self, name, _as_ids(label, getattr(self, name)))
         for name in ("max_new_tokens", "kv_tokens"):
             value = getattr(self, name)
             if value is not None and (not _is_int(value) or value < 1):
                 raise ValueError(f"Mode.{name} must be an integer >= 1 or None; got {value!r}")
+        if self.closing is None:
+            return
+        if self.max_new_tokens is None:
+            raise ValueError("Mode.closing is forced after max_new_tokens: give that too")
+        if isinstance(self.ids, tuple):
+            self._check_closing()
+
+    def _check_closing(self) -> None:
+        if self.max_new_tokens < len(self.ids):
+            raise ValueError(
+                f"Mode.max_new_tokens={self.max_new_tokens} would force the closing inside the mode's own"
+                f" {len(self.ids)} ids: give at least {len(self.ids)}"
+            )
+        width = len(self.closing) if isinstance(self.closing, tuple) else 0
+        if width and any(self.ids[i : i + width] == self.closing for i in range(len(self.ids))):
+            raise ValueError(
+                f"a mode's ids {self.ids} hold its closing {self.closing}, so max_new_tokens would never act: leave"
+                " out closing to end rows there"
+            )
 
 
 class Modes:
@@ -76,8 +93,9 @@ class Modes:
         resolved = {}
         for name, value in {**(modes or {}), **named}.items():
             mode = value if isinstance(value, Mode) else Mode(value)
-            ids = mode_ids(tokenizer, name, mode.ids) if isinstance(mode.ids, str) else mode.ids
-            resolved[name] = Mode(ids, mode.max_new_tokens, mode.kv_tokens)
+            texts = {field: getattr(mode, field) for field in ("ids", "closing")}
+            texts = {field: text for field, text in texts.items() if isinstance(text, str)}
+            resolved[name] = replace(mode, **{f: mode_ids(tokenizer, name, text, f) for f, text in texts.items()})
         return cls(resolved)
 
     @classmethod
@@ -138,10 +156,11 @@ def _check_names(modes: dict[str, Mode]) -> None:
     for name, mode in modes.items():
         if not isinstance(name, str) or not name or name in ("auto", "balanced"):
             raise ValueError(f"a mode's name must be a text other than 'auto' and 'balanced'; got {name!r}")
-        if isinstance(mode.ids, str):
-            raise TypeError(
-                f"mode {name!r} is the text {mode.ids!r}: resolve it with Modes.from_tokenizer(tokenizer, ...)"
-            )
+        for text in (mode.ids, mode.closing):
+            if isinstance(text, str):
+                raise TypeError(
+                    f"mode {name!r} holds the text {text!r}: resolve it with Modes.from_tokenizer(tokenizer, ...)"
+                )
     others = [name for name, mode in modes.items() if mode.ids is None]
     if len(others) > 1:
         raise ValueError(f"only one mode can be 'any other token' (None); got {', '.join(others)}")
@@ -181,6 +200,20 @@ def _common_prefix(sequences: list[tuple[int, ...]]) -> tuple[int, ...]:
         length += 1
     # Equal or nested modes are refused by name later; a decision position must be left for that check.
     return sequences[0][: min(length, min(map(len, sequences)))]
+
+
+def _as_ids(label: str, value):
+    """A tuple of token ids, a text, or None. Raises TypeError or ValueError for anything else."""
+    if value is None or isinstance(value, str):
+        return value
+    if _is_int(value):
+        value = (value,)
+    if not isinstance(value, Sequence):
+        raise TypeError(f"{label} must be an int, a tuple of ints or None; got {value!r}")
+    value = tuple(int(i) if _is_int(i) else i for i in value)
+    if not value or any(not _is_int(i) or i < 0 for i in value):
+        raise ValueError(f"{label} must be token ids >= 0, at least one; got {value!r}")
+    return value
 
 
 def _is_int(value) -> bool:

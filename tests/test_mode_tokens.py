@@ -192,3 +192,24 @@ def test_resolved_modes_need_no_tokenizer_again(tmp_path):
     modes = Modes.preset("qwen3", byte_level(TAGS["qwen3"]))
     modes.save_pretrained(tmp_path)
     assert Modes.from_pretrained(tmp_path) == modes
+
+
+class TestClosing:
+    def resolve(self, tokenizer, closing):
+        slow = Mode("<think>", max_new_tokens=9, kv_tokens=4, closing=closing)
+        return Modes.from_tokenizer(tokenizer, fast="The", slow=slow)["slow"]
+
+    @pytest.mark.parametrize("text", ["</think>", "\n</think>\n\n", "Let The"])
+    def test_from_text(self, text):
+        tokenizer = byte_level(["<think>", "</think>"])
+        expected = tuple(tokenizer.encode(text, add_special_tokens=False))
+        ids = tokenizer.convert_tokens_to_ids("<think>")
+        assert self.resolve(tokenizer, text) == Mode(ids, max_new_tokens=9, kv_tokens=4, closing=expected)
+
+    def test_a_split_tag_is_shown(self):
+        with pytest.raises(ValueError, match=r"(?s)mode 'slow': '</think>' is not one token.*closes a mode.*tuple"):
+            self.resolve(byte_level(["<think>"]), "</think>")
+
+    def test_an_empty_text(self):
+        with pytest.raises(ValueError, match="mode 'slow' has an empty text as closing; to end rows"):
+            self.resolve(byte_level(["<think>"]), "")

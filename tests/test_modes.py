@@ -93,6 +93,35 @@ def test_a_limit_is_a_positive_integer(field, value):
         Mode(5, **{field: value})
 
 
+BAD_CLOSINGS = {
+    "no limit": ({"closing": 7}, ValueError, r"Mode\.closing is forced after max_new_tokens"),
+    "empty": ({"closing": (), "max_new_tokens": 3}, ValueError, r"Mode\.closing.*at least one"),
+    "negative": ({"closing": (7, -1), "max_new_tokens": 3}, ValueError, r"Mode\.closing.*>= 0.*\(7, -1\)"),
+    "float": ({"closing": 7.0, "max_new_tokens": 3}, TypeError, r"Mode\.closing must be an int.*7\.0"),
+    "bool": ({"closing": True, "max_new_tokens": 3}, TypeError, r"Mode\.closing must be an int.*True"),
+    "inside the ids": ({"closing": 7, "max_new_tokens": 1}, ValueError, r"max_new_tokens=1.*own 2 ids.*at least 2"),
+    "held by the ids": ({"closing": (5, 6), "max_new_tokens": 3}, ValueError, r"ids \(5, 6\) hold its closing"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CLOSINGS)
+def test_bad_closings_are_named(name):
+    given, error, text = BAD_CLOSINGS[name]
+    with pytest.raises(error, match=text):
+        Mode((5, 6), **given)
+
+
+def test_a_closing_may_be_an_id_or_ids():
+    assert Mode(5, max_new_tokens=3, closing=7).closing == (7,)
+    assert Mode(5, max_new_tokens=3, closing=[7, 8]).closing == (7, 8)
+    assert Mode(5, max_new_tokens=3).closing is None
+
+
+def test_a_closing_in_text_must_be_resolved():
+    with pytest.raises(TypeError, match=r"'a'.*'</think>'.*Modes\.from_tokenizer"):
+        Modes(a=Mode(5, max_new_tokens=3, closing="</think>"), b=6)
+
+
 def test_a_mode_cannot_be_changed():
     with pytest.raises(AttributeError):
         Mode(5).ids = 6
@@ -114,13 +143,14 @@ def test_equality_counts_names_ids_limits_and_order():
         Modes(fast=5, slow=7),
         Modes(fast=5, deep=6),
         Modes(fast=5, slow=Mode(6, max_new_tokens=9)),
+        Modes(fast=5, slow=Mode(6, max_new_tokens=9, closing=7)),
         Modes(fast=5, slow=None),
         Modes(fast=5, slow=(6, 7)),
         {"fast": 5, "slow": 6},
         None,
     ]
     assert all(modes != other for other in different)
-    assert len({modes, *(other for other in different if isinstance(other, Modes))}) == 7
+    assert len({modes, *(other for other in different if isinstance(other, Modes))}) == 8
 
 
 @pytest.mark.parametrize(
@@ -129,9 +159,10 @@ def test_equality_counts_names_ids_limits_and_order():
         Modes(fast=5, slow=6),
         Modes(fast=(10, 11, 12), slow=(10, 13)),
         Modes(fast=Mode(5, max_new_tokens=7), slow=None, third=Mode((6, 7), kv_tokens=32)),
+        Modes(fast=5, slow=Mode(6, max_new_tokens=9, closing=(7, 8)), third=Mode(7, max_new_tokens=2, closing=9)),
         Modes({"naïve – ✓": 0, 'a "quoted" name\n': 1}),
     ],
-    ids=["plain", "prefix", "limits", "names"],
+    ids=["plain", "prefix", "limits", "closings", "names"],
 )
 class TestCopies:
     def test_save_and_load(self, modes, tmp_path):

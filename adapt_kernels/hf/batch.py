@@ -10,7 +10,13 @@ from adapt_kernels.hf.outputs import cache_bytes
 from adapt_kernels.hf.prompts import ROW_INPUTS, first_rows, prompt_of_row, select_rows
 from adapt_kernels.hf.rebuilt_cache import RebuiltCache, rebuild
 from adapt_kernels.hf.segments import KVLedger, SegmentedLayer, bytes_per_position, other_bytes, segment
-from adapt_kernels.hf.shared_prompts import PromptRows, SharedPromptLayer, reading_segments, shared_layout_reason
+from adapt_kernels.hf.shared_prompts import (
+    PromptRows,
+    SharedPromptLayer,
+    checking_keys,
+    reading_segments,
+    shared_layout_reason,
+)
 from adapt_kernels.ops.branch import branch
 
 
@@ -77,6 +83,7 @@ class BranchedBatch(WholeBatch):
         self._allotment = Allotment(call.modes, call.recent_lengths, self._kept_prompt(), most_new - 1)
         self._forced_mode, self._ledger, self._peak = call.rows.forced_mode, KVLedger(), 0
         self._shared, self._expanded = len(self._first) < self._rows, False
+        self._others = False  # whether the cache has layers that are not segmented
         self._slots = torch.arange(self._rows)  # the row of each slot, on the CPU
         self._device = input_ids.device
 
@@ -88,6 +95,7 @@ class BranchedBatch(WholeBatch):
         cache = cache_of(outputs)
         self._allotment.check_memory(self._forced_mode, bytes_per_position(cache), self._device)
         segment(cache, self._layer)
+        self._others = not all(isinstance(layer, SegmentedLayer) for layer in cache.layers)
         return outputs
 
     def _layer(self, plain):
@@ -109,14 +117,16 @@ class BranchedBatch(WholeBatch):
 
     def advance(self, ends, modes, at_mode: bool) -> bool:
         """Rows are made of prompts at the first step, ordered at the mode step, compacted afterwards where it pays."""
-        self._observe_bytes()
-        gone = ends.gone.cpu()
-        if self._expanded and not at_mode:
-            changed = self._compact(gone)
-        else:
-            changed = True
-            self._branch(modes, gone)
+        if self._others:
+            # They grow by themselves; the ledger keeps its own peak until it is asked.
             self._observe_bytes()
+        if not self._expanded or at_mode:
+            changed = True
+            self._branch(modes, ends.gone.cpu())
+            self._observe_bytes()
+        else:
+            # The last row leaves with the end of the call.
+            changed = len(self._slots) > 1 and self._compact(ends.gone.cpu())
         self.row_steps += len(self._slots)
         return changed
 
@@ -195,6 +205,10 @@ class SharedPromptBatch(BranchedBatch):
         first = self._first.to(self._device)
         starts = None if mask is None else (mask[first] == 0).sum(1)
         self._prompt_rows = PromptRows(len(first), starts)
+
+    def prefill(self, input_ids):
+        with checking_keys(self._model, cache_of(self.kwargs)):
+            return super().prefill(input_ids)
 
     def attention(self):
         return reading_segments(self._model)

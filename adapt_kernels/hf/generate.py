@@ -3,6 +3,7 @@
 import inspect
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 import torch
 from transformers.utils import ModelOutput
@@ -112,7 +113,8 @@ class ModeGenerate:
             compact_at: finished rows leave the batch when at most this share of it is left (plan "full"); at 0 only
                 where KV segments grow. No token depends on it.
             kv_layout: of plan "full". "rows": every row holds its prompt. "shared": each prompt's KV is stored once and
-                read by all its rows, by `segment_attention`; the model must take attention functions.
+                read by all its rows, by `segment_attention`; the model must take attention functions and give them the
+                cached keys as they are (else ValueError after the prefill, before any token).
             Everything else goes to Hugging Face's `generate`.
 
         Returns what Hugging Face returns; under `return_dict_in_generate=True` with `modes`, `mode_probs` and `stats`
@@ -213,8 +215,14 @@ def _running(state, call: GenerateCall):
 
 
 def _by_name(method, args, kwargs) -> dict:
-    bound = inspect.signature(method).bind_partial(*args, **kwargs)
+    bound = _signature(method.__func__).bind_partial(method.__self__, *args, **kwargs)
+    del bound.arguments["self"]
     return {**{k: v for k, v in bound.arguments.items() if k != "kwargs"}, **bound.arguments.get("kwargs", {})}
+
+
+@cache
+def _signature(function) -> inspect.Signature:
+    return inspect.signature(function)
 
 
 def _merged_config(model, arguments: dict):

@@ -107,7 +107,7 @@ def _generating_model(model):
 def _check_fits(model, modes: Modes) -> None:
     vocab_size = model.config.get_text_config().vocab_size
     for name in modes:
-        ids = modes[name].ids or ()
+        ids = (modes[name].ids or ()) + (modes[name].closing or ())
         outside = [i for i in ids if i >= vocab_size]
         if outside:
             raise ValueError(

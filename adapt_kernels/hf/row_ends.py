@@ -16,7 +16,8 @@ class RowEnds:
         self.pad_token = config._pad_token_tensor
         self.alive = torch.ones(rows, dtype=torch.bool, device=device)
         self.new_tokens = torch.zeros(rows, dtype=torch.int64, device=device)
-        limits = [modes[name].max_new_tokens for name in modes]
+        # After a closing the row goes on.
+        limits = [None if modes[name].closing else modes[name].max_new_tokens for name in modes]
         self._limits = None
         if any(limits):
             if self.pad_token is None:

@@ -58,9 +58,11 @@ class SegmentedLayer(DynamicLayer):
         start, self._length = self._length, self._length + key_states.shape[-2]
         if self._length > self._room:
             self._rebuild(torch.arange(self._slots), self._allotment.capacity(self._length))
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[: self._slots, :, start : self._length] = states
-        self._narrow()
+            self._narrow()
+        width = self._length - start
+        self._view(0, start, width).copy_(key_states)
+        self._view(1, start, width).copy_(value_states)
+        self._show()
         return self.keys, self.values
 
     @property
@@ -90,13 +92,14 @@ class SegmentedLayer(DynamicLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         self._length -= abs(tokens_to_remove)
-        self._narrow()
+        self._show()
 
     def release(self) -> None:
         """Give the segments back; the layer is empty afterwards."""
         for buffer in self._buffers:
             self._ledger.release(buffer)
-        self._buffers, self.keys, self.values, self.is_initialized, self._length = [], None, None, False, 0
+        self._buffers, self._layouts, self.keys, self.values = [], [], None, None
+        self.is_initialized, self._length = False, 0
 
     def detach(self) -> DynamicLayer:
         """A plain `DynamicLayer` with the same positions; this layer is empty afterwards."""
@@ -118,7 +121,18 @@ class SegmentedLayer(DynamicLayer):
             self._ledger.release(old)
 
     def _narrow(self) -> None:
-        self.keys, self.values = (buffer[: self._slots, :, : self._length] for buffer in self._buffers)
+        """After the slots or the buffers changed."""
+        self._layouts = [(t.shape[1], t.shape[3], t.stride(), t.storage_offset()) for t in self._buffers]
+        self._show()
+
+    def _show(self) -> None:
+        self.keys, self.values = self._view(0, 0, self._length), self._view(1, 0, self._length)
+
+    def _view(self, i: int, start: int, width: int) -> torch.Tensor:
+        """Positions of buffer i. Every layer makes four per step: as_strided takes half the time of a slice."""
+        heads, dim, strides, offset = self._layouts[i]
+        shape = (self._slots, heads, width, dim)
+        return self._buffers[i].as_strided(shape, strides, offset + start * strides[2])
 
 
 def _runs(index) -> list[tuple[slice, slice]]:

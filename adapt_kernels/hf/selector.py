@@ -1,9 +1,10 @@
-"""Chooses the next token of every row: prefix, mode gate, forced suffix, then free sampling."""
+"""Chooses the next token of every row: prefix, mode gate, forced suffix, free sampling, forced closing."""
 
 import warnings
 
 import torch
 
+from adapt_kernels.hf.closing import Closings
 from adapt_kernels.hf.processors import of_rows, split
 from adapt_kernels.hf.request import RowRequest
 from adapt_kernels.modes import Modes
@@ -40,6 +41,7 @@ class TokenSelector:
         self._on_prefix = self.modes < 0
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
         self._suffixes = suffix_table(modes, device)
+        self._closings = Closings(modes, len(self.modes), device)
         self._rows, self._slot_seeds, self._head = None, self.seeds, self.processors.head
 
     def place(self, row_of_slot) -> None:
@@ -70,7 +72,7 @@ class TokenSelector:
         shaped = logits
         if self._head or self.records:
             shaped = self._head(input_ids, logits.to(copy=True, dtype=torch.float32))
-        forced = self._forced_tokens(step)
+        forced = self._forced_tokens(step, input_ids)
         gate = self._gate() if at_gate and self.gated else {}
         tokens, scores, logprobs = self._select(step, input_ids, shaped, gate, forced)
         self._record_modes(step, tokens, logits.shape[1])
@@ -148,8 +150,15 @@ class TokenSelector:
             shaped, temperature=self._temperature, seeds=0, forced_tokens=tokens, **gate
         ).tempered_logprobs
 
-    def _forced_tokens(self, step: int):
-        """[rows] int64, -1 = draw; None when no row is forced at this step."""
+    def _forced_tokens(self, step: int, input_ids):
+        """[slots] int64, -1 = draw; None when no row is forced at this step."""
+        opening = self._opening_tokens(step)
+        if not self._closings.at(step):
+            return opening
+        closing = self._closings.tokens(step, input_ids, self._of_slots(self.modes), self._rows)
+        return closing if opening is None else torch.where(opening >= 0, opening, closing)
+
+    def _opening_tokens(self, step: int):
         if not self.gated or step > self.gate_step + self._suffixes.shape[1]:
             return None
         forced_mode = self._of_slots(self.forced_mode)

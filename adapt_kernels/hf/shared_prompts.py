@@ -8,6 +8,7 @@ threads see no difference while the implementation is switched.
 import sys
 import threading
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -100,6 +101,40 @@ def shared_layout_reason(model, attention_mask) -> str | None:
     return None
 
 
+class _Mark:
+    """Put on the keys a layer returns in the prefill, to see whether attention reads them as they are."""
+
+    read = False
+
+
+@contextmanager
+def checking_keys(model, cache):
+    """Run the prefill inside: at its end, raises ValueError for a model that could not read `SharedPromptLayer`s."""
+    marks, plain = [], [layer for layer in cache.layers if type(layer) is DynamicLayer]
+    for layer in plain:
+        layer.update = partial(_marked_update, layer.update, marks)
+    try:
+        with reading_segments(model):
+            yield
+    finally:
+        for layer in plain:
+            del layer.update
+    if not all(mark.read for mark in marks):
+        raise ValueError(
+            f"kv_layout='shared' cannot serve this call: {type(model).__name__}'s attention does not read the keys"
+            " that its cache returns (it computes others from them). Leave kv_layout out"
+        )
+
+
+def _marked_update(update, marks: list, *args, **kwargs):
+    keys, values = update(*args, **kwargs)
+    # A view: the layer keeps the tensor itself.
+    keys = keys.view_as(keys)
+    keys.segments_of = _Mark()
+    marks.append(keys.segments_of)
+    return keys, values
+
+
 @contextmanager
 def reading_segments(model):
     """The model's attention reads `SharedPromptLayer`s inside this block."""
@@ -147,6 +182,9 @@ def _attend_segments(query, key, settings: dict):
     """(output [slots, 1, Hq, Dv], None), or None when the keys are not ours."""
     layer = getattr(key, "segments_of", None)
     if layer is None:
+        return None
+    if isinstance(layer, _Mark):
+        layer.read = True
         return None
     known = {
         "softcap": settings.get("softcap"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from recorders import RowLengths
+from recorders import RecordingStreamer, RowLengths, forward_calls
 from tiny_models import DECODER_ONLY, EOS, FAST, SLOW, build, left_padded, prompts, shared
 from transformers.cache_utils import DynamicLayer
 
@@ -107,8 +107,16 @@ class TestRefusals:
 
     def test_attention_that_computes_with_the_keys_first(self):
         # Its latent attention makes new keys of those the cache returns.
-        text = "attention does not read the keys its cache returns"
-        self.refused(shared("deepseek_v3"), text, RuntimeError, input_ids=prompts(2, 4), eos_token_id=None)
+        model, streamer = shared("deepseek_v3"), RecordingStreamer()
+        text = "cannot serve this call: DeepseekV3ForCausalLM's attention does not read the keys .* Leave kv_layout out"
+        with forward_calls(model) as calls, forward_calls(model.lm_head) as heads:
+            self.refused(model, text, input_ids=prompts(2, 4), streamer=streamer)
+        # The prompt, and no token.
+        assert len(calls) == len(heads) == 1 and len(streamer.calls) == 1
+        assert model.config._attn_implementation == "sdpa"
+        with ak.patched(model, MODES):
+            model.generate(prompts(2, 4), max_new_tokens=3)
+            assert ak.last_stats(model).plan == "full"
 
     def test_holes_in_the_mask(self):
         mask = torch.tensor([[1, 0, 1, 1], [1, 1, 1, 1]])
