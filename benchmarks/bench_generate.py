@@ -2,7 +2,8 @@
 
 A case is `workload-plan`. The model is a Qwen2 of random weights (hidden 256, 4 layers, 4 heads, 2 KV heads); rows end
 by a criterion, so that their lengths are known. Peers: the unpatched model with dynamic and static cache, and Hugging
-Face's continuous batching, whose process time includes the start of its manager and the pages of its cache.
+Face's continuous batching, whose process time includes the start of its manager and the pages of its cache (on a CPU
+it takes minutes for the groups).
 The sampled mixed batch takes ten minutes: unpatched sampling sorts the vocabulary for every row.
 """
 
