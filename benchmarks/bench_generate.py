@@ -1,13 +1,23 @@
 """A whole `generate` call, patched and unpatched.
 
 A case is `workload-plan`. The model is a Qwen2 of random weights (hidden 256, 4 layers, 4 heads, 2 KV heads); rows end
-by a criterion, so that their lengths are known. Peers: the unpatched model with dynamic and static cache.
+by a criterion, so that their lengths are known. Peers: the unpatched model with dynamic and static cache, and Hugging
+Face's continuous batching, whose process time includes the start of its manager and the pages of its cache (on a CPU
+it takes minutes for the groups).
 The sampled mixed batch takes ten minutes: unpatched sampling sorts the vocabulary for every row.
 """
 
+from functools import partial
+
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, StoppingCriteria
+from transformers import (
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    StoppingCriteria,
+)
 
 import adapt_kernels as ak
 
@@ -19,6 +29,7 @@ PLANS = {
     "patched": {},
     "unpatched": {},
     "unpatched-static": {"cache_implementation": "static", "disable_compile": True},
+    "continuous": {},
 }
 
 
@@ -71,21 +82,36 @@ def build(vocab_size):
     return Qwen2ForCausalLM(config).eval()
 
 
+def continuous(model, input_ids, num_return_sequences=1, max_new_tokens=None, eos_token_id=None, **sampling):
+    """The same call by continuous batching, every sample a request of its own.
+
+    Pages for 64 rows of the longest workload: left to itself it takes most of the machine's memory.
+    """
+    pages = ContinuousBatchingConfig(page_size=256, num_blocks=256, max_batch_tokens=2048)
+    ends = {"max_new_tokens": max_new_tokens, "eos_token_id": -1, "pad_token_id": 0}
+    rows = input_ids.repeat_interleave(num_return_sequences, 0)
+    settings = {"generation_config": GenerationConfig(**ends, **sampling), "continuous_batching_config": pages}
+    done = model.generate_batch(inputs=rows.tolist(), warmup=False, **settings)
+    return torch.cat([rows, torch.tensor([done[f"req_{i}"].generated_tokens for i in range(len(rows))])], 1)
+
+
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_generate(benchmark, workload, plan):
     if plan == "unpatched-static" and workload.startswith("mixed"):
         pytest.skip("a static cache computes the same rows, and attends to the longest length from the start")
+    if plan == "continuous" and workload.startswith("mixed"):
+        pytest.skip("generate_batch takes no stopping criteria, so rows would not end at the workload's lengths")
     vocab_size, call = WORKLOADS[workload]()
     model = build(vocab_size)
     if plan == "patched":
         ak.patch(model, MODES)
     # The native sampler compiles on first use.
-    model.generate(**{**call, "max_new_tokens": 2, "stopping_criteria": None}, **PLANS[plan])
+    if plan != "continuous":
+        model.generate(**{**call, "max_new_tokens": 2, "stopping_criteria": None}, **PLANS[plan])
     torch.manual_seed(0)
-    out = benchmark.pedantic(
-        lambda: model.generate(**call, **PLANS[plan]), rounds=ROUNDS.get(workload, 1), iterations=1
-    )
+    generate = partial(continuous, model) if plan == "continuous" else partial(model.generate, **PLANS[plan])
+    out = benchmark.pedantic(generate, kwargs=call, rounds=ROUNDS.get(workload, 1), iterations=1)
     benchmark.extra_info["new_tokens"] = int((out[:, call["input_ids"].shape[1] :] != 0).sum())
     if plan == "patched":
         stats = ak.last_stats(model)

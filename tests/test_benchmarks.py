@@ -36,5 +36,5 @@ def test_every_peer_of_mode_sample_runs():
 
 
 def test_every_plan_of_generate_runs():
-    # Patched, unpatched, and unpatched with a static cache.
-    assert "3 passed" in run("bench_generate", "single-greedy")
+    # Patched, unpatched, unpatched with a static cache, and continuous batching.
+    assert "4 passed" in run("bench_generate", "single-greedy")
