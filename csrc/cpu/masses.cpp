@@ -2,7 +2,6 @@
 #include "tempering.h"
 
 namespace adapt {
-namespace {
 
 // Sums over one group of e^(x - max) and e^((x - max) / T), float32.
 void group_masses(const float* x, float max, float scale2, bool same, float* raw, float* tempered) {
@@ -15,8 +14,6 @@ void group_masses(const float* x, float max, float scale2, bool same, float* raw
   *raw = sum(raw_sum);
   *tempered = same ? *raw : sum(tempered_sum);
 }
-
-}  // namespace
 
 // Masses of the whole row; bound[g] becomes an upper bound of group g's tempered mass.
 void row_masses(const RowValues& row, double scale, bool tempered_too, std::vector<double>& bound, double* raw,

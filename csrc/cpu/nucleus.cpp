@@ -9,12 +9,15 @@ namespace {
 constexpr int kSampleBuckets = 2048, kListBuckets = 512;
 // Eights of tokens that the guess looks at.
 constexpr int64_t kSampledEights = 600;
+// A group below the bracket whose largest weight is under e^-6 is summed by rougher arithmetic: its error counts little.
+constexpr double kRoughGap = 6, kRoughError = 1e-5;
 // The guess is widened by this many standard errors. A miss costs a second pass, never the result.
 constexpr double kStandardErrors = 4;
 
 // x to e^((x - max) / T), in float32.
 struct Float32Weights {
   typedef f32x8 Vector;
+  static constexpr bool kRoughToo = true;
   // Of a sum of four: 1.2e-7 of each, and three roundings.
   static constexpr double kError = 3e-7;
   float max, high, low;
@@ -34,6 +37,7 @@ struct Float32Weights {
 // The same in float64.
 struct Float64Weights {
   typedef f64x8 Vector;
+  static constexpr bool kRoughToo = false;
   static constexpr double kError = 1e-12;
   const Tempering& t;
   explicit Float64Weights(const Tempering& tempering) : t(tempering) {}
@@ -49,8 +53,9 @@ struct Bracket {
   float low, high;
 };
 
+// rough: the part of `total` summed by rougher arithmetic. raw: untempered mass, where T is not 1.
 struct Sums {
-  double total = 0, above = 0;
+  double total = 0, above = 0, rough = 0, raw = 0;
   int64_t num_above = 0;
 };
 
@@ -70,7 +75,7 @@ struct Buckets {
 // `sampled`. Returns the scale.
 float take_sample(const RowValues& row, const Float32Weights& weight, const Buckets& bucket_of, float floor,
                   std::vector<double>& exact, std::vector<double>& sampled) {
-  const int64_t stride = std::max<int64_t>(1, row.num_groups / kSampledEights);
+  const int64_t stride = (row.num_groups + kSampledEights - 1) / kSampledEights;
   const int64_t eights = std::min<int64_t>(16, std::max<int64_t>(1, kSampledEights / row.num_groups));
   const float scale = 16.0f * stride / eights;
   exact.assign(kSampleBuckets, 0.0);
@@ -167,6 +172,13 @@ float* list_group(const float* x, const Weights& weight, float floor, Bracket br
   return end;
 }
 
+// Untempered mass of a group, for a log-prob only.
+float raw_mass(const float* x, float max) {
+  f32x8 lanes{};
+  for (int i = 0; i < kGroupSize; i += 8) lanes += exp2_fast((load<f32x8>(x + i) - max) * float(kLog2e));
+  return sum(lanes);
+}
+
 // One pass over the groups that matter; fills scratch.numbers with the tokens inside the bracket, and scratch.mass with
 // upper bounds of the group masses.
 template <typename Weights>
@@ -178,34 +190,30 @@ Sums sum_and_list(const RowValues& row, const Tempering& t, float floor, double 
   listed.resize(row.x.size() + 8);
   scratch.mass.resize(row.num_groups);
   float* end = listed.data();
+  const bool same = t.scale == 1.0, rough_too = Weights::kRoughToo && floor == kLowest;
   for (int64_t g = 0; g < row.num_groups; ++g) {
-    const double gap = t.quick(row.group_max[g]);
+    const float peak = row.group_max[g], *x = row.x.data() + g * kGroupSize;
+    const double gap = t.quick(peak);
+    if (rough_too && peak < bracket.low && gap < -kRoughGap && gap >= -reach) {
+      float raw, rough;
+      group_masses(x, row.max, float(kLog2e / t.scale), same, &raw, &rough);
+      scratch.mass[g] = rough * 1.001;
+      sums.total += rough, sums.rough += rough, sums.raw += raw;
+      continue;
+    }
+    if (!same && Weights::kRoughToo && double(peak) - row.max >= -reach) sums.raw += raw_mass(x, row.max);
     if (gap < -reach) {
       scratch.mass[g] = kGroupSize * std::exp(gap);
       continue;
     }
-    const float* x = row.x.data() + g * kGroupSize;
     f64x8 mass{};
-    if (row.group_max[g] < bracket.low) mass = group_mass(x, weight, floor);
+    if (peak < bracket.low) mass = group_mass(x, weight, floor);
     else end = list_group(x, weight, floor, bracket, end, &mass, &sums);
     scratch.mass[g] = sum(mass) * 1.001;
     sums.total += sum(mass);
   }
   listed.resize(end - listed.data());
   return sums;
-}
-
-// Untempered mass, for a log-prob only.
-double raw_mass(const RowValues& row, double reach) {
-  double mass = 0;
-  for (int64_t g = 0; g < row.num_groups; ++g) {
-    if (double(row.group_max[g]) - row.max < -reach) continue;
-    f32x8 lanes{};
-    for (int i = 0; i < kGroupSize; i += 8)
-      lanes += exp2_fast((load<f32x8>(row.x.data() + g * kGroupSize + i) - row.max) * float(kLog2e));
-    mass += sum(lanes);
-  }
-  return mass;
 }
 
 // The cut among `listed`, or which side of the bracket it lies on.
@@ -247,9 +255,9 @@ Side cut_listed(const Tempering& t, double top_p, const Sums& sums, Bracket brac
   }
   std::sort(sorted.begin(), sorted.end(), std::greater<float>());
   mass += sums.above;
-  // Of p * total - mass, by the parts above the bracket, the rest, and the listed; and the skipped groups.
+  // Of p * total - mass, by the parts above the bracket, the rest, and the listed; rough sums; and skipped groups.
   const double moved = (1 - top_p) * sums.above + top_p * (sums.total - sums.above) + (mass - sums.above);
-  const double error = Weights::kError * moved + 1e-10 * sums.total;
+  const double error = Weights::kError * moved + kRoughError * top_p * sums.rough + 1e-10 * sums.total;
   size_t kept = 0;
   double before = mass;
   while (kept < sorted.size() && (kept == 0 || mass < wanted)) {
@@ -265,14 +273,13 @@ Side cut_listed(const Tempering& t, double top_p, const Sums& sums, Bracket brac
 
 template <typename Weights>
 Cut cut_within(const RowSettings& s, const Tempering& t, float floor, double reach, Bracket bracket, Scratch& scratch,
-               double* total) {
+               Sums* sums) {
   const RowValues& row = scratch.values;
   Cut cut;
   cut.decided = false;
   for (int pass = 0; pass < 2; ++pass) {
-    const Sums sums = sum_and_list<Weights>(row, t, floor, reach, bracket, scratch);
-    *total = sums.total;
-    const Side side = cut_listed<Weights>(t, s.top_p, sums, bracket, reach, scratch, &cut);
+    *sums = sum_and_list<Weights>(row, t, floor, reach, bracket, scratch);
+    const Side side = cut_listed<Weights>(t, s.top_p, *sums, bracket, reach, scratch, &cut);
     if (side == Side::kInside) break;
     if (side == Side::kAbove) bracket = {bracket.high, row.max};
     else bracket = {floor, bracket.low};
@@ -286,11 +293,11 @@ Cut cut_nucleus(const RowSettings& s, const Tempering& t, float floor, Scratch& 
   const RowValues& row = scratch.values;
   const double reach = negligible(row);
   const Bracket bracket = guess_bracket(row, s, t, floor, reach, scratch);
-  double total;
-  Cut cut = cut_within<Float32Weights>(s, t, floor, reach, bracket, scratch, &total);
-  *tempered = floor == kLowest ? total : kept_mass(row, t, kLowest);
-  *raw = t.scale == 1.0 ? *tempered : raw_mass(row, reach);
-  if (!cut.decided) cut = cut_within<Float64Weights>(s, t, floor, reach, bracket, scratch, &total);
+  Sums sums;
+  Cut cut = cut_within<Float32Weights>(s, t, floor, reach, bracket, scratch, &sums);
+  *tempered = floor == kLowest ? sums.total : kept_mass(row, t, kLowest);
+  *raw = t.scale == 1.0 ? *tempered : sums.raw;
+  if (!cut.decided) cut = cut_within<Float64Weights>(s, t, floor, reach, bracket, scratch, &sums);
   return cut;
 }
 

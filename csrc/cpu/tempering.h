@@ -32,6 +32,7 @@ inline bool any(i32x8 v) {
 }
 
 // masses.cpp
+void group_masses(const float* x, float max, float scale2, bool same, float* raw, float* tempered);
 void row_masses(const RowValues& row, double scale, bool tempered_too, std::vector<double>& bound, double* raw,
                 double* tempered);
 double kept_mass(const RowValues& row, const Tempering& t, float tau);
