@@ -34,10 +34,8 @@ def unavailable_reason(backend: str) -> str | None:
     """None if `backend` can run here, else the reason and the remedy."""
     if backend == "reference":
         return None
-    try:
-        return backend_module("mode_sample", backend).unavailable_reason()
-    except ImportError as error:
-        return f"it cannot be imported: {error}"
+    # Not before it is asked for: importing triton takes a second.
+    return (jit if backend == "native" else import_module("adapt_kernels.triton_driver")).unavailable_reason()
 
 
 def choose(op: str, backend: str, logits, stacklevel: int = 8) -> ModuleType:

@@ -45,7 +45,12 @@ RULES = [
     Rule("vllm-only-in-adapter", "*", ("vllm",), exempt="adapt_kernels/vllm.py"),
     Rule("ops-below-hf", "adapt_kernels/ops/*", UPWARD),
     Rule("reference-is-plain", "adapt_kernels/ops/*/reference.py", ("triton", *JIT)),
-    Rule("triton-in-its-own-files", "adapt_kernels/*", ("triton",), exempt="adapt_kernels/ops/*triton*.py"),
+    Rule(
+        "triton-in-its-own-files",
+        "adapt_kernels/*",
+        ("triton",),
+        exempt="adapt_kernels/ops/*triton*.py|adapt_kernels/triton_driver.py",
+    ),
     Rule("hf-uses-ops-only", "adapt_kernels/hf/*", ("triton", *JIT)),
     Rule("jit-only-where-it-runs", "adapt_kernels/*", JIT, exempt=JIT_USERS),
     Rule("build-needs-no-torch", BUILD_FILES, ("torch", "numpy", "pybind11", "ninja", "adapt_kernels.ops")),

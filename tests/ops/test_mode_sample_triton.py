@@ -36,7 +36,7 @@ def test_equals_the_reference_in_every_combination(section):
 
 
 def test_unavailable_without_a_gpu():
-    code = "from adapt_kernels.ops.mode_sample import triton_kernel as t; print(t.unavailable_reason())"
+    code = "from adapt_kernels.triton_driver import unavailable_reason; print(unavailable_reason())"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     for extra, word in ({}, "driver"), ({"TRITON_INTERPRET": "1"}, "None"):

@@ -19,19 +19,6 @@ except ModuleNotFoundError:
 _ROWS, _OTHERS = 16, 64
 
 
-def unavailable_reason() -> str | None:
-    """None if this backend can run here, else why not and what to do."""
-    if triton is None:
-        return "Triton is not installed (pip install triton)"
-    if triton.knobs.runtime.interpret:
-        return None
-    try:
-        triton.runtime.driver.active.get_current_target()
-    except RuntimeError as error:
-        return f"Triton finds no GPU driver ({error})"
-    return None
-
-
 def branch(modes, prompts, kv_tokens, num_prompts, alive) -> Branches:
     """See `adapt_kernels.ops.branch.branch`."""
     rows, device = len(modes), modes.device

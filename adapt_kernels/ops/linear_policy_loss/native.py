@@ -2,15 +2,12 @@
 
 import torch
 
-from adapt_kernels import jit
 from adapt_kernels.library import register
 from adapt_kernels.ops.lm_head import HeadGradients, LmHead
 from adapt_kernels.ops.native_kernels import DEVICES as DEVICES
 from adapt_kernels.ops.native_rows import large_empty, rescaled
 from adapt_kernels.ops.policy_loss import PolicyLoss, PolicyRows, PolicySettings, policy_terms
 from adapt_kernels.ops.token_rows import TokenRows
-
-unavailable_reason = jit.unavailable_reason
 
 _ROWS = (
     "Tensor ids, Tensor? mask, float temperature, Tensor old_logprobs, Tensor advantages, Tensor? kinds, "

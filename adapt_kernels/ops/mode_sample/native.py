@@ -11,7 +11,6 @@ from adapt_kernels.ops.mode_sample.result import ModeSample
 _LOGITS_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum LogitsType
 
 DEVICES = ("cpu",)
-unavailable_reason = jit.unavailable_reason
 
 
 def mode_sample(rows: Rows) -> ModeSample:

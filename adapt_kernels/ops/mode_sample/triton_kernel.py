@@ -77,19 +77,6 @@ class Config:
 _DEFAULT = Config()
 
 
-def unavailable_reason() -> str | None:
-    """None if this backend can run here, else why not and what to do."""
-    if triton is None:
-        return "Triton is not installed (pip install triton)"
-    if triton.knobs.runtime.interpret:
-        return None
-    try:
-        triton.runtime.driver.active.get_current_target()
-    except RuntimeError as error:
-        return f"Triton finds no GPU driver ({error})"
-    return None
-
-
 def mode_sample(rows: Rows, config: Config = _DEFAULT) -> ModeSample:
     """See `adapt_kernels.mode_sample`."""
     if rows.logits.dtype == torch.float64:

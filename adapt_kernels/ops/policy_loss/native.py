@@ -2,15 +2,12 @@
 
 import torch
 
-from adapt_kernels import jit
 from adapt_kernels.library import register
 from adapt_kernels.ops.native_kernels import DEVICES as DEVICES
 from adapt_kernels.ops.native_kernels import launch
 from adapt_kernels.ops.native_rows import address, gradient_rows, large_empty, logit_rows, rescaled
 from adapt_kernels.ops.policy_loss.arguments import PolicyRows
 from adapt_kernels.ops.policy_loss.result import PolicyLoss
-
-unavailable_reason = jit.unavailable_reason
 
 _ROWS = (
     "Tensor logits, Tensor ids, Tensor? mask, float temperature, Tensor? temperature_rows, Tensor old_logprobs, "

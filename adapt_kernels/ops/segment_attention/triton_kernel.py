@@ -32,19 +32,6 @@ class Config:
 _DEFAULT = Config()
 
 
-def unavailable_reason() -> str | None:
-    """None if this backend can run here, else why not and what to do."""
-    if triton is None:
-        return "Triton is not installed (pip install triton)"
-    if triton.knobs.runtime.interpret:
-        return None
-    try:
-        triton.runtime.driver.active.get_current_target()
-    except RuntimeError as error:
-        return f"Triton finds no GPU driver ({error})"
-    return None
-
-
 def segment_attention(query, segments, scale, starts, window, softcap, sinks, config: Config = _DEFAULT):
     """See `adapt_kernels.ops.segment_attention.segment_attention`."""
     if query.dtype == torch.float64:

@@ -2,14 +2,11 @@
 
 import torch
 
-from adapt_kernels import jit
 from adapt_kernels.library import register
 from adapt_kernels.ops.native_kernels import DEVICES as DEVICES
 from adapt_kernels.ops.native_kernels import launch
 from adapt_kernels.ops.native_rows import address, gradient_rows, large_empty, logit_rows
 from adapt_kernels.ops.token_rows import TokenRows
-
-unavailable_reason = jit.unavailable_reason
 
 _ROWS = "Tensor logits, Tensor ids, Tensor? mask, float temperature, Tensor? temperature_rows"
 
