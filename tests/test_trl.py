@@ -8,7 +8,7 @@ trl = pytest.importorskip("trl", reason="trl is not installed: pip install '.[tr
 import trl.trainer.utils as trl_functions  # noqa: E402
 
 import adapt_kernels as ak  # noqa: E402
-from adapt_kernels.ops.token_logprobs import native  # noqa: E402
+from adapt_kernels import jit  # noqa: E402
 from adapt_kernels.trl import KNOWN_VERSIONS, fused_logprobs  # noqa: E402
 
 pytestmark = pytest.mark.skipif(ak.backends()["native"] is not None, reason=str(ak.backends()["native"]))
@@ -19,14 +19,14 @@ OUTPUTS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 def calls(monkeypatch):
     """How often each C++ kernel ran."""
     counts = {"token_logprobs_cpu": 0, "logit_gradient_cpu": 0}
-    kernels = native.jit.load()
+    kernels = jit.load()
 
     class Counting:
         def __getattr__(self, name):
             counts[name] += 1
             return getattr(kernels, name)
 
-    monkeypatch.setattr(native.jit, "load", Counting)
+    monkeypatch.setattr(jit, "load", Counting)
     return counts
 
 
