@@ -97,6 +97,17 @@ def test_kept_set_of_real_vocabularies(sample, backend, vocab_size, dtype):
         check_vocab(sample, backend, vocab_size, dtype, BIG_SETTINGS, [name])
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_a_cut_closer_than_float32_weights_is_decided_right(sample, backend, temperature):
+    # p lies a billionth beside a cut: on the wrong side of it for weights that are 1e-7 off.
+    logits = row("normal", 8192, seed=4)
+    y = oracle.tempered(oracle.as_row(logits), temperature)
+    masses = np.cumsum(np.sort(np.exp(y))[::-1])
+    cuts = masses[50:5000:80] / masses[-1]
+    chosen = [(temperature, 0, float(cut * (1 + side)), 0.0) for cut in cuts for side in (-1e-9, 1e-9)]
+    check_rows(sample, backend, logits.expand(len(chosen), -1), chosen)
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_every_token_is_in_or_out_as_the_sort_says(sample, name):
     logits = row(name, 129, torch.bfloat16, seed=8)
