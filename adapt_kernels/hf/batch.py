@@ -6,17 +6,11 @@ import torch
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from adapt_kernels.hf.allotment import Allotment
+from adapt_kernels.hf.layouts import LayoutChoice
 from adapt_kernels.hf.outputs import cache_bytes
 from adapt_kernels.hf.prompts import ROW_INPUTS, first_rows, prompt_of_row, select_rows
 from adapt_kernels.hf.rebuilt_cache import RebuiltCache, rebuild
 from adapt_kernels.hf.segments import KVLedger, SegmentedLayer, bytes_per_position, other_bytes, segment
-from adapt_kernels.hf.shared_prompts import (
-    PromptRows,
-    SharedPromptLayer,
-    checking_keys,
-    reading_segments,
-    shared_layout_reason,
-)
 from adapt_kernels.ops.branch import branch
 
 
@@ -57,13 +51,14 @@ class WholeBatch:
     def abandon(self) -> None:
         """The call failed: give back what it holds."""
 
-    def advance(self, ends, modes, at_mode: bool) -> bool:
-        """Before the next forward: let rows leave. True if slots changed; at_mode: modes [rows] were just drawn."""
+    def advance(self, gone, modes, at_mode: bool) -> bool:
+        """Before the next forward: let rows leave, gone [rows] bool on the CPU. True if slots changed; at_mode: modes
+        [rows] were just drawn."""
         self.row_steps += self._rows
         return False
 
-    def close(self, sequences, return_cache: bool):
-        """(cache to return or None, its peak bytes)."""
+    def close(self, sequences, return_cache: bool, surplus: bool):
+        """(cache to return or None, its peak bytes). surplus: it holds one position more than `sequences` needs."""
         cache = cache_of(self.kwargs)
         return cache, cache_bytes(cache)
 
@@ -80,30 +75,38 @@ class BranchedBatch(WholeBatch):
         self._prompts = prompt_of_row([*inputs, input_ids], config.num_return_sequences or 1)
         self._first = first_rows(self._prompts)
         self._prompt_kwargs = {n: v for n, v in model_kwargs.items() if n not in ALL_CACHE_NAMES}
-        self._allotment = Allotment(call.modes, call.recent_lengths, self._kept_prompt(), most_new - 1)
-        self._forced_mode, self._ledger, self._peak = call.rows.forced_mode, KVLedger(), 0
+        self._call, self._most_new, self._ledger, self._peak = call, most_new, KVLedger(), 0
         self._shared, self._expanded = len(self._first) < self._rows, False
         self._others = False  # whether the cache has layers that are not segmented
         self._slots = torch.arange(self._rows)  # the row of each slot, on the CPU
         self._device = input_ids.device
+        mask = model_kwargs.get("attention_mask")
+        self._choice = LayoutChoice(call.request.kv_layout, model, self._first, self._rows, mask, self._device)
 
     def prefill(self, input_ids):
         if self._shared:
             self.kwargs = select_rows(self.kwargs, self._first)
             input_ids = input_ids[self._first.to(self._device)]
-        outputs = super().prefill(input_ids)
+        with self._choice.watching(cache_of(self.kwargs)) as marks:
+            outputs = super().prefill(input_ids)
         cache = cache_of(outputs)
-        self._allotment.check_memory(self._forced_mode, bytes_per_position(cache), self._device)
+        self._layout = self._choice.choose(marks, cache, self._prompt_length, self._compact_at)
+        limits = (self._layout.kept_prompt, self._most_new - 1)
+        self._allotment = Allotment(self._call.modes, self._call.recent_lengths, *limits)
+        self._allotment.check_memory(self._call.rows.forced_mode, bytes_per_position(cache), self._device)
         segment(cache, self._layer)
         self._others = not all(isinstance(layer, SegmentedLayer) for layer in cache.layers)
         return outputs
 
     def _layer(self, plain):
-        return SegmentedLayer(plain, self._ledger, self._allotment)
+        return self._layout.layer(plain, self._ledger, self._allotment)
+
+    def attention(self):
+        return self._layout.attention()
 
     def row_logits(self, outputs, device):
         logits = super().row_logits(outputs, device)
-        return logits[self._prompts.to(device)] if self._shared and not self._expanded else logits
+        return logits[self._on_device(self._prompts)] if self._shared and not self._expanded else logits
 
     def take(self, per_row):
         return per_row if self.row_of_slot is None else per_row[self.row_of_slot]
@@ -115,28 +118,28 @@ class BranchedBatch(WholeBatch):
         full[...] = elsewhere
         return full.index_copy_(0, self.row_of_slot, per_slot)
 
-    def advance(self, ends, modes, at_mode: bool) -> bool:
+    def advance(self, gone, modes, at_mode: bool) -> bool:
         """Rows are made of prompts at the first step, ordered at the mode step, compacted afterwards where it pays."""
         if self._others:
             # They grow by themselves; the ledger keeps its own peak until it is asked.
             self._observe_bytes()
         if not self._expanded or at_mode:
             changed = True
-            self._branch(modes, ends.gone.cpu())
+            self._branch(modes, gone)
             self._observe_bytes()
         else:
             # The last row leaves with the end of the call.
-            changed = len(self._slots) > 1 and self._compact(ends.gone.cpu())
+            changed = len(self._slots) > 1 and self._compact(gone)
         self.row_steps += len(self._slots)
         return changed
 
-    def close(self, sequences, return_cache: bool):
+    def close(self, sequences, return_cache: bool, surplus: bool):
         self._observe_bytes()
         cache = cache_of(self.kwargs)
         if not return_cache:
             release(cache)
             return None, self._peak
-        if len(self._slots) == self._rows:
+        if len(self._slots) == self._rows and not surplus:
             self._place(torch.arange(self._rows), self._slots.argsort() if self._expanded else self._prompts)
             cache.layers = [x.detach() if isinstance(x, SegmentedLayer) else x for x in cache.layers]
             return cache, self._peak
@@ -159,16 +162,12 @@ class BranchedBatch(WholeBatch):
         self._place(rows[order], order if self._expanded else self._prompts[order])
         self._expanded = True
 
-    def _kept_prompt(self) -> int:
-        """Prompt positions that every row holds for itself."""
-        return self._prompt_length
-
     def _compact(self, gone) -> bool:
-        staying = ~gone[self._slots]
-        living, slots = int(staying.sum()), len(self._slots)
+        # NumPy: this runs at every step.
+        living, slots = len(self._slots) - int(gone.numpy()[self._slots.numpy()].sum()), len(self._slots)
         if living == slots or not (living <= self._compact_at * slots or self._is_full()):
             return False
-        index = torch.arange(living)
+        staying, index = ~gone[self._slots], torch.arange(living)
         # Holes are filled from the tail, so that in-place segments copy as few rows as possible.
         index[~staying[:living]] = living + staying[living:].nonzero()[:, 0]
         self._place(self._slots[index], index)
@@ -178,10 +177,17 @@ class BranchedBatch(WholeBatch):
         """rows: the row of each new slot; source: the old slot, or the prompt, that it comes from."""
         old_size = len(self._slots) if self._expanded else len(self._first)
         if not torch.equal(source, torch.arange(old_size)):
-            cache_of(self.kwargs).reorder_cache(source.to(self._device))
-            self.kwargs = select_rows(self.kwargs, source)
+            index = self._on_device(source)
+            for layer in cache_of(self.kwargs).layers:
+                # Ours decide by the index what to copy, which must not wait for a GPU.
+                layer.reorder_cache(source if isinstance(layer, SegmentedLayer) else index)
+            self.kwargs = select_rows(self.kwargs, index)
         self._slots = rows
-        self.row_of_slot = None if torch.equal(rows, torch.arange(self._rows)) else rows.to(self._device)
+        self.row_of_slot = None if torch.equal(rows, torch.arange(self._rows)) else self._on_device(rows)
+        self._layout.place(self._prompts[rows], cache_of(self.kwargs))
+
+    def _on_device(self, index) -> torch.Tensor:
+        return index.to(self._device, non_blocking=True)
 
     def _is_full(self) -> bool:
         """Whether the next token makes the segments grow: the last moment to let rows leave for free."""
@@ -190,38 +196,6 @@ class BranchedBatch(WholeBatch):
 
     def _observe_bytes(self) -> None:
         self._peak = max(self._peak, self._ledger.recent_peak() + other_bytes(cache_of(self.kwargs)))
-
-
-class SharedPromptBatch(BranchedBatch):
-    """Plan "full" with layout "shared": each prompt's KV is stored once."""
-
-    def __init__(self, model, config, input_ids, model_kwargs, call, most_new: int):
-        mask = model_kwargs.get("attention_mask")
-        if (reason := shared_layout_reason(model, mask)) is not None:
-            raise ValueError(
-                f"kv_layout='shared' cannot serve this call: {reason}. Change that, or leave kv_layout out"
-            )
-        super().__init__(model, config, input_ids, model_kwargs, call, most_new)
-        first = self._first.to(self._device)
-        starts = None if mask is None else (mask[first] == 0).sum(1)
-        self._prompt_rows = PromptRows(len(first), starts)
-
-    def prefill(self, input_ids):
-        with checking_keys(self._model, cache_of(self.kwargs)):
-            return super().prefill(input_ids)
-
-    def attention(self):
-        return reading_segments(self._model)
-
-    def _layer(self, plain):
-        return SharedPromptLayer(plain, self._ledger, self._allotment, self._prompt_rows)
-
-    def _kept_prompt(self) -> int:
-        return 0
-
-    def _place(self, rows, source) -> None:
-        super()._place(rows, source)
-        self._prompt_rows.place(self._prompts[rows].to(self._device))
 
 
 def cache_of(holder):

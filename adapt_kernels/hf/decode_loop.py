@@ -2,18 +2,19 @@
 
 import torch
 
-from adapt_kernels.hf.batch import BranchedBatch, SharedPromptBatch, WholeBatch
+from adapt_kernels.hf.batch import BranchedBatch, WholeBatch
 from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput
 from adapt_kernels.hf.plan import whole_batch_reason
 from adapt_kernels.hf.row_ends import RowEnds
 from adapt_kernels.hf.selector import TokenSelector
+from adapt_kernels.hf.stop_check import StopCheck, may_be_late
 
 
 def decode(model, call, input_ids, logits_processor, stopping_criteria, config, streamer, model_kwargs):
     """Decode all rows to their end. Returns what Hugging Face's `_sample` returns, enriched with modes.
 
-    One host sync per step (the stop check), as in Hugging Face's loop; plan "full" reads the rows' prompts before and
-    their order at the mode step.
+    Host syncs: on a GPU plan "full" reads the rows' prompts before the first step and their order at the mode step, and
+    none per step where nobody can see that the stop check is one step late; else one per step, as in Hugging Face's.
     """
     rows, device = len(input_ids), input_ids.device
     selector = TokenSelector(
@@ -24,12 +25,13 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
     most_new = (stopping_criteria.max_length or config.max_length or 1 << 40) - input_ids.shape[1]
     batch = _batch(reason, model, call, config, input_ids, model_kwargs, most_new)
     record = _Record(config)
+    stop = StopCheck(rows, most_new, late=reason is None and may_be_late(stopping_criteria, config, streamer, device))
     try:
-        sequences = _steps(model, config, batch, selector, ends, record, streamer, input_ids)
+        sequences = _steps(model, config, batch, selector, ends, record, streamer, stop, input_ids)
         if streamer is not None:
             streamer.end()
         selector.warn_of_nan()
-        cache, kv_bytes = batch.close(sequences, return_cache=config.return_dict_in_generate)
+        cache, kv_bytes = batch.close(sequences, config.return_dict_in_generate, stop.surplus)
     except BaseException:
         batch.abandon()
         raise
@@ -49,7 +51,7 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
     )
 
 
-def _steps(model, config, batch, selector, ends, record, streamer, input_ids):
+def _steps(model, config, batch, selector, ends, record, streamer, stop, input_ids):
     """Prefill, then one forward per token until no row is alive. Returns the sequences [rows, T]."""
     device = input_ids.device
     forward = _decode_forward(model, config, batch.kwargs)
@@ -65,13 +67,17 @@ def _steps(model, config, batch, selector, ends, record, streamer, input_ids):
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
             step += 1
             ends.update(input_ids, record.scores, selector.modes, step)
+            stop.put(ends, step)
             if streamer is not None:
                 streamer.put(tokens.cpu())
             # Free the logits before the next forward allocates its own.
             del outputs, logits, scores
-            if not ends.alive.any():
-                return input_ids
-            if batch.advance(ends, selector.modes, at_mode=step - 1 == selector.gate_step):
+            if stop.done:
+                if not stop.surplus:
+                    return input_ids
+                record.drop_last()
+                return input_ids[:, :-1]
+            if batch.advance(stop.gone, selector.modes, at_mode=step - 1 == selector.gate_step):
                 selector.place(batch.row_of_slot)
             inputs = model.prepare_inputs_for_generation(
                 batch.take(input_ids), next_sequence_length=1 if batch.kwargs["use_cache"] else None, **batch.kwargs
@@ -80,11 +86,9 @@ def _steps(model, config, batch, selector, ends, record, streamer, input_ids):
 
 
 def _batch(reason, model, call, config, input_ids, model_kwargs, most_new):
-    shared = call.request.kv_layout == "shared"
     if reason is None:
-        kind = SharedPromptBatch if shared else BranchedBatch
-        return kind(model, config, input_ids, model_kwargs, call, most_new)
-    if shared:
+        return BranchedBatch(model, config, input_ids, model_kwargs, call, most_new)
+    if call.request.kv_layout == "shared":
         raise ValueError(f"kv_layout='shared' cannot serve this call: {reason}. Change that, or leave kv_layout out")
     return WholeBatch(model, config, input_ids, model_kwargs)
 
@@ -111,6 +115,10 @@ class _Record:
             self._hidden_states += (outputs.hidden_states,)
         if logprobs is not None:
             self._logprobs.append(torch.where(alive, logprobs, 0.0))
+
+    def drop_last(self) -> None:
+        """Plan "full" records nothing else per step."""
+        del self._logprobs[-1:]
 
     def fields(self) -> dict:
         return {

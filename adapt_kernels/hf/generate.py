@@ -91,7 +91,7 @@ class ModeGenerate:
         rng=None,
         return_logprobs=False,
         compact_at=0.75,
-        kv_layout="rows",
+        kv_layout="auto",
         **kwargs,
     ):
         """Hugging Face's `generate`, with control over the mode each row enters.
@@ -114,7 +114,9 @@ class ModeGenerate:
                 where KV segments grow. No token depends on it.
             kv_layout: of plan "full". "rows": every row holds its prompt. "shared": each prompt's KV is stored once and
                 read by all its rows, by `segment_attention`; the model must take attention functions and give them the
-                cached keys as they are (else ValueError after the prefill, before any token).
+                cached keys as they are (else ValueError after the prefill, before any token). "auto": "shared" where
+                the model can and it pays: on a GPU with Triton when rows share prompts, on a CPU when rows' copies of
+                the prompts would take 16 MiB per layer or more.
             Everything else goes to Hugging Face's `generate`.
 
         Returns what Hugging Face returns; under `return_dict_in_generate=True` with `modes`, `mode_probs` and `stats`

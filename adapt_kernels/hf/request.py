@@ -41,7 +41,7 @@ class ModeRequest:
     rng: str | None = None
     return_logprobs: bool = False
     compact_at: float = 0.75
-    kv_layout: str = "rows"
+    kv_layout: str = "auto"
 
     def __post_init__(self):
         """Everything that can be refused without knowing the batch."""
@@ -58,8 +58,8 @@ class ModeRequest:
         for name in (*named, *(self.mode_bias if isinstance(self.mode_bias, Mapping) else ())):
             if name not in ("auto", "balanced"):
                 self.modes.index(name)
-        if self.kv_layout not in ("rows", "shared"):
-            raise ValueError(f"kv_layout must be 'rows' or 'shared'; got {self.kv_layout!r}")
+        if self.kv_layout not in ("auto", "rows", "shared"):
+            raise ValueError(f"kv_layout must be 'auto', 'rows' or 'shared'; got {self.kv_layout!r}")
         if not isinstance(self.compact_at, Real) or not 0 <= self.compact_at <= 1:
             raise ValueError(f"compact_at must be a share of rows in [0, 1]; got {self.compact_at!r}")
 

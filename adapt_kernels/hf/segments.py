@@ -84,7 +84,8 @@ class SegmentedLayer(DynamicLayer):
         if len(index) <= self._slots and bool((index[moved] >= len(index)).all()):
             for buffer in self._buffers:
                 used = buffer[:, :, : self._length]
-                used[moved] = used[index[moved]]
+                here = moved.to(buffer.device, non_blocking=True)
+                used[here] = used[index[moved].to(buffer.device, non_blocking=True)]
         else:
             self._rebuild(index, max(self._room, self._allotment.capacity(self._length)))
         self._slots = len(index)

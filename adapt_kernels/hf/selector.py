@@ -75,7 +75,7 @@ class TokenSelector:
         forced = self._forced_tokens(step, input_ids)
         gate = self._gate() if at_gate and self.gated else {}
         tokens, scores, logprobs = self._select(step, input_ids, shaped, gate, forced)
-        self._record_modes(step, tokens, logits.shape[1])
+        self._record_modes(step, tokens, logits.shape[1], alive)
         return tokens, scores, logprobs
 
     def warn_of_nan(self) -> None:
@@ -178,7 +178,7 @@ class TokenSelector:
         seen = torch.where(self._of_slots(self._on_prefix)[:, None], own, self._of_slots(self.mode_probs))
         self.mode_probs = self._to_rows(self.mode_probs, seen)
 
-    def _record_modes(self, step: int, tokens, vocab_size: int) -> None:
+    def _record_modes(self, step: int, tokens, vocab_size: int, alive) -> None:
         if step > self.gate_step + self._suffixes.shape[1]:
             return
         on_prefix, modes = self._of_slots(self._on_prefix), self._of_slots(self.modes)
@@ -189,8 +189,9 @@ class TokenSelector:
             modes = torch.where(on_prefix, selected_modes(tokens, self.definition.token_ids, vocab_size), modes)
         else:
             # Unrestricted rows may leave a multi-token mode half way: then they never entered it.
-            expected = self._suffix_tokens(step)
-            modes = modes.masked_fill(on_prefix & (expected >= 0) & (tokens != expected), -1)
+            # One that has ended keeps it.
+            expected, decoding = self._suffix_tokens(step), on_prefix & self._of_slots(alive)
+            modes = modes.masked_fill(decoding & (expected >= 0) & (tokens != expected), -1)
         self.modes = self._to_rows(self.modes, modes)
 
     def _note_flags(self, flags) -> None:

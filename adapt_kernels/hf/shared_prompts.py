@@ -25,21 +25,31 @@ _USERS: dict[int, int] = {}  # calls under way, by the id of the config that is 
 class PromptRows:
     """Which prompt each slot reads, for all layers of a call."""
 
-    def __init__(self, num_prompts: int, starts):
+    def __init__(self, num_prompts: int, starts, device="cpu"):
         """starts [P] int64: the first position of each prompt that is no padding; None = 0."""
-        self._count, self._prompt_starts = num_prompts, starts
+        self._held, self._prompt_starts, self._device = torch.arange(num_prompts), starts, device
         self.groups = self.starts = None
 
-    def place(self, prompts) -> None:
-        """prompts [slots] int64: the prompt of each slot from now on."""
-        self.groups = group_rows(prompts, self._count)
-        self.starts = None if self._prompt_starts is None else self._prompt_starts[prompts]
+    def place(self, prompts, drop_at: float = 0.0):
+        """prompts [slots] int64, on the CPU: the prompt of each slot from now on.
+
+        Where at most a share `drop_at` of the held prompts is still read: the held ones to keep, int64; else None.
+        """
+        read, kept = prompts.unique(), None
+        if len(read) < len(self._held) and len(read) <= drop_at * len(self._held):
+            kept, self._held = torch.searchsorted(self._held, read), read
+        groups = group_rows(torch.searchsorted(self._held, prompts), len(self._held))
+        self.groups = groups.to(self._device)
+        if self._prompt_starts is not None:
+            self.starts = self._prompt_starts[prompts.to(self._device, non_blocking=True)]
+        return kept
 
 
 class SharedPromptLayer(SegmentedLayer):
     """Prompts [P, heads, length, head_dim] once, and the new positions of every slot in segments of its own.
 
-    `reorder_cache` moves slots; the prompts stay, and `PromptRows.place` says which slot reads which.
+    `reorder_cache` moves slots; the prompts stay until `keep_prompts`, and `PromptRows.place` says which slot reads
+    which.
     """
 
     def __init__(self, layer: DynamicLayer, ledger, allotment, rows: PromptRows):
@@ -54,8 +64,7 @@ class SharedPromptLayer(SegmentedLayer):
     def update(self, key_states, value_states, *args, **kwargs):
         if self._unread:
             raise RuntimeError(
-                "this model's attention does not read the keys its cache returns: call generate with"
-                " kv_layout='rows' (the default)"
+                "this model's attention does not read the keys its cache returns: call generate with kv_layout='rows'"
             )
         keys, values = super().update(key_states, value_states)
         keys.segments_of, self._unread = self, True
@@ -73,6 +82,12 @@ class SharedPromptLayer(SegmentedLayer):
 
     def get_seq_length(self) -> int:
         return self._prompt_length + self._length
+
+    def keep_prompts(self, index) -> None:
+        """Give the KV of all other prompts back; index int64."""
+        for i, old in enumerate(self._prompt):
+            self._prompt[i] = self._ledger.adopt(old[index.to(old.device, non_blocking=True)])
+            self._ledger.release(old)
 
     def release(self) -> None:
         super().release()
@@ -101,29 +116,29 @@ def shared_layout_reason(model, attention_mask) -> str | None:
     return None
 
 
-class _Mark:
-    """Put on the keys a layer returns in the prefill, to see whether attention reads them as they are."""
+class KeyMarks(list):
+    """One per cache layer and update: whether attention read the keys as the layer returned them."""
 
+    def all_read(self) -> bool:
+        return all(mark.read for mark in self)
+
+
+class _Mark:
     read = False
 
 
 @contextmanager
-def checking_keys(model, cache):
-    """Run the prefill inside: at its end, raises ValueError for a model that could not read `SharedPromptLayer`s."""
-    marks, plain = [], [layer for layer in cache.layers if type(layer) is DynamicLayer]
+def marking_keys(model, cache):
+    """Run the prefill inside; then the yielded `KeyMarks` tell whether the model can read `SharedPromptLayer`s."""
+    marks, plain = KeyMarks(), [layer for layer in cache.layers if type(layer) is DynamicLayer]
     for layer in plain:
         layer.update = partial(_marked_update, layer.update, marks)
     try:
         with reading_segments(model):
-            yield
+            yield marks
     finally:
         for layer in plain:
             del layer.update
-    if not all(mark.read for mark in marks):
-        raise ValueError(
-            f"kv_layout='shared' cannot serve this call: {type(model).__name__}'s attention does not read the keys"
-            " that its cache returns (it computes others from them). Leave kv_layout out"
-        )
 
 
 def _marked_update(update, marks: list, *args, **kwargs):
@@ -159,7 +174,19 @@ def _register() -> None:
     # Both registries: without a mask function of the same name padding would be ignored.
     for plain, ours in _NAMES.items():
         AttentionInterface.register(ours, _FUNCTIONS[plain])
-        AttentionMaskInterface.register(ours, AttentionMaskInterface()[plain])
+        AttentionMaskInterface.register(ours, partial(_mask, AttentionMaskInterface()[plain]))
+
+
+def _mask(plain, *args, **kwargs):
+    if kwargs.get("q_length") == 1 and _waits(kwargs.get("device")):
+        # Whether there is padding is in the device's memory, and our segments need no mask.
+        kwargs["allow_is_causal_skip"] = False
+    return plain(*args, **kwargs)
+
+
+def _waits(device) -> bool:
+    """Whether reading a value of the device makes the host wait for what is queued there."""
+    return device is not None and torch.device(device).type == "cuda"
 
 
 def _segments_or_sdpa(module, query, key, value, attention_mask, **settings):

@@ -13,6 +13,7 @@ from tiny_models import DECODER_ONLY, EOS, FAST, SLOW, build, left_padded, promp
 from transformers.cache_utils import DynamicLayer
 
 import adapt_kernels as ak
+from adapt_kernels.hf import layouts
 from adapt_kernels.hf.allotment import Allotment, RecentLengths
 from adapt_kernels.hf.segments import KVLedger
 from adapt_kernels.hf.shared_prompts import PromptRows, SharedPromptLayer
@@ -95,6 +96,68 @@ def test_peak_bytes_against_huggingfaces():
     assert ledger.live_bytes == 0
 
 
+class TestAuto:
+    """What `kv_layout="auto"`, the default, takes."""
+
+    def peak(self, model, **more):
+        call = {"do_sample": True, "top_k": 1, "max_new_tokens": 6, "eos_token_id": None, "num_return_sequences": 4}
+        with ak.patched(model, MODES):
+            out = model.generate(prompts(2, 30), **{**call, **more})
+            return out, ak.last_stats(model).kv_bytes_peak
+
+    def test_shares_what_is_worth_it(self, monkeypatch):
+        model = shared("llama")
+        few, few_peak = self.peak(model)
+        monkeypatch.setattr(layouts, "_WORTH_SHARING", 1 << 10)
+        many, many_peak = self.peak(model)
+        assert torch.equal(few, many)
+        assert few_peak == self.peak(model, kv_layout="rows")[1]
+        assert many_peak == self.peak(model, kv_layout="shared")[1] < few_peak
+
+    def test_bytes_decide(self, monkeypatch):
+        # 6 copies of 30 positions, keys and values of 2 heads of 8 floats, in each layer.
+        copied = 6 * 30 * 2 * 2 * 8 * 4
+        model, peaks = shared("llama"), []
+        for worth in (copied, copied + 1):
+            monkeypatch.setattr(layouts, "_WORTH_SHARING", worth)
+            peaks.append(self.peak(model)[1])
+        assert peaks[0] < peaks[1]
+
+    @pytest.mark.parametrize("architecture", ["bloom", "deepseek_v3", "jamba"])
+    def test_models_that_cannot_share_keep_rows(self, monkeypatch, architecture):
+        monkeypatch.setattr(layouts, "_WORTH_SHARING", 0)
+        model = shared(architecture)
+        implementation = model.config._attn_implementation
+        ours, peak = self.peak(model)
+        assert torch.equal(ours, self.peak(model, kv_layout="rows")[0])
+        assert peak == self.peak(model, kv_layout="rows")[1]
+        assert model.config._attn_implementation == implementation
+
+    def test_prompts_that_differ_are_not_shared(self, monkeypatch):
+        monkeypatch.setattr(layouts, "_WORTH_SHARING", 0)
+        monkeypatch.setattr(layouts, "SharedLayout", None)
+        self.peak(shared("llama"), num_return_sequences=1)
+
+
+def test_a_prompt_whose_rows_have_ended_is_given_back(monkeypatch):
+    held = []
+    attend = SharedPromptLayer.attend
+    monkeypatch.setattr(
+        SharedPromptLayer, "attend", lambda self, *a, **k: (held.append(len(self._prompt[0])), attend(self, *a, **k))[1]
+    )
+    # All but prompt 1 end after 3 tokens.
+    lengths = [3, 3, 6, 9, 3, 3, 3, 3]
+    call = {"input_ids": prompts(4, WIDTH), "num_return_sequences": 2, "do_sample": True, "top_k": 1}
+    call |= {"stopping_criteria": [RowLengths(WIDTH, lengths)], "eos_token_id": EOS, "max_new_tokens": 10}
+    model = shared("llama")
+    unpatched = model.generate(**call)
+    with ak.patched(model, MODES):
+        assert torch.equal(model.generate(**call, kv_layout="shared"), unpatched)
+    layers = model.config.num_hidden_layers
+    # A forward follows every token but the last; rows leave before the one after token 3.
+    assert held == [4] * 2 * layers + [1] * 6 * layers
+
+
 class TestRefusals:
     def refused(self, model, text, error=ValueError, **more):
         with ak.patched(model, MODES), pytest.raises(error, match=text):
@@ -137,7 +200,7 @@ class TestRefusals:
         self.refused(shared("llama"), text, input_ids=prompts(2, 4), **more)
 
     def test_unknown_layout(self):
-        self.refused(shared("llama"), "kv_layout must be 'rows' or 'shared'; got 'paged'", kv_layout="paged")
+        self.refused(shared("llama"), "kv_layout must be 'auto', 'rows' or 'shared'; got 'paged'", kv_layout="paged")
 
     def test_attention_that_does_not_read_our_keys(self, monkeypatch):
         """The mark on the keys is lost where a model computes with them first: never silently wrong."""

@@ -9,12 +9,19 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 class RowGroups(NamedTuple):
     """Rows that share an entry of a segment. group_of_row [B] int64; order [B] int64: rows sorted by group; first
-    [G + 1] int64: where each group starts in `order`; largest: most rows in a group."""
+    [G + 1] int64: where each group starts in `order`; largest: most rows in a group; seats [G, largest] int64: the rows
+    of each group, filled up with any row; seat_of_row [B] int64: each row's place in the flattened seats."""
 
     group_of_row: torch.Tensor
     order: torch.Tensor
     first: torch.Tensor
     largest: int
+    seats: torch.Tensor
+    seat_of_row: torch.Tensor
+
+    def to(self, device) -> "RowGroups":
+        """The same groups on another device, without waiting for it."""
+        return RowGroups(*(x.to(device, non_blocking=True) if torch.is_tensor(x) else x for x in self))
 
 
 class Segment(NamedTuple):
@@ -26,11 +33,17 @@ class Segment(NamedTuple):
 
 
 def group_rows(group_of_row, num_groups: int) -> RowGroups:
-    """The groups of `group_of_row` [B] int64, in [0, num_groups). One host sync; build it when rows change, not per
-    step."""
+    """The groups of `group_of_row` [B] int64, in [0, num_groups). One host sync if it is on a GPU; build it when rows
+    change, not per step."""
     counts = torch.bincount(group_of_row, minlength=num_groups)
     first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    return RowGroups(group_of_row, group_of_row.argsort(stable=True), first, int(counts.max()) if num_groups else 0)
+    order = group_of_row.argsort(stable=True)
+    largest = int(counts.max()) if num_groups else 0
+    position = torch.arange(len(order), device=order.device) - first[group_of_row[order]]
+    seat_of_row = torch.empty_like(order)
+    seat_of_row[order] = group_of_row[order] * largest + position
+    seats = order.new_zeros(num_groups * largest).index_copy_(0, seat_of_row, torch.arange(len(order)).to(order))
+    return RowGroups(group_of_row, order, first, largest, seats.view(num_groups, largest), seat_of_row)
 
 
 def checked(query, segments, scale, starts, window, softcap, sinks) -> tuple:
