@@ -10,7 +10,7 @@ from adapt_kernels.hf.layouts import LayoutChoice
 from adapt_kernels.hf.outputs import cache_bytes
 from adapt_kernels.hf.prompts import ROW_INPUTS, first_rows, prompt_of_row, select_rows
 from adapt_kernels.hf.rebuilt_cache import RebuiltCache, rebuild
-from adapt_kernels.hf.segments import KVLedger, SegmentedLayer, bytes_per_position, other_bytes, segment
+from adapt_kernels.hf.segments import KVLedger, SegmentedLayer, bytes_per_position, other_bytes, reorder, segment
 from adapt_kernels.ops.branch import branch
 
 
@@ -177,11 +177,8 @@ class BranchedBatch(WholeBatch):
         """rows: the row of each new slot; source: the old slot, or the prompt, that it comes from."""
         old_size = len(self._slots) if self._expanded else len(self._first)
         if not torch.equal(source, torch.arange(old_size)):
-            index = self._on_device(source)
-            for layer in cache_of(self.kwargs).layers:
-                # Ours decide by the index what to copy, which must not wait for a GPU.
-                layer.reorder_cache(source if isinstance(layer, SegmentedLayer) else index)
-            self.kwargs = select_rows(self.kwargs, index)
+            reorder(cache_of(self.kwargs), source, self._device)
+            self.kwargs = select_rows(self.kwargs, self._on_device(source))
         self._slots = rows
         self.row_of_slot = None if torch.equal(rows, torch.arange(self._rows)) else self._on_device(rows)
         self._layout.place(self._prompts[rows], cache_of(self.kwargs))

@@ -160,6 +160,14 @@ def segment(cache, make_layer) -> None:
             cache.layers[i] = make_layer(layer)
 
 
+def reorder(cache, index, device) -> None:
+    """`cache.reorder_cache(index)` for an index [slots] int64 on the CPU, without waiting for a GPU."""
+    there = index.to(device, non_blocking=True)
+    for layer in cache.layers:
+        # Ours decide by the index what to copy.
+        layer.reorder_cache(index if isinstance(layer, SegmentedLayer) else there)
+
+
 def other_bytes(cache) -> int:
     """Bytes of the layers that are not segmented."""
     return sum(tensor_bytes(vars(layer)) for layer in cache.layers if not isinstance(layer, SegmentedLayer))

@@ -8,6 +8,8 @@ from recorders import RowLengths, forward_calls
 from tiny_models import DECODER_ONLY, DEFAULT_RUN, EOS, FAST, PAD, SLOW, VOCAB, left_padded, prompts, shared
 
 import adapt_kernels as ak
+from adapt_kernels.hf import batch
+from adapt_kernels.hf.segments import reorder
 
 WIDTH, NEW = 8, 26
 LENGTHS = [4, 24, 8, 24, 8, 3]
@@ -62,12 +64,9 @@ def test_a_cache_with_wrong_rows_is_noticed(architecture, monkeypatch):
     """The negative control: the comparison above fails when rows get their neighbour's KV."""
     if architecture == "recurrent_gemma":
         pytest.skip("recurrent_gemma takes plan sample_only, which moves no rows")
-    from transformers import DynamicCache
-
     model, call = shared(architecture), arguments(padded=False, samples=1)
     unpatched = model.generate(**call)
-    reorder = DynamicCache.reorder_cache
-    monkeypatch.setattr(DynamicCache, "reorder_cache", lambda self, index: reorder(self, index.roll(1)))
+    monkeypatch.setattr(batch, "reorder", lambda cache, index, device: reorder(cache, index.roll(1), device))
     with ak.patched(model, MODES):
         ours = model.generate(**call)
     assert not torch.equal(ours.sequences, unpatched.sequences)
