@@ -1,5 +1,5 @@
 // What a kernel file needs beside CUDA itself. Under a plain C++ compiler, tests/cuda/host_shim.h stands in for the
-// device, so launches and shared memory are spelled through these macros.
+// device, so launches, shared memory and clusters are spelled through these names.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -10,6 +10,8 @@
 #if defined(__CUDACC__)
 #define ADAPT_LAUNCH(kernel, blocks, threads, stream, ...) kernel<<<blocks, threads, 0, stream>>>(__VA_ARGS__)
 #define ADAPT_SHARED __shared__
+#define ADAPT_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#include "cluster.cuh"
 #else
 #include "host_shim.h"
 #endif

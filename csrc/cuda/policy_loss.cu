@@ -1,23 +1,23 @@
-// policy_loss on the GPU: one block per row reads it for its statistics, decides the row's slope, and reads it a second
-// time only if there is a gradient to write.
+// policy_loss on the GPU. A row is read once: a cluster of blocks keeps it in shared memory between its statistics and its
+// gradient, which goes out in one write. A row that fits no cluster is read a second time. Same bits either way.
 #include "adapt/policy_loss.h"
 
-#include "softmax_row.cuh"
+#include "row_layout.cuh"
+#include "row_tiles.cuh"
 
 namespace adapt {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
 
-// By thread 0: the row's results, and what its gradient is made of.
-template <typename T>
-__device__ void decide(const PolicyLossArguments& a, int64_t row, const T* x, const Partial& whole, GradientRow* out) {
+// By one thread of each block: what the row's gradient is made of, and by the first block's the row's results.
+__device__ GradientRow decide(const PolicyLossArguments& a, int64_t row, const TokenLogit& token, const Partial& whole,
+                              bool first) {
   const double temperature = a.temperature[row];
   const RowStatistics s{whole.max, whole.mass, whole.moment * kLn2};
   const double entropy = entropy_of(s);
-  a.entropy[row] = float(entropy);
-  const float logprob = token_logprob(x, a.logits.vocab_size, a.ids[row], s, temperature);
-  a.logprobs[row] = logprob;
+  const float logprob = token_logprob(token, s, temperature);
   const PolicyRow settings{a.old_logprobs[row],
                            a.advantages[row],
                            a.weights[row],
@@ -25,57 +25,129 @@ __device__ void decide(const PolicyLossArguments& a, int64_t row, const T* x, co
                            a.ref_logprobs != nullptr,
                            a.ref_logprobs ? a.ref_logprobs[row] : 0.0};
   const PolicyTerm term = policy_term(double(logprob), entropy, settings, a.settings);
-  a.losses[row] = term.loss;
-  a.ratio[row] = float(term.ratio);
-  a.clipped[row] = term.clipped;
-  *out = gradient_row(x, a.logits.vocab_size, a.ids[row], s, temperature,
-                               term.logprob_slope * a.gradient_scale, term.entropy_slope * a.gradient_scale);
+  if (first) {
+    a.entropy[row] = float(entropy);
+    a.logprobs[row] = logprob;
+    a.losses[row] = term.loss;
+    a.ratio[row] = float(term.ratio);
+    a.clipped[row] = term.clipped;
+  }
+  return gradient_row(token, s, temperature, term.logprob_slope * a.gradient_scale,
+                      term.entropy_slope * a.gradient_scale);
+}
+
+__device__ void leave_out(const PolicyLossArguments& a, int64_t row) {
+  a.losses[row] = 0;
+  a.logprobs[row] = a.entropy[row] = 0;
+  a.ratio[row] = 1;
+  a.clipped[row] = false;
+}
+
+// A block's share of a cluster's shared memory.
+template <typename T>
+struct BlockMemory {
+  T* staged;          // its tiles of the row
+  Partial* partials;  // all tiles of the row; two of them, as a neighbour may be a row ahead
+  GradientRow* decision;
+
+  __device__ BlockMemory(unsigned char* shared, const RowLayout& layout)
+      : staged(reinterpret_cast<T*>(shared)),
+        partials(reinterpret_cast<Partial*>(shared + layout.staged_bytes)),
+        decision(reinterpret_cast<GradientRow*>(partials + 2 * layout.tiles)) {}
+};
+
+// This block's tiles: statistics to every block of the cluster, the columns to shared memory.
+template <typename T>
+__device__ void scan_tiles(const T* x, int64_t n, float scale2, const RowLayout& layout, const BlockMemory<T>& memory,
+                           Partial* partials) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t first = layout.first_tile(cluster_rank()), last = layout.last_tile(cluster_rank());
+  for (int64_t tile = first + threadIdx.x / kWarp; tile < last; tile += kWarps) {
+    LanePacks<T> mine;
+    load_tile(x, tile * kTileColumns, n, &mine);
+    if (layout.staged()) stage_tile(mine, memory.staged + (tile - first) * kTileColumns);
+    const Partial found = tile_partial(mine, scale2);
+    if (lane == 0)
+      for (unsigned rank = 0; rank < layout.cluster; ++rank) *in_block(partials + tile, rank) = found;
+  }
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) loss_rows(PolicyLossArguments a) {
-  ADAPT_SHARED GradientRow decision;
-  for (int64_t row = blockIdx.x; row < a.logits.count; row += gridDim.x) {
+__device__ void write_tiles(const T* x, T* out, int64_t n, int64_t id, const RowLayout& layout,
+                            const BlockMemory<T>& memory, const GradientRow& decision) {
+  const int64_t first = layout.first_tile(cluster_rank()), last = layout.last_tile(cluster_rank());
+  for (int64_t tile = first + threadIdx.x / kWarp; tile < last; tile += kWarps) {
+    const int64_t begin = tile * kTileColumns;
+    const T* from = layout.staged() ? memory.staged + (tile - first) * kTileColumns : x + begin;
+    write_tile(from, out, begin, n, id, decision);
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) loss_rows(PolicyLossArguments a, RowLayout layout) {
+  ADAPT_DYNAMIC_SHARED(shared);
+  const BlockMemory<T> memory(shared, layout);
+  const bool first = cluster_rank() == 0;
+  const int64_t n = a.logits.vocab_size;
+  // No block writes to another that has not begun.
+  if (layout.cluster > 1) cluster_sync();
+  Partial* partials = memory.partials;
+  for (int64_t row = blockIdx.x / layout.cluster; row < a.logits.count; row += gridDim.x / layout.cluster) {
     const T* x = row_at<T>(a.logits, row);
-    const bool masked = a.mask && !a.mask[row];
-    if (masked) {
+    if (a.mask && !a.mask[row]) {
       if (threadIdx.x == 0) {
-        decision = GradientRow{};
-        a.losses[row] = 0;
-        a.logprobs[row] = a.entropy[row] = 0;
-        a.ratio[row] = 1;
-        a.clipped[row] = false;
+        *memory.decision = GradientRow{};
+        if (first) leave_out(a, row);
       }
+      __syncthreads();
     } else {
       const float scale2 = log2_scale(a.temperature[row]);
-      const Partial mine = scan_columns<T, kThreads>(x, 0, a.logits.vocab_size, scale2);
-      const Partial whole = reduce_block<kThreads>(mine, scale2);
-      if (threadIdx.x == 0) decide(a, row, x, whole, &decision);
+      // Before another block writes the gradient over it.
+      const TokenLogit token = threadIdx.x == 0 ? token_logit(x, n, a.ids[row]) : TokenLogit{};
+      scan_tiles(x, n, scale2, layout, memory, partials);
+      if (layout.cluster > 1) cluster_sync();
+      else __syncthreads();
+      if (threadIdx.x < kWarp) {
+        const Partial whole = merge_groups(groups_of(layout.tiles), scale2, [&](int64_t g) {
+          const int64_t begin = g * kGroupTiles, left = layout.tiles - begin;
+          return merge_group(partials + begin, left < kGroupTiles ? left : kGroupTiles, scale2);
+        });
+        if (threadIdx.x == 0) *memory.decision = decide(a, row, token, whole, first);
+      }
+      partials = partials == memory.partials ? partials + layout.tiles : memory.partials;
+      __syncthreads();
     }
-    __syncthreads();
-    if (a.gradient.data)
-      write_gradient<T, kThreads>(x, row_at<T>(a.gradient, row), a.logits.vocab_size, a.ids[row], decision,
-                                  a.zeroed);
+    if (a.gradient.data && (memory.decision->any || !a.zeroed))
+      write_tiles(x, row_at<T>(a.gradient, row), n, a.ids[row], layout, memory, *memory.decision);
     // The next row's decision must not overtake a thread that is still writing this one's.
     __syncthreads();
   }
 }
 
-// Threads add up every kThreads-th row, thread 0 the threads: an order that depends on the number of rows only.
+// Threads add up every kThreads-th row, then each other in a tree: an order that depends on the number of rows only.
 __global__ void __launch_bounds__(kThreads) sum_losses(const double* losses, int64_t count, double* loss) {
   ADAPT_SHARED double sums[kThreads];
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += losses[i];
   sums[threadIdx.x] = sum;
   __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int i = 1; i < kThreads; ++i) sum += sums[i];
-  *loss = sum;
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) *loss = sums[0];
 }
 
 template <typename T>
 int loss(const PolicyLossArguments& a, cudaStream_t stream) {
-  if (a.logits.count > 0) ADAPT_LAUNCH(loss_rows<T>, grid_of(a.logits.count), kThreads, stream, a);
+  if (a.logits.count > 0) {
+    const int64_t tiles = tiles_of(a.logits.vocab_size), extra = sizeof(GradientRow) + 2 * sizeof(Partial) * tiles;
+    RowLayout layout = row_layout(tiles, a.gradient.data ? sizeof(T) * kTileColumns : 0, extra, device_limits());
+    if (!launch_rows(loss_rows<T>, a, layout, kThreads, stream)) {
+      layout = unstaged_layout(tiles, extra);
+      if (!launch_rows(loss_rows<T>, a, layout, kThreads, stream)) return 2;
+    }
+  }
   ADAPT_LAUNCH(sum_losses, 1, kThreads, stream, a.losses, a.logits.count, a.loss);
   return last_status();
 }

@@ -1,45 +1,53 @@
-// token_logprobs on the GPU: a row is cut into splits that depend on the vocabulary only, one block each, and the splits
-// are merged in order, so a row's bits depend on nothing but the row.
+// token_logprobs on the GPU: a row is cut into groups of tiles, a block each, which are merged in order, so a row's bits
+// depend on nothing but the row; policy_loss sums in the same order.
 #include "adapt/token_logprobs.h"
 
-#include "softmax_row.cuh"
+#include "row_tiles.cuh"
 
 namespace adapt {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int64_t kSplit = 8192;
-
-int64_t splits_of(int64_t vocab_size) { return (vocab_size + kSplit - 1) / kSplit; }
+constexpr int kThreads = kGroupTiles * kWarp;
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) scan_splits(TokenLogprobsArguments a, int64_t splits, Partial* partials) {
-  for (int64_t job = blockIdx.x; job < a.logits.count * splits; job += gridDim.x) {
-    const int64_t row = job / splits, begin = (job % splits) * kSplit;
+__global__ void __launch_bounds__(kThreads) scan_groups(TokenLogprobsArguments a, int64_t groups, Partial* partials) {
+  ADAPT_SHARED Partial found[kGroupTiles];
+  const int64_t n = a.logits.vocab_size, tiles = tiles_of(n);
+  for (int64_t job = blockIdx.x; job < a.logits.count * groups; job += gridDim.x) {
+    const int64_t row = job / groups, first = (job % groups) * kGroupTiles, tile = first + threadIdx.x / kWarp;
     if (a.mask && !a.mask[row]) continue;
-    const int64_t end = begin + kSplit < a.logits.vocab_size ? begin + kSplit : a.logits.vocab_size;
     const float scale2 = log2_scale(a.temperature[row]);
-    const Partial mine = scan_columns<T, kThreads>(row_at<T>(a.logits, row), begin, end, scale2);
-    const Partial whole = reduce_block<kThreads>(mine, scale2);
-    if (threadIdx.x == 0) partials[job] = whole;
+    if (tile < tiles) {
+      LanePacks<T> mine;
+      load_tile(row_at<T>(a.logits, row), tile * kTileColumns, n, &mine);
+      const Partial partial = tile_partial(mine, scale2);
+      if (threadIdx.x % kWarp == 0) found[threadIdx.x / kWarp] = partial;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0)
+      partials[job] = merge_group(found, tiles - first < kGroupTiles ? tiles - first : kGroupTiles, scale2);
+    __syncthreads();
   }
 }
 
+// A warp per row.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) merge_splits(TokenLogprobsArguments a, int64_t splits,
-                                                         const Partial* partials) {
-  for (int64_t row = blockIdx.x * int64_t(kThreads) + threadIdx.x; row < a.logits.count;
-       row += int64_t(gridDim.x) * kThreads) {
+__global__ void __launch_bounds__(kThreads) merge_rows(TokenLogprobsArguments a, int64_t groups,
+                                                       const Partial* partials) {
+  constexpr int kWarps = kThreads / kWarp;
+  for (int64_t row = blockIdx.x * int64_t(kWarps) + threadIdx.x / kWarp; row < a.logits.count;
+       row += int64_t(gridDim.x) * kWarps) {
     double* out = a.statistics ? a.statistics + 3 * row : nullptr;
+    const bool leader = threadIdx.x % kWarp == 0;
     if (a.mask && !a.mask[row]) {
-      a.logprobs[row] = a.entropy[row] = 0;
-      for (int k = 0; out && k < 3; ++k) out[k] = 0;
+      if (leader) a.logprobs[row] = a.entropy[row] = 0;
+      for (int k = 0; leader && out && k < 3; ++k) out[k] = 0;
       continue;
     }
     const double temperature = a.temperature[row];
     const float scale2 = log2_scale(temperature);
-    Partial whole = partials[row * splits];
-    for (int64_t k = 1; k < splits; ++k) whole = merged(whole, partials[row * splits + k], scale2);
+    const Partial whole = merge_groups(groups, scale2, [&](int64_t g) { return partials[row * groups + g]; });
+    if (!leader) continue;
     const RowStatistics s{whole.max, whole.mass, whole.moment * kLn2};
     // What is written early need not be kept across the divisions' slow path: on sm_80 it would spill.
     if (out) {
@@ -48,25 +56,30 @@ __global__ void __launch_bounds__(kThreads) merge_splits(TokenLogprobsArguments 
       out[2] = s.moment;
     }
     a.entropy[row] = float(entropy_of(s));
-    a.logprobs[row] = token_logprob(row_at<T>(a.logits, row), a.logits.vocab_size, a.ids[row], s, temperature);
+    const TokenLogit token = token_logit(row_at<T>(a.logits, row), a.logits.vocab_size, a.ids[row]);
+    a.logprobs[row] = token_logprob(token, s, temperature);
   }
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) gradient_rows(LogitGradientArguments a) {
   ADAPT_SHARED GradientRow decision;
+  const int64_t n = a.logits.vocab_size;
   for (int64_t row = blockIdx.x; row < a.logits.count; row += gridDim.x) {
     const T* x = row_at<T>(a.logits, row);
     if (threadIdx.x == 0) {
       decision = GradientRow{};
       if (!a.mask || a.mask[row]) {
         const RowStatistics s{a.statistics[3 * row], a.statistics[3 * row + 1], a.statistics[3 * row + 2]};
-        decision = gradient_row(x, a.logits.vocab_size, a.ids[row], s, a.temperature[row], a.logprob_slope[row],
+        decision = gradient_row(token_logit(x, n, a.ids[row]), s, a.temperature[row], a.logprob_slope[row],
                                 a.entropy_slope ? a.entropy_slope[row] : 0.0);
       }
     }
     __syncthreads();
-    write_gradient<T, kThreads>(x, row_at<T>(a.gradient, row), a.logits.vocab_size, a.ids[row], decision, a.zeroed);
+    T* out = row_at<T>(a.gradient, row);
+    const int64_t tiles = decision.any || !a.zeroed ? tiles_of(n) : 0;
+    for (int64_t tile = threadIdx.x / kWarp; tile < tiles; tile += kThreads / kWarp)
+      write_tile(x + tile * kTileColumns, out, tile * kTileColumns, n, a.ids[row], decision);
     __syncthreads();
   }
 }
@@ -74,11 +87,11 @@ __global__ void __launch_bounds__(kThreads) gradient_rows(LogitGradientArguments
 template <typename T>
 int score(const TokenLogprobsArguments& a, void* workspace, cudaStream_t stream) {
   if (a.logits.count == 0) return 0;
-  const int64_t splits = splits_of(a.logits.vocab_size);
+  const int64_t groups = groups_of(tiles_of(a.logits.vocab_size));
   Partial* partials = static_cast<Partial*>(workspace);
-  ADAPT_LAUNCH(scan_splits<T>, grid_of(a.logits.count * splits), kThreads, stream, a, splits, partials);
-  const int64_t blocks = (a.logits.count + kThreads - 1) / kThreads;
-  ADAPT_LAUNCH(merge_splits<T>, grid_of(blocks), kThreads, stream, a, splits, partials);
+  ADAPT_LAUNCH(scan_groups<T>, grid_of(a.logits.count * groups), kThreads, stream, a, groups, partials);
+  const int64_t blocks = (a.logits.count * kWarp + kThreads - 1) / kThreads;
+  ADAPT_LAUNCH(merge_rows<T>, grid_of(blocks), kThreads, stream, a, groups, partials);
   return last_status();
 }
 
@@ -93,7 +106,7 @@ int gradient(const LogitGradientArguments& a, cudaStream_t stream) {
 }  // namespace adapt
 
 extern "C" int64_t adapt_token_logprobs_workspace(int64_t rows, int64_t vocab_size) {
-  return rows * adapt::splits_of(vocab_size) * int64_t(sizeof(adapt::Partial));
+  return rows * adapt::groups_of(adapt::tiles_of(vocab_size)) * int64_t(sizeof(adapt::Partial));
 }
 
 extern "C" int adapt_token_logprobs_cuda(const TokenLogprobsArguments* arguments, void* workspace, void* stream) {

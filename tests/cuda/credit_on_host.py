@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+import adapt_kernels as ak
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [ROOT / f"csrc/cuda/{name}.cu" for name in ("token_logprobs", "policy_loss")]
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -78,6 +80,23 @@ def compile_binding(folder: Path) -> Path:
     return compile_library(folder, *flags, str(ROOT / "csrc/cuda/bindings.cpp"), name="adapt_cuda")
 
 
+def problem(rows, vocab_size, dtype, seed=0):
+    """(logits, ids, old log-probs, advantages) with ratios on both sides of every clip."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (4 * torch.randn(rows, vocab_size, generator=generator)).to(dtype)
+    ids = torch.randint(0, vocab_size, (rows,), generator=generator)
+    old = ak.token_logprobs(logits, ids, backend="reference")[0].double()
+    old += torch.tensor([0.0, 0.1, -0.5, 2.0, -2.0, 50, -50])[torch.arange(rows) % 7]
+    advantages = torch.tensor([1.0, -1.5, 0.0, 2.0, -0.3]).double()[torch.arange(rows) % 5]
+    return logits, ids, old, advantages
+
+
+def tolerance(value, dtype):
+    """One unit of the type at the largest entry; a few float32 roundings for float32."""
+    largest = value.double().abs().nan_to_num(posinf=0).max().item()
+    return max(largest, 1e-3) * {torch.float32: 4e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
+
+
 def address(tensor):
     return None if tensor is None else tensor.data_ptr()
 
@@ -96,6 +115,23 @@ class Credit:
         self.library = ctypes.CDLL(str(path))
         self.library.adapt_token_logprobs_workspace.argtypes = [I64, I64]
         self.library.adapt_token_logprobs_workspace.restype = I64
+
+    def _number(self, name):
+        return I64.in_dll(self.library, f"adapt_host_{name}")
+
+    def limits(self):
+        """(shared memory of a block, of a multiprocessor, whether there are clusters) of the device played."""
+        return tuple(self._number(name).value for name in ("block_shared", "multiprocessor_shared", "clusters"))
+
+    def set_limits(self, block_shared, multiprocessor_shared, clusters):
+        """Another device."""
+        self._number("block_shared").value = block_shared
+        self._number("multiprocessor_shared").value = multiprocessor_shared
+        self._number("clusters").value = clusters
+
+    def last_launch(self):
+        """(blocks per cluster, shared bytes per block) of the last launch that asks for them."""
+        return self._number("last_cluster").value, self._number("last_shared").value
 
     def token_logprobs(self, logits, ids, mask=None, temperature=1.0):
         count = len(ids)
@@ -120,13 +156,15 @@ class Credit:
         return gradient
 
     def policy_loss(self, logits, ids, old, advantages, mask=None, kinds=None, temperature=1.0, gradient=None, **more):
+        """(loss, logprobs, entropy, ratio, clipped, gradient); one made here holds 77 before."""
         count = len(ids)
         loss, losses = torch.zeros((), dtype=torch.float64), torch.full((count,), 77.0, dtype=torch.float64)
         logprobs, entropy, ratio = torch.full((3, count), 77.0).unbind(0)
         clipped = torch.zeros(count, dtype=torch.bool)
         gradient = torch.full_like(logits, 77) if gradient is None else gradient
         weights, ref = more.get("weights"), more.get("ref_logprobs")
-        settings = (0.2, 0.28, 3.0, more.get("kl_coef", 0.0), more.get("entropy_coef", 0.0))
+        settings = (more.get("clip_low", 0.2), more.get("clip_high", 0.28), 3.0)
+        settings += (more.get("kl_coef", 0.0), more.get("entropy_coef", 0.0))
         arguments = POLICY(
             rows(logits), address(ids), address(mask), argument(F64)(temperature, None), address(old),
             address(advantages), argument(ctypes.c_int8)(1, address(kinds)), argument(F64)(1.0, address(weights)),

@@ -1,5 +1,5 @@
-// Runs a CUDA kernel on the CPU: one fiber per thread of a block, switched at barriers and shuffles, blocks one after
-// another. Finds wrong indices (with AddressSanitizer) and threads that miss a barrier; not races of memory order.
+// Runs a CUDA kernel on the CPU: one fiber per thread of a cluster of blocks, switched at barriers and shuffles, clusters
+// one after another. Finds wrong indices (with AddressSanitizer) and threads that miss a barrier; not races of memory order.
 #pragma once
 #include <ucontext.h>
 
@@ -28,8 +28,10 @@ inline HostIndex threadIdx, blockIdx, gridDim;
 #define __global__
 #define __device__
 #define __launch_bounds__(threads)
-// One block runs at a time, so one copy per kernel will do.
+#define __host__
+// One block runs at a time outside clusters, so one copy per kernel will do.
 #define ADAPT_SHARED static
+#define ADAPT_DYNAMIC_SHARED(name) unsigned char* const name = host_shim::my_block().shared.get()
 
 namespace host_shim {
 
@@ -40,7 +42,7 @@ struct Fiber {
   bool done = false;
 };
 
-// Stacks outlive a block: making 512 of them costs more than running it.
+// Stacks outlive a cluster: making them costs more than running it.
 inline char* stack_of(unsigned thread) {
   static std::vector<std::unique_ptr<char[]>> stacks;
   while (stacks.size() <= thread) stacks.emplace_back(new char[kStackBytes]);
@@ -53,62 +55,98 @@ struct Barrier {
   uint64_t opened = 0;
 };
 
+// Sixteen bytes aligned, of exactly the size asked for, and never zero before they are written.
+struct Free {
+  void operator()(unsigned char* memory) const { std::free(memory); }
+};
+using Shared = std::unique_ptr<unsigned char, Free>;
+inline Shared shared_memory(size_t bytes) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 16, bytes ? bytes : 1)) std::abort();
+  std::memset(memory, 0xcb, bytes);
+  return Shared(static_cast<unsigned char*>(memory));
+}
+
 struct Block {
-  std::vector<std::unique_ptr<Fiber>> fibers;
   std::vector<Barrier> warps;
   Barrier all;
   std::vector<uint64_t> lanes;
+  Shared shared;
+};
+
+struct Cluster {
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<Block> blocks;
+  Barrier all;
+  unsigned threads;  // of a block
   ucontext_t scheduler;
   unsigned current = 0;
   bool moved = false;
   std::function<void()> body;
 };
-inline Block* block = nullptr;
+inline Cluster* cluster = nullptr;
 
-inline void yield() { swapcontext(&block->fibers[block->current]->context, &block->scheduler); }
+inline unsigned my_rank() { return cluster->current / cluster->threads; }
+inline Block& my_block() { return cluster->blocks[my_rank()]; }
+
+inline void yield() { swapcontext(&cluster->fibers[cluster->current]->context, &cluster->scheduler); }
 
 inline void wait(Barrier& barrier) {
   const uint64_t generation = barrier.opened;
-  block->moved = true;
+  cluster->moved = true;
   if (++barrier.arrived == barrier.members) {
     barrier.arrived = 0;
     ++barrier.opened;
     return;
   }
   while (barrier.opened == generation) yield();
-  block->moved = true;
+  cluster->moved = true;
 }
 
 inline void run_fiber() {
-  block->body();
-  block->fibers[block->current]->done = true;
-  block->moved = true;
+  cluster->body();
+  cluster->fibers[cluster->current]->done = true;
+  cluster->moved = true;
   yield();
 }
 
-inline void run_block(unsigned threads, const std::function<void()>& body) {
-  Block state;
-  block = &state;
+inline Block make_block(unsigned threads, size_t shared_bytes) {
+  Block block;
+  block.all.members = threads;
+  block.warps.resize((threads + 31) / 32);
+  for (unsigned w = 0; w < block.warps.size(); ++w) block.warps[w].members = threads - 32 * w < 32 ? threads - 32 * w : 32;
+  block.lanes.resize(threads);
+  block.shared = shared_memory(shared_bytes);
+  return block;
+}
+
+inline std::unique_ptr<Fiber> make_fiber(unsigned number) {
+  auto fiber = std::make_unique<Fiber>();
+  getcontext(&fiber->context);
+  fiber->context.uc_stack.ss_sp = stack_of(number);
+  fiber->context.uc_stack.ss_size = kStackBytes;
+  fiber->context.uc_link = nullptr;
+  makecontext(&fiber->context, run_fiber, 0);
+  return fiber;
+}
+
+inline void run_cluster(unsigned number, unsigned size, unsigned threads, size_t shared_bytes,
+                        const std::function<void()>& body) {
+  Cluster state;
+  cluster = &state;
   state.body = body;
-  state.all.members = threads;
-  state.warps.resize((threads + 31) / 32);
-  for (unsigned w = 0; w < state.warps.size(); ++w) state.warps[w].members = threads - 32 * w < 32 ? threads - 32 * w : 32;
-  state.lanes.resize(threads);
-  for (unsigned t = 0; t < threads; ++t) {
-    state.fibers.push_back(std::make_unique<Fiber>());
-    Fiber& fiber = *state.fibers.back();
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = stack_of(t);
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, run_fiber, 0);
-  }
-  for (unsigned left = threads; left > 0;) {
+  state.threads = threads;
+  state.all.members = size * threads;
+  for (unsigned rank = 0; rank < size; ++rank) state.blocks.push_back(make_block(threads, shared_bytes));
+  for (unsigned t = 0; t < size * threads; ++t) state.fibers.push_back(make_fiber(t));
+  for (unsigned left = size * threads; left > 0;) {
     state.moved = false;
     left = 0;
-    for (unsigned t = 0; t < threads; ++t) {
+    for (unsigned t = 0; t < size * threads; ++t) {
       if (state.fibers[t]->done) continue;
-      state.current = threadIdx.x = t;
+      state.current = t;
+      threadIdx.x = t % threads;
+      blockIdx.x = number * size + t / threads;
       swapcontext(&state.scheduler, &state.fibers[t]->context);
       left += !state.fibers[t]->done;
     }
@@ -117,34 +155,83 @@ inline void run_block(unsigned threads, const std::function<void()>& body) {
       std::abort();
     }
   }
-  block = nullptr;
+  cluster = nullptr;
 }
 
 template <typename Kernel, typename... Arguments>
-void launch(Kernel kernel, unsigned blocks, unsigned threads, Arguments... arguments) {
-  gridDim.x = blocks;
-  for (unsigned b = 0; b < blocks; ++b) {
-    blockIdx.x = b;
-    run_block(threads, [&] { kernel(arguments...); });
-  }
+void launch(Kernel kernel, unsigned clusters, unsigned size, unsigned threads, size_t shared_bytes,
+            Arguments... arguments) {
+  gridDim.x = clusters * size;
+  for (unsigned c = 0; c < clusters; ++c) run_cluster(c, size, threads, shared_bytes, [&] { kernel(arguments...); });
 }
 
 }  // namespace host_shim
 
-#define ADAPT_LAUNCH(kernel, blocks, threads, stream, ...) host_shim::launch(kernel, blocks, threads, __VA_ARGS__)
+#define ADAPT_LAUNCH(kernel, blocks, threads, stream, ...) host_shim::launch(kernel, blocks, 1, threads, 0, __VA_ARGS__)
 
-inline void __syncthreads() { host_shim::wait(host_shim::block->all); }
+inline void __syncthreads() { host_shim::wait(host_shim::my_block().all); }
 
-inline float __shfl_down_sync(unsigned, float value, int step) {
-  host_shim::Block& b = *host_shim::block;
-  const unsigned me = threadIdx.x, warp = me / 32, from = me + step;
-  std::memcpy(&b.lanes[me], &value, sizeof value);
-  host_shim::wait(b.warps[warp]);
+namespace host_shim {
+
+inline float exchange(float value, unsigned from) {
+  Block& block = my_block();
+  const unsigned me = threadIdx.x, warp = me / 32;
+  std::memcpy(&block.lanes[me], &value, sizeof value);
+  wait(block.warps[warp]);
   float found;
-  std::memcpy(&found, &b.lanes[from / 32 == warp && from < b.lanes.size() ? from : me], sizeof found);
-  host_shim::wait(b.warps[warp]);
+  std::memcpy(&found, &block.lanes[from / 32 == warp && from < block.lanes.size() ? from : me], sizeof found);
+  wait(block.warps[warp]);
   return found;
 }
+
+}  // namespace host_shim
+
+inline float __shfl_down_sync(unsigned, float value, int step) {
+  return host_shim::exchange(value, threadIdx.x + step);
+}
+inline float __shfl_xor_sync(unsigned, float value, int step) {
+  return host_shim::exchange(value, threadIdx.x ^ step);
+}
+
+// csrc/cuda/cluster.cuh for the host. The limits are a device's for a test to choose, an H100's until it does.
+extern "C" {
+inline int64_t adapt_host_block_shared = 227 << 10, adapt_host_multiprocessor_shared = 228 << 10;
+inline int64_t adapt_host_clusters = 1;
+// Blocks of the last cluster launched, and its shared bytes each.
+inline int64_t adapt_host_last_cluster = 0, adapt_host_last_shared = 0;
+}
+
+namespace adapt {
+
+struct DeviceLimits {
+  int64_t block_shared, multiprocessor_shared;
+  bool clusters;
+};
+
+inline DeviceLimits device_limits() {
+  return {adapt_host_block_shared, adapt_host_multiprocessor_shared, adapt_host_clusters != 0};
+}
+
+inline unsigned cluster_rank() { return host_shim::my_rank(); }
+inline void cluster_sync() { host_shim::wait(host_shim::cluster->all); }
+
+template <typename T>
+T* in_block(T* shared, unsigned rank) {
+  const auto offset = reinterpret_cast<unsigned char*>(shared) - host_shim::my_block().shared.get();
+  return reinterpret_cast<T*>(host_shim::cluster->blocks[rank].shared.get() + offset);
+}
+
+template <typename... Parameters>
+cudaError_t launch_clusters(void (*kernel)(Parameters...), unsigned clusters, unsigned size, unsigned threads,
+                            int64_t shared_bytes, cudaStream_t, Parameters... arguments) {
+  if (shared_bytes > adapt_host_block_shared) return cudaErrorInvalidValue;
+  adapt_host_last_cluster = size;
+  adapt_host_last_shared = shared_bytes;
+  host_shim::launch(kernel, clusters, size, threads, size_t(shared_bytes), arguments...);
+  return cudaSuccess;
+}
+
+}  // namespace adapt
 
 // The runtime is not linked.
 #define cudaGetLastError() cudaSuccess
