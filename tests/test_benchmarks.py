@@ -35,6 +35,10 @@ def test_every_peer_of_mode_sample_runs():
     assert "4 passed" in run("bench_mode_sample", "recorded and rows1- and (k20p95 or one_read)")
 
 
+def test_every_kernel_of_segment_attention_runs():
+    assert "5 passed" in run("bench_segment_attention", "4x16-512-64")
+
+
 def test_every_plan_of_generate_runs():
     # Patched, unpatched, unpatched with a static cache, and continuous batching.
     assert "4 passed" in run("bench_generate", "single-greedy")

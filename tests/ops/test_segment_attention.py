@@ -7,7 +7,7 @@ import torch
 from segment_attention_cases import build, cases
 
 import adapt_kernels as ak
-from adapt_kernels.ops.segment_attention import RowGroups, Segment, group_rows, segment_attention
+from adapt_kernels.ops.segment_attention import RowGroups, Segment, group_rows, reference, segment_attention
 
 
 def by_hand(query, segments, starts=None, window=None, softcap=None, sinks=None, scale=None):
@@ -35,6 +35,14 @@ def test_reference(case):
     query, segments, arguments = build(**case)
     actual = segment_attention(query, segments, **arguments)
     torch.testing.assert_close(actual, by_hand(query, segments, **arguments), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("case", [c for i, c in enumerate(cases()) if i % 97 == 3], ids=str)
+def test_long_segments_are_read_in_pieces(case, monkeypatch):
+    query, segments, arguments = build(**{**case, "lengths": (150, *case["lengths"])[:3]})
+    whole = segment_attention(query, segments, **arguments)
+    monkeypatch.setattr(reference, "_SCORES", 1)
+    torch.testing.assert_close(segment_attention(query, segments, **arguments), whole, atol=1e-12, rtol=1e-12)
 
 
 def test_equals_sdpa():
