@@ -5,7 +5,8 @@
 
 from pathlib import Path
 
-from adapt_recipes.task import Problem, grade, problems
+from adapt_recipes.families import grade, problems
+from adapt_recipes.task import Problem
 
 __all__ = ["Problem", "checkpoint_path", "grade", "problems"]
 
