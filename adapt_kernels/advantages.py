@@ -41,8 +41,8 @@ def efficiency_bonus(correct, groups, modes, gamma: float = 0.5) -> torch.Tensor
     """
     correct, modes, group, num_groups = _samples(groups, modes, correct=correct)
     fast, slow = modes == 0, modes == 1
-    fast_mean = _group_mean(correct, fast, group, num_groups)
-    slow_mean = _group_mean(correct, slow, group, num_groups)
+    fast_mean = group_mean(correct, fast, group, num_groups)
+    slow_mean = group_mean(correct, slow, group, num_groups)
     bonus = -(0.5 * (fast_mean - gamma) + 0.5 * (fast_mean - slow_mean))
     return torch.where(slow, bonus[group], 0.0).float()
 
@@ -88,21 +88,21 @@ def _pooled(outcome, bonus, lengths, modes, group, num_groups):
     overwritten = (lengths == 1) & (modes == 1)
     first = torch.where(overwritten, bonus, outcome + bonus)
     later = lengths - 1
-    total = _group_sum(lengths, group, num_groups)
-    mean = (_group_sum(first + later * outcome, group, num_groups) / total)[group]
+    total = group_sum(lengths, group, num_groups)
+    mean = (group_sum(first + later * outcome, group, num_groups) / total)[group]
     # Around the mean, not from E2 - mean^2: that loses all digits where rewards hardly differ.
     squares = (first - mean) ** 2 + later * (outcome - mean) ** 2
-    scale = ((_group_sum(squares, group, num_groups) / total).sqrt() + _EPSILON)[group]
+    scale = ((group_sum(squares, group, num_groups) / total).sqrt() + _EPSILON)[group]
     return (first - mean) / scale, (outcome - mean) / scale
 
 
 def _separate(outcome, bonus, modes, group, num_groups):
     everyone = torch.ones_like(modes, dtype=torch.bool)
-    centred = bonus - _group_mean(bonus, everyone, group, num_groups)[group]
-    scale = _group_mean(centred**2, everyone, group, num_groups).sqrt() + _EPSILON
+    centred = bonus - group_mean(bonus, everyone, group, num_groups)[group]
+    scale = group_mean(centred**2, everyone, group, num_groups).sqrt() + _EPSILON
     distinct, cell = modes.unique(return_inverse=True)
     cell = group * len(distinct) + cell
-    rest = outcome - _group_mean(outcome, everyone, cell, num_groups * len(distinct))[cell]
+    rest = outcome - group_mean(outcome, everyone, cell, num_groups * len(distinct))[cell]
     return centred / scale[group], rest
 
 
@@ -132,10 +132,12 @@ def _integers(name: str, value, like: torch.Tensor) -> torch.Tensor:
     return value.long()
 
 
-def _group_sum(values, group, num_groups) -> torch.Tensor:
+def group_sum(values, group, num_groups: int) -> torch.Tensor:
+    """[num_groups] float64: the sum of values [B] over each group; group [B] holds 0 .. num_groups - 1."""
     return torch.zeros(num_groups, dtype=torch.float64, device=values.device).index_add(0, group, values)
 
 
-def _group_mean(values, counted, group, num_groups) -> torch.Tensor:
-    count = _group_sum(counted.double(), group, num_groups)
-    return _group_sum(torch.where(counted, values, 0.0), group, num_groups) / count.clamp(min=1)
+def group_mean(values, counted, group, num_groups: int) -> torch.Tensor:
+    """[num_groups] float64: the mean of the values [B] that are `counted` [B] bool; 0 where a group has none."""
+    count = group_sum(counted.double(), group, num_groups)
+    return group_sum(torch.where(counted, values, 0.0), group, num_groups) / count.clamp(min=1)

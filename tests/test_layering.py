@@ -26,7 +26,7 @@ class Rule:
         return hit(self.files) and not hit(self.exempt)
 
 
-HF_ONLY = "adapt_kernels/hf/*|adapt_kernels/trl.py|adapt_kernels/vllm.py"
+HF_ONLY = "adapt_kernels/hf/*|adapt_kernels/trl/*|adapt_kernels/vllm.py"
 UPWARD = ("adapt_kernels.hf", "adapt_kernels.trl", "adapt_kernels.vllm")
 JIT_USERS = "|".join(
     f"adapt_kernels/{name}.py"
@@ -41,7 +41,7 @@ RULES = [
     Rule("engine-below-recipes", "adapt_kernels/*", ("adapt_recipes",)),
     Rule("transformers-only-in-hf", "adapt_kernels/*", ("transformers", "tokenizers"), exempt=HF_ONLY),
     Rule("modes-import-no-engine", "adapt_kernels/modes.py|adapt_kernels/*preset*", ("triton", *UPWARD)),
-    Rule("trl-only-in-adapter", "*", ("trl",), exempt="adapt_kernels/trl.py"),
+    Rule("trl-only-in-adapter", "*", ("trl",), exempt="adapt_kernels/trl/*"),
     Rule("vllm-only-in-adapter", "*", ("vllm",), exempt="adapt_kernels/vllm.py"),
     Rule("ops-below-hf", "adapt_kernels/ops/*", UPWARD),
     Rule("reference-is-plain", "adapt_kernels/ops/*/reference.py", ("triton", *JIT)),
@@ -190,12 +190,20 @@ def violations(root, public):
     return problems
 
 
-def test_no_upward_import():
+def public_names():
+    """What recipes may import: `adapt_kernels.__all__`, and that of the adapter to TRL, which need not be installed."""
     import adapt_kernels
+
+    tree = ast.parse((ROOT / "adapt_kernels/trl/__init__.py").read_text("utf-8"))
+    listed = next(ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign))
+    return {*adapt_kernels.__all__, *(f"trl.{name}" for name in listed)}
+
+
+def test_no_upward_import():
 
     files = {file for _, file, _ in package_files(ROOT)}
     assert {"adapt_kernels/__init__.py", "adapt_kernels/modes.py", "adapt_recipes/__init__.py"} <= files
-    problems = violations(ROOT, set(adapt_kernels.__all__))
+    problems = violations(ROOT, public_names())
     assert not problems, "\n".join(problems)
 
 
@@ -235,7 +243,7 @@ PLANTED = [
     ("adapt_kernels/hf/patch.py", "from ..jit import build", "hf-uses-ops-only"),
     ("adapt_kernels/modes.py", "from adapt_kernels import jit", "jit-only-where-it-runs"),
     ("adapt_kernels/ops/mode_sample/__init__.py", "from ...jit import load", "jit-only-where-it-runs"),
-    ("adapt_kernels/trl.py", "from adapt_kernels import jit_cuda", "jit-only-where-it-runs"),
+    ("adapt_kernels/trl/trainer.py", "from adapt_kernels import jit_cuda", "jit-only-where-it-runs"),
     ("adapt_kernels/ops/mode_sample/native.py", "from . import reference", "backends-are-independent"),
     ("adapt_kernels/jit.py", "def f():\n    import torch", "build-needs-no-torch"),
     ("adapt_kernels/jit_cuda.py", "import torch", "build-needs-no-torch"),
@@ -263,7 +271,7 @@ CLEAN = {
     "adapt_kernels/ops/mode_sample/triton_kernel.py": "import triton",
     "adapt_kernels/ops/mode_sample/native.py": "import torch\nfrom adapt_kernels import jit",
     "adapt_kernels/ops/branch/__init__.py": "from ..mode_sample import mode_sample",
-    "adapt_kernels/trl.py": "import trl\nimport transformers",
+    "adapt_kernels/trl/trainer.py": "import trl\nimport transformers",
     "python/adapt_recipes/__init__.py": "import adapt_kernels as ak\nfrom adapt_kernels import Modes\nak.patch",
     "python/adapt_recipes/demo.py": "import safetensors.torch as st\nst.load('x')\nfrom . import task",
 }

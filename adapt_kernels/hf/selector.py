@@ -16,10 +16,11 @@ from adapt_kernels.ops.mode_sample import (
     mode_sample,
     selected_modes,
 )
+from adapt_kernels.ops.token_logprobs import token_logprobs
 
 
 class TokenSelector:
-    """Selection of one `generate` call; `modes` and `mode_probs` [rows, ...] are filled in at the gate.
+    """Selection of one `generate` call; `modes`, `mode_probs`, `mode_logprobs` [rows, ...] are filled in at the gate.
 
     State is kept for all rows in Hugging Face's order; `place` says which of them the logits are for.
     """
@@ -38,6 +39,7 @@ class TokenSelector:
         self.modes = prompt_modes.to(device)
         self.mode_probs = torch.nn.functional.one_hot(self.modes.clamp(min=0).long(), len(modes)).float()
         self.mode_probs[self.modes < 0] = 0
+        self.mode_logprobs = torch.zeros(len(self.modes), device=device) if return_logprobs else None
         self._on_prefix = self.modes < 0
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
         self._suffixes = suffix_table(modes, device)
@@ -75,6 +77,9 @@ class TokenSelector:
         forced = self._forced_tokens(step, input_ids)
         gate = self._gate() if at_gate and self.gated else {}
         tokens, scores, logprobs = self._select(step, input_ids, shaped, gate, forced)
+        if at_gate and self.return_logprobs:
+            drawn = token_logprobs(logits, tokens, self._of_slots(self._on_prefix), self._temperature or 1.0)[0]
+            self.mode_logprobs = self._to_rows(self.mode_logprobs, drawn.float())
         self._record_modes(step, tokens, logits.shape[1])
         return tokens, scores, logprobs
 

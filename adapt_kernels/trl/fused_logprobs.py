@@ -1,4 +1,4 @@
-"""TRL's log-probs by our kernels: `with fused_logprobs(): trainer.train()`. Needs `pip install trl==1.16.0`."""
+"""TRL's log-probs by our kernels: `with fused_logprobs(): trainer.train()`."""
 
 import sys
 from contextlib import contextmanager

@@ -1,0 +1,87 @@
+"""What ADaPTTrainer refuses before a model is loaded."""
+
+from collections.abc import Mapping
+
+import trl
+from transformers import AutoConfig, PreTrainedTokenizerBase
+from trl.trainer.utils import get_callable_name
+
+from adapt_kernels.modes import Modes
+from adapt_kernels.trl.config import ADaPTConfig
+from adapt_kernels.trl.fused_logprobs import KNOWN_VERSIONS
+
+_NOT_HONOURED = ("tools", "environment_factory", "rollout_func")
+
+
+def check_arguments(args, reward_funcs, train_dataset, processing_class, others: dict) -> None:
+    """Raises RuntimeError, TypeError or ValueError for a TRL version or arguments that the trainer would not honour."""
+    if trl.__version__ not in KNOWN_VERSIONS:
+        raise RuntimeError(
+            f"ADaPTTrainer knows trl {', '.join(KNOWN_VERSIONS)}; got {trl.__version__}."
+            f" Install a known one: pip install trl=={KNOWN_VERSIONS[-1]}"
+        )
+    if not isinstance(args, ADaPTConfig):
+        raise TypeError(f"args must be an ADaPTConfig; got {type(args).__name__}")
+    if processing_class is not None and not isinstance(processing_class, PreTrainedTokenizerBase):
+        raise TypeError(f"processing_class must be a tokenizer (text only); got {type(processing_class).__name__}")
+    for name in _NOT_HONOURED:
+        if others.get(name):
+            raise ValueError(f"ADaPTTrainer does not honour {name}: rollouts come from the patched generate")
+    names = reward_names(reward_funcs)
+    if not names:
+        raise ValueError("reward_funcs must hold at least one reward function; one of them says what is correct")
+    if args.correct_reward is not None and args.correct_reward not in names:
+        raise ValueError(f"correct_reward must be one of {', '.join(map(repr, names))}; got {args.correct_reward!r}")
+    columns = getattr(train_dataset, "column_names", None) or ()
+    if args.scheme == "adaptthink" and args.reference_accuracy_column not in columns:
+        raise ValueError(
+            f"scheme 'adaptthink' needs each prompt's accuracy before training in a dataset column"
+            f" {args.reference_accuracy_column!r} (reference_accuracy_column); got {', '.join(columns) or 'none'}"
+        )
+
+
+def reward_names(reward_funcs) -> list[str]:
+    """The names TRL gives reward functions and models."""
+    functions = reward_funcs if isinstance(reward_funcs, list) else [] if reward_funcs is None else [reward_funcs]
+    return [_reward_name(function) for function in functions]
+
+
+def _reward_name(function) -> str:
+    path = function if isinstance(function, str) else getattr(getattr(function, "config", None), "_name_or_path", None)
+    return get_callable_name(function) if path is None else path.rstrip("/").split("/")[-1]
+
+
+def resolve_modes(modes: Modes | Mapping | None, folder: str, tokenizer) -> Modes:
+    """`modes` as given, resolved by the tokenizer, or read from the model's folder."""
+    if modes is None:
+        return Modes.from_pretrained(folder)
+    return modes if isinstance(modes, Modes) else Modes.from_tokenizer(tokenizer, modes)
+
+
+def check_modes(modes: Modes, args: ADaPTConfig, model) -> None:
+    """Raises ValueError where the scheme, the rollout or the model's vocabulary cannot serve these modes."""
+    allowed = args.method.num_modes
+    if allowed is not None and len(modes) not in allowed:
+        raise ValueError(
+            f"scheme {args.scheme!r} is defined for {' or '.join(map(str, allowed))} modes; got {len(modes)}: {modes}"
+        )
+    if args.rollout == "balanced" and args.num_generations < len(modes):
+        raise ValueError(
+            f"rollout='balanced' needs num_generations of at least {len(modes)}, one per mode; got"
+            f" {args.num_generations}"
+        )
+    if args.margin_coef and None in modes.token_ids:
+        raise ValueError("mode_margin_coef needs modes with a token each; 'any other token' has none: set it to 0")
+    opening = len(modes.prefix) + 1 + max(map(len, modes.suffixes))
+    if args.max_completion_length < opening:
+        raise ValueError(
+            f"max_completion_length must hold the {opening} tokens that open a mode; got {args.max_completion_length}"
+        )
+    config = AutoConfig.from_pretrained(model) if isinstance(model, str) else model.config
+    vocab_size = config.get_text_config().vocab_size
+    outside = [i for name in modes for i in modes[name].ids or () if i >= vocab_size]
+    if outside:
+        raise ValueError(
+            f"token id {outside[0]} of {modes} is outside the model's vocabulary of {vocab_size}: after"
+            " tokenizer.add_special_tokens call model.resize_token_embeddings(len(tokenizer))"
+        )

@@ -1,0 +1,34 @@
+"""A checkpoint taken while a rollout is still being trained on keeps that rollout."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+def save_rollouts(folder: Path, rank: int, step: int, batches: list[dict] | None) -> None:
+    """Write this rank's batches of the current rollout, and `step`, the trainer's count of forward-backward passes."""
+    tensors = {
+        f"{index}.{name}": tensor.detach().cpu().contiguous()
+        for index, batch in enumerate(batches or ())
+        for name, tensor in batch.items()
+        if tensor is not None
+    }
+    save_file({"step": torch.tensor(step), **tensors}, _file(folder, rank))
+
+
+def load_rollouts(folder: Path, rank: int, device) -> tuple[int, list[dict] | None] | None:
+    """(step, batches or None) as saved; None if this checkpoint has none."""
+    if not _file(folder, rank).is_file():
+        return None
+    tensors = load_file(_file(folder, rank), device=str(device))
+    step = int(tensors.pop("step"))
+    batches: dict[int, dict] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        batches.setdefault(int(index), {})[name] = tensor
+    return step, [batches[index] for index in sorted(batches)] or None
+
+
+def _file(folder: Path, rank: int) -> Path:
+    return Path(folder) / f"rollout_{rank}.safetensors"

@@ -1,0 +1,74 @@
+"""One rollout through the patched `generate`: which row takes which mode, from which seed, and what came out."""
+
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+
+from adapt_kernels.modes import Modes
+from adapt_kernels.philox import row_seed, row_seeds
+
+
+class Rollout(NamedTuple):
+    """What a rollout's B rows are, beside their tokens."""
+
+    modes: torch.Tensor  # [B] int64, index into the modes
+    mode_probs: torch.Tensor  # [B, M] float32, the model's own
+    mode_logprobs: torch.Tensor  # [B] float32, of the mode token over the whole vocabulary
+    lengths: torch.Tensor  # [B] int64, new tokens, EOS included
+
+    def segments(self, modes: Modes, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(mode token, response) as bool [B, width]; ids that were forced before and after the mode token are none."""
+        gate, position = len(modes.prefix), torch.arange(width, device=self.modes.device)
+        inside = position < self.lengths[:, None]
+        first = gate + 1 + self._suffix(modes)
+        return inside & (position == gate), inside & (position >= first[:, None])
+
+    def free_lengths(self, modes: Modes) -> torch.Tensor:
+        """[B] int64: tokens of each row without the forced ones, the mode token included."""
+        return (self.lengths - len(modes.prefix) - self._suffix(modes)).clamp(min=1)
+
+    def _suffix(self, modes: Modes) -> torch.Tensor:
+        return torch.tensor([len(ids) for ids in modes.suffixes], device=self.modes.device)[self.modes]
+
+    def ended(self, completion_ids, end_ids) -> torch.Tensor:
+        """[B] bool: rows whose last token is one of `end_ids`; the others were cut."""
+        last = completion_ids.gather(1, self.lengths[:, None] - 1)[:, 0]
+        return torch.isin(last, torch.tensor(end_ids, device=last.device))
+
+
+def row_modes(forced: bool, modes: Modes, first_row: int, rows: int, num_generations: int) -> list[str]:
+    """The `mode` argument of rows first_row ... of the whole batch, whose groups are `num_generations` rows each.
+
+    Forced: a group's rows are split evenly, first mode first, odd ones to the first modes, whatever rank they are on.
+    """
+    if not forced:
+        return ["auto"] * rows
+    share, extra = divmod(num_generations, len(modes))
+    of_group = [name for index, name in enumerate(modes.names) for _ in range(share + (index < extra))]
+    return [of_group[row % num_generations] for row in range(first_row, first_row + rows)]
+
+
+def rollout_seeds(seed: int, stream: int, index: int, first_row: int, rows: int) -> torch.Tensor:
+    """int64 [rows]: seeds of rows first_row ... of rollout `index`; the same however many ranks share the rows."""
+    base = row_seed(row_seed(seed, 1 + stream), 1 + index)
+    return row_seeds(base, first_row + rows)[first_row:]
+
+
+@contextmanager
+def whole_parameters(model, reshard_after_forward: bool):
+    """FSDP2: every parameter gathered once for the whole block, so that ranks may run unequal numbers of forwards.
+
+    reshard_after_forward: what the wrapped modules do outside of the block.
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.set_reshard_after_forward(reshard_after_forward, recurse=False)
+            module.reshard()

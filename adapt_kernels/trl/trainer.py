@@ -1,0 +1,311 @@
+"""ADaPTTrainer: TRL's GRPOTrainer with one credit for the mode token and another for the response."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import trl
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import get_config_model_id, pad
+
+from adapt_kernels.hf import patch
+from adapt_kernels.modes import Modes
+from adapt_kernels.schemes import Rollouts
+from adapt_kernels.trl.checks import check_arguments, check_modes, resolve_modes
+from adapt_kernels.trl.config import ADaPTConfig
+from adapt_kernels.trl.kept_rollouts import load_rollouts, save_rollouts
+from adapt_kernels.trl.metrics import loss_metrics, loss_sums, mode_metrics
+from adapt_kernels.trl.policy_head import PolicyHead, add_policy_head, logit_settings, loss_weights
+from adapt_kernels.trl.rollout import Rollout, rollout_seeds, row_modes, whole_parameters
+
+
+class ADaPTTrainer(trl.GRPOTrainer):
+    """GRPO in which the mode token and the response are credited apart (`adapt_kernels.schemes`).
+
+        trainer = ADaPTTrainer(model, reward, modes={"fast": "<answer>", "slow": "<think>"}, args=ADaPTConfig(...), ...)
+
+    The model is patched (`adapt_kernels.patch`) and stays so: rollouts share a prompt's KV, take their modes as
+    `args.rollout` says, and keep the log-probs they were drawn with; the loss is `linear_policy_loss`, so no logits are
+    kept. Rows and groups are TRL's: `num_generations` rows of one prompt, which may lie on several ranks.
+
+    Args, beside TRL's own:
+        modes: `Modes`, or {name: text} resolved by the tokenizer, fast first; None = modes.json of the model's folder.
+            It is saved beside every checkpoint.
+        reward_funcs: as TRL's; they also get `mode`, each completion's mode name. Their weighted sum is the outcome;
+            `args.correct_reward` at `args.correct_threshold` or more says which answers are correct. Rows that no
+            function scores, or not that one, get no credit and count for no one else's.
+        args: `ADaPTConfig`.
+
+    Seeds of a rollout's rows depend on `args.seed`, the step and the row's place in the whole batch: not on the number
+    of ranks, and not on what was drawn before, so a resumed run goes on as it would have. Raises ValueError or
+    TypeError, before a model is loaded from a path, for what it would not honour.
+    """
+
+    _tag_names = ["trl", "grpo", "adapt"]
+    _name = "ADaPT"
+
+    def __init__(
+        self,
+        model,
+        reward_funcs,
+        modes: Modes | Mapping | None = None,
+        args: ADaPTConfig | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **kwargs,
+    ):
+        args = ADaPTConfig() if args is None else args
+        check_arguments(args, reward_funcs, train_dataset, processing_class, kwargs)
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", truncation_side="left")
+        self.modes = resolve_modes(modes, name, processing_class)
+        check_modes(self.modes, args, model)
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if self.aux_loss_enabled:
+            raise ValueError("the load-balancing loss of this model is not computed: set router_aux_loss_coef=0.0")
+        own_model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        add_policy_head(own_model)
+        patch(own_model, self.modes)
+        self._lm_head = logit_settings(own_model.config, args.cast_lm_head_to_fp32)
+        self._correct = 0 if args.correct_reward is None else self.reward_func_names.index(args.correct_reward)
+        self.generation_config.return_dict_in_generate = True
+        # Ours keeps the mode token; TRL's would hide the whole row.
+        self.mask_truncated_completions = False
+        self._rollout: Rollout | None = None
+        self._rewards: torch.Tensor | None = None
+        self._evaluated_batches = 0
+        self._scores_rollout = False
+
+    @property
+    def _forces_modes(self) -> bool:
+        return self.args.rollout == "balanced" and self.model.training
+
+    @property
+    def _group_size(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
+
+    def evaluate(self, *args, **kwargs):
+        self._evaluated_batches = 0
+        return super().evaluate(*args, **kwargs)
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        """TRL's hook: completion ids and their log-probs, two lists of lists; the rest goes to `self._rollout`."""
+        generate_inputs = self._left_padded(prompt_ids)
+        training = self.model.training
+        arguments = self._row_arguments(len(prompt_ids), num_generations)
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                generation_kwargs=self.generation_kwargs,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+            whole_parameters(model, bool(getattr(plugin, "reshard_after_forward", False))),
+        ):
+            model.eval()
+            out = model.generate(
+                **generate_inputs,
+                **arguments,
+                generation_config=self.generation_config,
+                return_logprobs=True,
+                synced_gpus=False,
+            )
+            model.train(training)
+        self._rollout = Rollout(out.modes.long(), out.mode_probs, out.mode_logprobs, out.lengths)
+        ends = out.lengths.tolist()
+        tokens = out.sequences[:, generate_inputs["input_ids"].shape[1] :]
+        return tuple(
+            [row[:end] for row, end in zip(rows.tolist(), ends, strict=True)] for rows in (tokens, out.logprobs)
+        )
+
+    def _left_padded(self, prompt_ids) -> dict:
+        rows = [torch.tensor(ids) for ids in prompt_ids]
+        width = {"padding_side": "left", "pad_to_multiple_of": self.pad_to_multiple_of}
+        padded = {
+            "input_ids": pad(rows, padding_value=self._tokenizer.pad_token_id, **width),
+            "attention_mask": pad([torch.ones_like(ids) for ids in rows], padding_value=0, **width),
+        }
+        return {name: tensor.to(self.accelerator.device) for name, tensor in padded.items()}
+
+    def _row_arguments(self, rows: int, num_generations: int) -> dict:
+        """`mode` and `seed` of this rank's rows."""
+        training = self.model.training
+        first = self.accelerator.process_index * rows
+        index = self._step if training else self._evaluated_batches
+        self._evaluated_batches += not training
+        return {
+            "mode": row_modes(self._forces_modes, self.modes, first, rows, num_generations),
+            "seed": rollout_seeds(self.args.seed, int(not training), index, first, rows),
+        }
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        chosen = self._rollout.modes.tolist()
+        inputs = [{**x, "mode": self.modes.names[mode]} for x, mode in zip(inputs, chosen, strict=True)]
+        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return self._rewards
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        # TRL first scores a rollout whose steps outlive it; that is known already. A reference model may come next.
+        if self._scores_rollout:
+            self._scores_rollout = False
+            return None, None, None
+        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs):
+        outlives = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations)
+        self._scores_rollout = bool(outlives) and self.args.old_logprobs == "rollout"
+        batch = super()._generate_and_score_completions(inputs)
+        rollout = self._rollout
+        at_mode, response = rollout.segments(self.modes, batch["completion_ids"].shape[1])
+        if self.args.mask_truncated_completions:
+            ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
+            response = response & rollout.ended(batch["completion_ids"], ends)[:, None]
+        batch["loss_mask"] = response if self.args.mask_mode_token else response | at_mode
+        batch["old_logprobs"] = self._old_logprobs(batch, at_mode)
+        mode, rest = self._credit(inputs)
+        batch["advantages"] = torch.where(at_mode, mode[:, None], rest[:, None])
+        counts = torch.stack([batch["loss_mask"].sum(), response.sum()])
+        batch["num_items_in_batch"], batch["num_response_tokens"] = self.accelerator.reduce(counts, reduction="sum")
+        return batch
+
+    def _old_logprobs(self, batch, at_mode) -> torch.Tensor:
+        old, scored = batch.pop("sampling_per_token_logps"), batch.pop("old_per_token_logps", None)
+        if self.args.old_logprobs == "policy":
+            old = self._policy_logprobs(batch) if scored is None else scored
+        mode = self._rollout.mode_logprobs
+        if self.args.method.uniform_old and self._forces_modes:
+            mode = torch.full_like(mode, 1 / len(self.modes)).log()
+        return torch.where(at_mode, mode[:, None], old)
+
+    def _policy_logprobs(self, batch) -> torch.Tensor:
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        rows = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
+        width = batch["completion_ids"].shape[1]
+        with torch.no_grad():
+            return self._get_per_token_logps_and_entropies(self.model, ids, attention, width, batch_size=rows)[0]
+
+    def _credit(self, inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Advantages of this rank's mode tokens and responses, [B] each, from the groups of all ranks."""
+        everyone: Rollout = self.accelerator.gather(self._rollout)
+        verdict = self._rewards[:, self._correct]
+        graded = ~verdict.isnan()
+        self._log_modes(everyone, torch.where(graded, (verdict >= self.args.correct_threshold).float(), torch.nan))
+        samples = {
+            "outcome": (self._rewards * self.reward_weights.to(verdict.device)).nansum(1),
+            "correct": verdict >= self.args.correct_threshold,
+            "lengths": everyone.free_lengths(self.modes),
+            "groups": torch.arange(len(verdict), device=verdict.device) // self._group_size,
+            "modes": everyone.modes,
+        }
+        if self.args.scheme == "adaptthink":
+            own = torch.tensor([float(x[self.args.reference_accuracy_column]) for x in inputs], device=verdict.device)
+            samples["reference_accuracy"] = self.accelerator.gather(own)
+        rollouts = Rollouts(
+            **{name: values[graded] for name, values in samples.items()},
+            num_modes=len(self.modes),
+            progress=self.state.global_step / max(self.state.max_steps, 1),
+        )
+        credit = self.args.method.advantages(rollouts, self.args.scheme_settings)
+        found = torch.zeros(2, len(verdict), device=verdict.device)
+        found[:, graded] = torch.stack([credit.mode, credit.rest])
+        self._log_rows(everyone, found)
+        first = self.accelerator.process_index * len(inputs)
+        mode, rest = found[:, first : first + len(inputs)]
+        return mode, rest
+
+    def _compute_loss(self, model, inputs):
+        head = self._policy_head(inputs)
+        with self.accelerator.autocast():
+            out = model(
+                input_ids=torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+                attention_mask=torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
+                policy_head=head,
+            )
+        sums = self.accelerator.reduce(loss_sums(out, head.mask, head.gate, head.ref_logprobs), reduction="sum")
+        self._log(loss_metrics(sums, with_kl=head.ref_logprobs is not None))
+        return out["loss"]
+
+    def _policy_head(self, inputs) -> PolicyHead:
+        args, gate, mask = self.args, len(self.modes.prefix), inputs["loss_mask"]
+        accumulation = self.current_gradient_accumulation_steps if self.model.training else 1
+        # Counts span the rollout; this is one rank's share of an optimizer step.
+        share = 1 / self.accelerator.num_processes
+        if self.model.training:
+            share *= accumulation / args.steps_per_generation
+        counts = {
+            "window_tokens": inputs["num_items_in_batch"] * share,
+            "window_response": inputs["num_response_tokens"] * share,
+            "accumulation": accumulation,
+            "max_length": self.max_completion_length,
+        }
+        weights = loss_weights(mask, gate, args.loss_type, args.method.mode_mean, args.degrpo_alpha, counts)
+        margin_weights = args.margin_coef * weights[:, gate]
+        weights[:, gate] *= args.mode_weight
+        kinds = torch.full(mask.shape, args.kinds[1], device=mask.device)
+        kinds[:, gate] = args.kinds[0]
+        return PolicyHead(
+            ids=inputs["completion_ids"],
+            old_logprobs=inputs["old_logprobs"],
+            advantages=inputs["advantages"],
+            mask=mask,
+            kinds=kinds,
+            weights=weights,
+            ref_logprobs=inputs.get("ref_per_token_logps"),
+            gate=gate,
+            mode_ids=torch.tensor(self.modes.token_ids, device=mask.device) if args.margin_coef else None,
+            margin_weights=margin_weights,
+            lm_head=self._lm_head,
+            settings={
+                **args.clipping,
+                "kl_coef": self.beta,
+                "entropy_coef": args.entropy_coef,
+                "temperature": self.temperature,
+            },
+        )
+
+    def _log(self, metrics: dict) -> None:
+        for name, value in metrics.items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    def _log_modes(self, everyone: Rollout, correct) -> None:
+        self._log(mode_metrics(self.modes, everyone.modes, everyone.mode_probs, correct, everyone.lengths))
+
+    def _log_rows(self, everyone: Rollout, advantages) -> None:
+        """TRL's table of completions: the response's advantage in the place of its own, and two columns."""
+        logged = self._logs["advantages"]
+        for _ in range(min(len(logged), len(everyone.modes))):
+            logged.pop()
+        logged.extend(advantages[1].tolist())
+        self._logs["extra"]["mode"].extend(self.modes.names[mode] for mode in everyone.modes.tolist())
+        self._logs["extra"]["mode_advantage"].extend(advantages[0].tolist())
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        self.modes.save_pretrained(self.args.output_dir if output_dir is None else output_dir)
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        kept = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+        folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        save_rollouts(folder, self.args.process_index, self._step, self._buffered_inputs if kept else None)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        kept = checkpoint and load_rollouts(checkpoint, self.args.process_index, self.accelerator.device)
+        if kept:
+            self._step, self._buffered_inputs = kept

@@ -1,0 +1,65 @@
+"""A tiny Qwen2 with two mode tokens, a tokenizer of words, and ADaPTTrainers on them."""
+
+import math
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from adapt_kernels.trl import ADaPTConfig, ADaPTTrainer
+
+WORDS = ["<pad>", "<eos>", "<answer>", "<think>", *"abcdefghijklmnopqrstuvwxyz"]
+PAD, EOS, FAST, SLOW = range(4)
+MODES = {"fast": "<answer>", "slow": "<think>"}
+PROMPTS = ["a b c", "d e", "x y z u", "q r s"]
+
+
+def make_tokenizer():
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
+
+
+def make_model(seed=0, **settings):
+    """Varied logits: every matrix at 1.5 / fan_in; no dropout."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None}
+    config = Qwen2Config(**{"vocab_size": len(WORDS), "num_key_value_heads": 1, **sizes, **ends, **settings})
+    model = Qwen2ForCausalLM(config)
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            torch.nn.init.normal_(parameter, std=math.sqrt(1.5 / parameter.shape[-1]))
+    return model
+
+
+def letters(completions, **_):
+    """A reward that is deterministic in the text: 1 where it holds a vowel, else 0."""
+    return [float(any(vowel in text for vowel in "aeiou")) for text in completions]
+
+
+def make_config(folder, **settings):
+    defaults = {
+        "output_dir": str(folder), "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 6,
+        "max_steps": 2, "learning_rate": 0.1, "logging_steps": 1, "report_to": [], "use_cpu": True, "seed": 0,
+        "save_strategy": "no", "optim": "sgd", "bf16": False, "gradient_checkpointing": False,
+        "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "disable_tqdm": True,
+    }  # fmt: skip
+    return ADaPTConfig(**{**defaults, **settings})
+
+
+def make_trainer(folder, model=None, modes=MODES, reward=letters, prompts=PROMPTS, eval_dataset=None, **settings):
+    return ADaPTTrainer(
+        model=make_model() if model is None else model,
+        reward_funcs=reward,
+        modes=modes,
+        args=make_config(folder, **settings),
+        train_dataset=Dataset.from_dict({"prompt": prompts, "reference_accuracy": [0.25] * len(prompts)}),
+        eval_dataset=eval_dataset,
+        processing_class=make_tokenizer(),
+    )
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
