@@ -32,6 +32,8 @@ def load_tokenizer(folder: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load the tokenizer of model folder {folder}: {error}") from error
+    for name in ("is_local", "local_files_only"):  # about this loading, not about the tokenizer: not to be saved
+        tokenizer.init_kwargs.pop(name, None)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

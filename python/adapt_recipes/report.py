@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from adapt_recipes.evaluate import SweepRow
@@ -31,10 +32,10 @@ def frontier_table(rows: Sequence[dict[str, Any]], base: str) -> Table:
 
 def demo_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Both frontiers, one line per bias, and a random mode choice of the first model at the second one's tokens."""
-    table = Table(title="Accuracy and cost as the bias on the mode token moves")
-    for heading in ("bias", "sft: accuracy", "mean tokens", "rl: P(fast)", "accuracy", "mean tokens", "wall time",
-                    "random choice", "gain"):  # fmt: skip
-        table.add_column(heading, justify="right")
+    table = Table(title="Accuracy and cost as the bias on the mode token moves", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("\nbias", "sft\naccuracy", "mean\ntokens", "rl\nP(fast)", "rl\naccuracy", "mean\ntokens",
+                    "wall\ntime", "sft at\nrandom", "\ngain"):  # fmt: skip
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             signed(row["value"]), f"{row['sft_accuracy']:.3f}", f"{row['sft_mean_tokens']:.2f}",

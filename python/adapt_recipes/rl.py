@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -97,6 +98,7 @@ def train(config: RlConfig, out: str | Path, resume: bool = False, checkpoint_ev
     settings = trainer_config(config, out, config.max_new_tokens or default_length(folder))
     with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
         model = load_model(folder).train()
+        use_cache = model.config.use_cache
         optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
         done, spent = load_run(out, config, model, optimizer)
         end = config.iterations if stop_after is None else min(stop_after, config.iterations)
@@ -113,9 +115,11 @@ def train(config: RlConfig, out: str | Path, resume: bool = False, checkpoint_ev
         if done < end:
             tasks = training_problems(config)[done * config.prompts :]
             parts = model, tokenizer, modes, settings, optimizer
-            build_trainer(*parts, tasks, correct, (done, end), after_step).train()
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of transformers, about TRL
+                build_trainer(*parts, tasks, correct, (done, end), after_step).train()
         if end == config.iterations:
             ak.unpatch(model)
+            model.config.use_cache = use_cache  # TRL turns it off
             for part in (model, tokenizer, modes):
                 part.save_pretrained(out)
     return RlResult(model.eval(), **clock.spent())

@@ -33,6 +33,7 @@ def trainer_config(config: RlConfig, out: Path, max_completion_length: int) -> A
     from adapt_kernels.trl import ADaPTConfig
 
     allowed = {item.name for item in fields(ADaPTConfig) if item.init}
+    checkpointing = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in allowed)
     ours = {
         "output_dir": str(out),
         "seed": config.seed,
@@ -54,8 +55,8 @@ def trainer_config(config: RlConfig, out: Path, max_completion_length: int) -> A
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
         "bf16": False,
-        "gradient_checkpointing": False,
         "dataloader_pin_memory": False,
+        checkpointing: False,  # newer versions of transformers warn about the older name
     }
     if unknown := [name for name in config.trainer if name not in allowed]:
         raise ValueError(f"trainer: unknown key {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
