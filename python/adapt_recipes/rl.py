@@ -103,6 +103,8 @@ def train(config: RlConfig, out: str | Path, resume: bool = False, checkpoint_ev
         done, spent = load_run(out, config, model, optimizer)
         end = config.iterations if stop_after is None else min(stop_after, config.iterations)
         clock = Clock(spent)
+        if done == 0:  # so that a run is resumable from its first second
+            save_run(out, 0, config, model, optimizer, clock.spent())
         curve = Curve(out, tuple(METRICS), done)
 
         def after_step(step: int, metrics: dict[str, float]) -> None:
