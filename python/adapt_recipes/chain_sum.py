@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from importlib.util import find_spec
 
+from adapt_recipes import extras
 from adapt_recipes.task import FAST_TOKEN, SLOW_END_TOKEN, SLOW_TOKEN, Problem, answer_text, require_int
 
 NAME = "chain_sum"
@@ -74,8 +74,7 @@ def running_totals(prompt: str) -> str:
 
 def require() -> None:
     """Raise RuntimeError, saying how to get it, when reasoning-gym is not installed."""
-    if find_spec("reasoning_gym") is None:
-        raise RuntimeError(f"the task family {NAME} needs reasoning-gym: pip install 'adapt-kernels[tasks]'")
+    extras.require("reasoning-gym", "tasks", f"the task family {NAME}")
 
 
 @cache

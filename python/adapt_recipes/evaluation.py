@@ -14,7 +14,7 @@ from adapt_recipes.families import family_of
 from adapt_recipes.free_form import read_problems
 from adapt_recipes.frontier import Outcomes, frontier, levels, measure_modes, random_choice, spread_problems
 from adapt_recipes.frontier_plot import Curve, save_frontiers
-from adapt_recipes.generate import load, load_modes
+from adapt_recipes.generate import load_model, load_modes, load_tokenizer
 from adapt_recipes.report import frontier_table, level_table, save_rows
 from adapt_recipes.task import Problem
 
@@ -76,16 +76,18 @@ def run_eval(config: EvalConfig, out: Path, console: Console | None = None) -> d
     family_of(config.task).require()
     folders = _labels([model_folder(name) for name in config.models])
     tasks = _problems(config)
+    tokenizers = {label: load_tokenizer(folder) for label, folder in folders.items()}
+    modes = {
+        label: load_modes(folder, tokenizers[label], config.fast, config.slow) for label, folder in folders.items()
+    }
     out.mkdir(parents=True, exist_ok=True)
     measured: dict[str, Outcomes] = {}
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task(f"{len(tasks)} problems in each mode", total=len(folders))
         for label, folder in folders.items():
-            model, tokenizer = load(folder)
-            modes = load_modes(folder, tokenizer, config.fast, config.slow)
-            ak.patch(model, modes)
+            model = ak.patch(load_model(folder), modes[label])
             measured[label] = measure_modes(
-                model, tokenizer, modes, tasks, config.max_new_tokens, config.rows_per_call
+                model, tokenizers[label], modes[label], tasks, config.max_new_tokens, config.rows_per_call
             )
             progress.advance(bar)
     _show(config, measured, len(tasks), out, console)

@@ -10,9 +10,9 @@ import json
 import logging
 import threading
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
+from adapt_recipes import extras
 from adapt_recipes.task import SLOW_END_TOKEN, Problem
 
 NAME = "math"
@@ -59,8 +59,7 @@ def grade(problem: Problem, completion: str) -> bool:
 
 def require() -> None:
     """Raise RuntimeError, saying how to get it, when math-verify is not installed."""
-    if find_spec("math_verify") is None:
-        raise RuntimeError(f"the task family {NAME} needs math-verify: pip install 'adapt-kernels[tasks]'")
+    extras.require("math-verify", "tasks", f"the task family {NAME}")
 
 
 @cache

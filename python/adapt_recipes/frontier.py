@@ -123,7 +123,8 @@ def area_over_random_choice(outcomes: Outcomes, base: Outcomes, biases: Sequence
     ends = base.tokens.mean(axis=0)
     budgets = np.linspace(ends.min(), ends.max(), 201)
     reached = np.interp(budgets, *zip(*sorted(points), strict=True))
-    return float(np.mean(reached - [random_choice(base, budget) for budget in budgets]))
+    gained = reached - [random_choice(base, budget) for budget in budgets]
+    return float(np.trapezoid(gained, budgets) / (ends.max() - ends.min()))
 
 
 def _biased(probs: np.ndarray, bias: float) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from transformers import GenerationConfig
 
 import adapt_kernels as ak
+from adapt_recipes import extras
 from adapt_recipes.curve import Curve
 from adapt_recipes.evaluation import model_folder
 from adapt_recipes.families import family_of, grade
@@ -89,7 +89,7 @@ def train(config: RlConfig, out: str | Path, resume: bool = False, checkpoint_ev
     """
     out = Path(out)
     check_output(out, resume, checkpoint_every)
-    require_trl()
+    extras.require("trl", "trl", "training by reinforcement")
     family_of(config.task).require()
     folder = model_folder(config.model)
     tokenizer = load_tokenizer(folder)
@@ -137,12 +137,6 @@ def correct(completions: Sequence[Any], problem: Sequence[dict[str, Any]], **_: 
     """Reward function: 1 for a right answer, 0 for a wrong or malformed one."""
     texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
     return [float(grade(Problem(**given), text)) for given, text in zip(problem, texts, strict=True)]
-
-
-def require_trl() -> None:
-    """Raise RuntimeError, saying how to get it, when trl is not installed."""
-    if find_spec("trl") is None:
-        raise RuntimeError("training by reinforcement needs trl: pip install 'adapt-kernels[trl]'")
 
 
 def default_length(folder: Path) -> int:

@@ -81,6 +81,10 @@ def build_trainer(model: Any, tokenizer: Any, modes: ak.Modes, settings: Any, op
         def on_train_begin(self, args, state, control, **_):
             state.global_step = steps[0]
 
+        def on_step_begin(self, args, state, control, **_):
+            # TRL shuffles the rows of a rollout, and their order is in the last bit of the gradient.
+            torch.manual_seed(ak.row_seed(settings.seed, 1 + state.global_step))
+
         def on_step_end(self, args, state, control, **_):
             control.should_training_stop |= state.global_step >= steps[1]
 

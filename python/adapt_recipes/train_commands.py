@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from adapt_recipes import extras
 from adapt_recipes.terminal import console, plain_errors
 
 train_app = typer.Typer(help="Train the models that this package ships.", no_args_is_help=True)
@@ -57,10 +58,10 @@ def rl(
 ) -> None:
     """Teach a model with two modes which problems deserve the slow one (ADaPT); needs the extra `trl`."""
     with plain_errors():
+        extras.require("trl", "trl", "training by reinforcement")
         from adapt_recipes import rl as training
         from adapt_recipes.config import load_config, parse_settings
 
-        training.require_trl()
         chosen = load_config(
             training.RlConfig, config, model=model, task=task, scheme=scheme, seed=seed, **parse_settings(settings)
         )
@@ -73,9 +74,17 @@ def rl(
 def _bar(total: int, value: str) -> Iterator[Any]:
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn(value + " {task.fields[shown]}"),
                TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=total, shown="-")
-        yield lambda step, shown: progress.update(bar, completed=step, shown=f"{shown:.3f}")
+    progress = Progress(*columns, console=console)
+    bar = progress.add_task("", total=total, shown="-")
+
+    def update(step: int, shown: float) -> None:
+        progress.start()  # not before the first step: what is wrong with the settings is said by then
+        progress.update(bar, completed=step, shown=f"{shown:.3f}")
+
+    try:
+        yield update
+    finally:
+        progress.stop()
 
 
 def _finish(folder: Path, task: str, wall_s: float, cpu_s: float) -> None:
