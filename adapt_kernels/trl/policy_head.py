@@ -22,6 +22,7 @@ def add_policy_head(model) -> None:
     def forward_to_head(self, *args, policy_head=None, **kwargs):
         if policy_head is None:
             return forward(*args, **kwargs)
+        kwargs.pop("labels", None)  # PEFT passes None
         hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
         return policy_head(hidden, self.get_output_embeddings())
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch.distributed.fsdp import FSDPModule
+from trl.trainer.utils import pad
 
 from adapt_kernels.modes import Modes
 from adapt_kernels.philox import row_seed, row_seeds
@@ -36,6 +37,17 @@ class Rollout(NamedTuple):
         """[B] bool: rows whose last token is one of `end_ids`; the others were cut."""
         last = completion_ids.gather(1, self.lengths[:, None] - 1)[:, 0]
         return torch.isin(last, torch.tensor(end_ids, device=last.device))
+
+
+def left_padded(prompt_ids, pad_token_id: int, multiple: int | None, device) -> dict:
+    """`generate`'s input_ids and attention_mask, [B, P] int64, from B lists of ids."""
+    rows = [torch.tensor(ids) for ids in prompt_ids]
+    width = {"padding_side": "left", "pad_to_multiple_of": multiple}
+    padded = {
+        "input_ids": pad(rows, padding_value=pad_token_id, **width),
+        "attention_mask": pad([torch.ones_like(ids) for ids in rows], padding_value=0, **width),
+    }
+    return {name: tensor.to(device) for name, tensor in padded.items()}
 
 
 def row_modes(forced: bool, modes: Modes, first_row: int, rows: int, num_generations: int) -> list[str]:

@@ -8,7 +8,7 @@ import trl
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import get_config_model_id, pad
+from trl.trainer.utils import get_config_model_id
 
 from adapt_kernels.hf import patch
 from adapt_kernels.modes import Modes
@@ -18,7 +18,7 @@ from adapt_kernels.trl.config import ADaPTConfig
 from adapt_kernels.trl.kept_rollouts import load_rollouts, save_rollouts
 from adapt_kernels.trl.metrics import loss_metrics, loss_sums, mode_metrics
 from adapt_kernels.trl.policy_head import PolicyHead, add_policy_head, logit_settings, loss_weights
-from adapt_kernels.trl.rollout import Rollout, rollout_seeds, row_modes, whole_parameters
+from adapt_kernels.trl.rollout import Rollout, left_padded, rollout_seeds, row_modes, whole_parameters
 
 
 class ADaPTTrainer(trl.GRPOTrainer):
@@ -61,7 +61,9 @@ class ADaPTTrainer(trl.GRPOTrainer):
         check_arguments(args, reward_funcs, train_dataset, processing_class, kwargs)
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(name, padding_side="left", truncation_side="left")
+            revision = (args.model_init_kwargs or {}).get("revision", "main")
+            sides = {"padding_side": "left", "truncation_side": "left"}
+            processing_class = AutoTokenizer.from_pretrained(name, revision=revision, **sides)
         self.modes = resolve_modes(modes, name, processing_class)
         check_modes(self.modes, args, model)
         super().__init__(
@@ -102,7 +104,8 @@ class ADaPTTrainer(trl.GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         """TRL's hook: completion ids and their log-probs, two lists of lists; the rest goes to `self._rollout`."""
-        generate_inputs = self._left_padded(prompt_ids)
+        padding = self._tokenizer.pad_token_id, self.pad_to_multiple_of
+        generate_inputs = left_padded(prompt_ids, *padding, self.accelerator.device)
         training = self.model.training
         arguments = self._row_arguments(len(prompt_ids), num_generations)
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
@@ -131,15 +134,6 @@ class ADaPTTrainer(trl.GRPOTrainer):
         return tuple(
             [row[:end] for row, end in zip(rows.tolist(), ends, strict=True)] for rows in (tokens, out.logprobs)
         )
-
-    def _left_padded(self, prompt_ids) -> dict:
-        rows = [torch.tensor(ids) for ids in prompt_ids]
-        width = {"padding_side": "left", "pad_to_multiple_of": self.pad_to_multiple_of}
-        padded = {
-            "input_ids": pad(rows, padding_value=self._tokenizer.pad_token_id, **width),
-            "attention_mask": pad([torch.ones_like(ids) for ids in rows], padding_value=0, **width),
-        }
-        return {name: tensor.to(self.accelerator.device) for name, tensor in padded.items()}
 
     def _row_arguments(self, rows: int, num_generations: int) -> dict:
         """`mode` and `seed` of this rank's rows."""
@@ -172,8 +166,7 @@ class ADaPTTrainer(trl.GRPOTrainer):
         rollout = self._rollout
         at_mode, response = rollout.segments(self.modes, batch["completion_ids"].shape[1])
         if self.args.mask_truncated_completions:
-            ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
-            response = response & rollout.ended(batch["completion_ids"], ends)[:, None]
+            response = response & rollout.ended(batch["completion_ids"], self.eos_token_ids)[:, None]
         batch["loss_mask"] = response if self.args.mask_mode_token else response | at_mode
         batch["old_logprobs"] = self._old_logprobs(batch, at_mode)
         mode, rest = self._credit(inputs)

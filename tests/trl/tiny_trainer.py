@@ -9,16 +9,16 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from adapt_kernels.trl import ADaPTConfig, ADaPTTrainer
 
-WORDS = ["<pad>", "<eos>", "<answer>", "<think>", *"abcdefghijklmnopqrstuvwxyz"]
+WORDS = ["<pad>", "<eos>", "<answer>", "<think>", *"abcdefghijklmnopqrstuvwxyz", "<unk>"]
 PAD, EOS, FAST, SLOW = range(4)
 MODES = {"fast": "<answer>", "slow": "<think>"}
 PROMPTS = ["a b c", "d e", "x y z u", "q r s"]
 
 
 def make_tokenizer():
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 def make_model(seed=0, **settings):
@@ -35,8 +35,8 @@ def make_model(seed=0, **settings):
 
 
 def letters(completions, **_):
-    """A reward that is deterministic in the text: 1 where it holds a vowel, else 0."""
-    return [float(any(vowel in text for vowel in "aeiou")) for text in completions]
+    """A reward that depends on the text alone: 1 where it holds an even number of letters up to m, else 0."""
+    return [float(sum(word in set("abcdefghijklm") for word in text.split()) % 2 == 0) for text in completions]
 
 
 def make_config(folder, **settings):

@@ -1,0 +1,85 @@
+"""What ADaPTTrainer does not honour is refused before a model is loaded."""
+
+import pytest
+
+trl = pytest.importorskip("trl", reason="trl is not installed: pip install '.[trl]'")
+
+import tiny_trainer  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from tiny_trainer import FAST, MODES, make_config, make_model, make_tokenizer, make_trainer  # noqa: E402
+
+import adapt_kernels as ak  # noqa: E402
+from adapt_kernels.trl import ADaPTTrainer  # noqa: E402
+
+BAD_SETTINGS = [
+    ({"scheme": "adapt"}, "scheme must be one of 'separate', 'reference'.*got 'adapt'"),
+    ({"rollout": "forced"}, "rollout must be one of 'balanced', 'auto'; got 'forced'"),
+    ({"gamma": 1.5}, r"gamma must be in \[0, 1\].*got 1.5"),
+    ({"num_generations": 1}, "num_generations must be at least 2.*got 1"),
+    ({"loss_type": "sapo"}, "loss_type must be one of 'grpo', 'bnpo', 'dr_grpo', 'dapo'; got 'sapo'"),
+    ({"importance_sampling_level": "sequence"}, "does not honour importance_sampling_level='sequence', only 'token'"),
+    ({"use_vllm": True}, "does not honour use_vllm=True: rollouts come from the patched generate"),
+    ({"delta": 2.0}, "does not honour delta=2.0: use dual_clip"),
+    ({"scale_rewards": "none"}, "does not honour scale_rewards='none'"),
+    ({"top_entropy_quantile": 0.2}, "does not honour top_entropy_quantile=0.2"),
+    ({"use_adaptive_entropy": True}, "does not honour use_adaptive_entropy=True: use entropy_coef"),
+    ({"mode_kind": "gspo"}, "mode_kind must be one of 'none', 'ppo'"),
+    ({"mode_weight": -1.0}, "mode_weight must be at least 0; got -1.0"),
+    ({"dual_clip": 0.5}, "dual_clip must be above 1, or 0"),
+    ({"repetition_penalty": 1.1}, "repetition_penalty may reshape the rollout's log-probs.*old_logprobs='policy'"),
+    ({"generation_kwargs": {"suppress_tokens": [7]}}, "suppress_tokens may reshape"),
+    ({"degrpo_rewards": [1.0]}, "degrpo_rewards must be"),
+    ({"length_scale": 0.0}, "length_scale must be above 0"),
+]
+
+
+@pytest.mark.parametrize(("settings", "text"), BAD_SETTINGS)
+def test_settings(tmp_path, settings, text):
+    with pytest.raises(ValueError, match=text):
+        make_config(tmp_path, **settings)
+
+
+def build(tmp_path, monkeypatch, args=None, model="no-such-model", modes=MODES, reward=tiny_trainer.letters, **others):
+    def loaded(*_, **__):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("trl.trainer.grpo_trainer.create_model_from_path", loaded)
+    given = {"processing_class": make_tokenizer(), "train_dataset": Dataset.from_dict({"prompt": ["a"]}), **others}
+    return ADaPTTrainer(model, reward, modes, make_config(tmp_path) if args is None else args, **given)
+
+
+def test_arguments(tmp_path, monkeypatch):
+    def refused(error, text, *arguments, **settings):
+        with pytest.raises(error, match=text):
+            build(tmp_path, monkeypatch, *arguments, **settings)
+
+    make_model().save_pretrained(tmp_path / "model")
+    folder = str(tmp_path / "model")
+    refused(TypeError, "args must be an ADaPTConfig; got GRPOConfig", trl.GRPOConfig(str(tmp_path), use_cpu=True))
+    refused(ValueError, "'<slow>' is not one token", modes={"fast": "<answer>", "slow": "<slow>"})
+    refused(ValueError, "token id 99 of .* outside the model's vocabulary of 31", None, folder, ak.Modes(a=FAST, b=99))
+    refused(ValueError, "reward_funcs must hold at least one", reward=[])
+    refused(ValueError, "does not honour tools", tools=[len])
+    refused(ValueError, "does not honour rollout_func", rollout_func=print)
+    refused(TypeError, "processing_class must be a tokenizer", processing_class=object())
+    three = ak.Modes(a=2, b=3, c=4)
+    refused(ValueError, "scheme 'separate' is defined for 2 modes; got 3", modes=three)
+    refused(ValueError, "one of 'letters'; got 'other'", make_config(tmp_path, correct_reward="other"))
+    refused(ValueError, "column 'reference_accuracy'", make_config(tmp_path, scheme="adaptthink"))
+    few = make_config(tmp_path, scheme="grpo", num_generations=2)
+    refused(ValueError, "num_generations of at least 3, one per mode; got 2", few, modes=three)
+    other = ak.Modes(fast=FAST, slow=None)
+    refused(ValueError, "mode_margin_coef needs modes with a token each", modes=other)
+    short = make_config(tmp_path, max_completion_length=1)
+    refused(ValueError, "must hold the 2 tokens that open a mode; got 1", short, modes=ak.Modes(a=(8, 2), b=(8, 3)))
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        build(tmp_path, monkeypatch, model=folder)
+
+
+def test_a_prompt_that_already_chose_and_other_versions_of_trl(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, prompts=["a <think>"] * 4)
+    with pytest.raises(ValueError, match="already ends in the tokens of mode 'slow'"):
+        trainer.train()
+    monkeypatch.setattr(trl, "__version__", "9.9.9")
+    with pytest.raises(RuntimeError, match=r"knows trl 1\.16\.0; got 9\.9\.9.*pip install trl=="):
+        make_trainer(tmp_path)
