@@ -111,7 +111,7 @@ def gain(run: dict) -> float:
     return 100 * (row["accuracy"] - row["random_choice"])
 
 
-def course_table(results: dict, steps=(1, 5, 10, 20, 40, 80)) -> str:
+def course_table(results: dict, steps=(1, 5, 10, 20, 40, 60)) -> str:
     """Mean P(fast) of the rollouts' prompts during training, mean over the seeds."""
     lines = [f"| scheme | {' | '.join(f'step {step}' for step in steps)} |", "|---" * (len(steps) + 1) + "|"]
     for name, runs in by_name(results).items():
