@@ -9,7 +9,9 @@ ROOT = Path(__file__).resolve().parent
 # Read, not imported: importing the package here would need its dependencies at build time.
 VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "adapt_kernels/version.py").read_text("utf-8"), re.M).group(1)
 
-RECIPES = ["typer>=0.12", "rich>=13.8", "matplotlib>=3.8", "gguf>=0.10", "accelerate>=1.0"]
+RECIPES = ["typer>=0.12", "rich>=13.8", "matplotlib>=3.8", "gguf>=0.10", "accelerate>=1.0", "PyYAML>=6.0", "pydantic>=2.0"]
+# The second and third task families: reasoning-gym draws and scores problems, math-verify compares formulae.
+TASKS = ["reasoning-gym>=0.1.25", "math-verify>=0.9"]
 TRL = ["trl>=1.16"]
 TEST = [
     "pytest>=8.2",
@@ -49,7 +51,7 @@ setup(
     package_data={
         "adapt_kernels": ["py.typed"],
         "adapt_kernels.csrc": ["**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh"],
-        "adapt_recipes": ["py.typed", "checkpoints/*/*"],
+        "adapt_recipes": ["py.typed", "checkpoints/*/*", "configs/*.yaml"],
     },
     python_requires=">=3.11",
     install_requires=[
@@ -62,6 +64,6 @@ setup(
         # Only these platforms have a wheel; everywhere else the other backends serve.
         'triton>=3.6; sys_platform == "linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")',
     ],
-    extras_require={"recipes": RECIPES, "trl": TRL, "test": [*TEST, *RECIPES, *TRL]},
+    extras_require={"recipes": RECIPES, "tasks": TASKS, "trl": TRL, "test": [*TEST, *RECIPES, *TASKS, *TRL]},
     entry_points={"console_scripts": ["adapt = adapt_recipes.cli:main"]},
 )

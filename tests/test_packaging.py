@@ -215,9 +215,10 @@ def test_requirements_and_extras(metadata):
     plain = {r.name: r for r in wanted if "extra" not in str(r.marker)}
     assert set(plain) == {"torch", "transformers", "numpy", "safetensors", "pybind11", "ninja", "triton"}
     assert "sys_platform" in str(plain["triton"].marker)
-    extras = {e: {r.name for r in wanted if f'extra == "{e}"' in str(r.marker)} for e in ("recipes", "test")}
-    assert extras["recipes"] == {"typer", "rich", "matplotlib", "accelerate", "gguf"}
-    assert extras["recipes"] < extras["test"]
+    extras = {e: {r.name for r in wanted if f'extra == "{e}"' in str(r.marker)} for e in ("recipes", "tasks", "test")}
+    assert extras["recipes"] == {"typer", "rich", "matplotlib", "accelerate", "gguf", "PyYAML", "pydantic"}
+    assert extras["tasks"] == {"reasoning-gym", "math-verify"}
+    assert extras["recipes"] | extras["tasks"] < extras["test"]
 
 
 def test_constraints_pin_every_requirement(metadata):

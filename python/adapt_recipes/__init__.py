@@ -5,15 +5,20 @@
 
 from pathlib import Path
 
-from adapt_recipes.task import Problem, grade, problems
+from adapt_recipes.families import grade, problems
+from adapt_recipes.task import Problem
 
 __all__ = ["Problem", "checkpoint_path", "grade", "problems"]
 
 
+CHECKPOINTS = ("sft", "rl")  # trained one after the other
+
+
 def checkpoint_path(name: str) -> Path:
-    """Folder of a checkpoint shipped with the package, for `AutoModelForCausalLM` and `AutoTokenizer`."""
-    shipped = Path(__file__).parent / "checkpoints"
-    names = sorted(entry.name for entry in shipped.iterdir() if (entry / "config.json").is_file())
-    if name not in names:
-        raise ValueError(f"no shipped checkpoint is named {name!r}; there is: {', '.join(names)}")
-    return shipped / name
+    """Folder of a checkpoint shipped with the package, for `AutoModelForCausalLM` and `AutoTokenizer`.
+
+    "sft" knows both modes and draws them at even odds, "rl" has learnt which problems deserve the slow one.
+    """
+    if name not in CHECKPOINTS:
+        raise ValueError(f"no shipped checkpoint is named {name!r}; there is: {', '.join(CHECKPOINTS)}")
+    return Path(__file__).parent / "checkpoints" / name

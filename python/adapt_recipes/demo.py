@@ -1,58 +1,85 @@
-"""The main demonstration: one trained model, moved along its accuracy/cost frontier by a bias on one token."""
+"""The main demonstration: two trained models, each moved along its accuracy/cost frontier by a bias on one token."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import adapt_kernels as ak
 from adapt_recipes import checkpoint_path, problems
 from adapt_recipes.evaluate import SweepRow, measure
-from adapt_recipes.report import probability_table, save_csv, save_frontier, sweep_table
-from adapt_recipes.task import FAST_TOKEN, SLOW_TOKEN
+from adapt_recipes.evaluation import BIASES
+from adapt_recipes.frontier import FrontierRow, Outcomes, measure_modes, random_choice
+from adapt_recipes.frontier_plot import Curve, save_frontiers
+from adapt_recipes.generate import load
+from adapt_recipes.report import demo_table, probability_table, save_rows
 
-BIASES = (-8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 FAST_PROBS = (0.1, 0.5, 0.9)
 UNUSED_SEED = 7  # any will do: training draws from another stream
 NOTE = (
-    "The curve is the straight line between its ends: this model was taught both modes at even odds for every "
-    "difficulty, so the bias moves it, but it does not choose the mode by the problem.\n"
+    "Supervised training (sft) taught both modes at even odds for every difficulty: the bias only mixes them, on the "
+    "straight line of a random mode choice. Reinforcement learning (rl) taught the model to choose by the problem.\n"
 )
 
 
-def run_demo(out: Path, count: int = 1000, seed: int = UNUSED_SEED, console: Console | None = None) -> list[SweepRow]:
-    """Sweep the bias over `count` problems, print both tables, save frontier.png and frontier.csv in `out`.
+def run_demo(out: Path, count: int = 1000, seed: int = UNUSED_SEED, console: Console | None = None
+             ) -> list[dict[str, Any]]:
+    """Sweep the bias over `count` problems with both shipped models, print both tables, save frontier.png and
+    frontier.csv in `out`.
 
-    Returns the measured `SweepRow`s: all biases, then the fast_prob settings.
+    Returns the rows of the CSV file: one per bias, measured on the RL model, with the SFT model's accuracy and tokens
+    beside it and what a random mode choice of the SFT model gives for the RL model's tokens; then one per fast_prob,
+    which is such a random choice, measured on the SFT model.
     """
     if count < 1:
         raise ValueError(f"problems must be at least 1, got {count}")
     console = console or Console()
     out.mkdir(parents=True, exist_ok=True)
-
-    folder = checkpoint_path("sft")
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    modes = ak.Modes.from_tokenizer(tokenizer, fast=FAST_TOKEN, slow=SLOW_TOKEN)
-    ak.patch(model, modes)
-
     tasks = problems(count, seed=seed)
-    settings = [("mode_bias", bias) for bias in BIASES] + [("fast_prob", p) for p in FAST_PROBS]
-    rows = []
+    models = {name: _patched(name) for name in ("sft", "rl")}
+    swept: dict[str, list[SweepRow]] = {}
     with Progress(console=console) as progress:
-        bar = progress.add_task(f"{count} problems at each setting", total=len(settings))
-        for setting, value in settings:
-            rows.append(measure(model, tokenizer, tasks, setting, value, seed))
-            progress.advance(bar)
+        bar = progress.add_task(f"{count} problems at each setting", total=2 * len(BIASES) + len(FAST_PROBS) + 1)
 
-    sweep = [row for row in rows if row.setting == "mode_bias"]
-    save_csv(rows, out / "frontier.csv")
-    save_frontier(sweep, out / "frontier.png", f"One model, one bias: {count} problems, seed {seed}")
-    console.print(sweep_table(sweep))
+        def sweep(name: str, setting: str, values: tuple[float, ...]) -> list[SweepRow]:
+            rows = []
+            for value in values:
+                rows.append(measure(*models[name][:2], tasks, setting, value, seed))
+                progress.advance(bar)
+            return rows
+
+        base = measure_modes(*models["sft"], tasks)
+        progress.advance(bar)
+        swept = {name: sweep(name, "mode_bias", BIASES) for name in models}
+        by_probability = sweep("sft", "fast_prob", FAST_PROBS)
+    rows = [_row(ours, theirs, base) for ours, theirs in zip(swept["rl"], swept["sft"], strict=True)]
+    saved = rows + [_row(row, row, base) for row in by_probability]
+    save_rows(saved, out / "frontier.csv")
+    curves = [
+        Curve(name, [FrontierRow(row.value, row.p_fast, row.accuracy, row.mean_tokens) for row in found])
+        for name, found in swept.items()
+    ]
+    save_frontiers(
+        curves, lambda tokens: random_choice(base, tokens), out / "frontier.png",
+        f"One bias on one token: {count} problems, seed {seed}", "sft",
+    )  # fmt: skip
+    console.print(demo_table(rows))
     console.print(NOTE)
-    console.print(probability_table([row for row in rows if row.setting == "fast_prob"], count))
+    console.print(probability_table(by_probability, count))
     console.print(f"saved {out / 'frontier.png'} and {out / 'frontier.csv'}", soft_wrap=True)
-    return rows
+    return saved
+
+
+def _patched(name: str) -> tuple[Any, Any, ak.Modes]:
+    folder = checkpoint_path(name)
+    model, tokenizer = load(folder)
+    modes = ak.Modes.from_pretrained(folder)
+    return ak.patch(model, modes), tokenizer, modes
+
+
+def _row(row: SweepRow, sft: SweepRow, base: Outcomes) -> dict[str, Any]:
+    beside = {"sft_accuracy": sft.accuracy, "sft_mean_tokens": sft.mean_tokens}
+    return vars(row) | beside | {"random_choice": random_choice(base, row.mean_tokens)}

@@ -1,4 +1,4 @@
-"""Measure a patched model on the running-sum task: accuracy and tokens as the mode setting moves."""
+"""Measure a patched model by generating at a mode setting: accuracy and tokens as the setting moves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 import adapt_kernels as ak
-from adapt_recipes.task import MAX_DIFFICULTY, Problem, grade, problems
+from adapt_recipes.families import grade
+from adapt_recipes.task import Problem
 
 ROWS_PER_CALL = 1024
 
@@ -31,15 +32,6 @@ class SweepRow:
     accuracy: float
     mean_tokens: float
     wall_s: float
-
-
-@dataclass(frozen=True)
-class DifficultyRow:
-    """Greedy accuracy of each forced mode at one difficulty, and the model's own mean P(first mode)."""
-
-    difficulty: int
-    accuracy: dict[str, float]
-    p_fast: float
 
 
 @dataclass(frozen=True)
@@ -106,24 +98,3 @@ def measure(model: Any, tokenizer: Any, tasks: Sequence[Problem], setting: str, 
         mean_tokens=sum(got.tokens) / len(tasks),
         wall_s=got.wall_s,
     )
-
-
-def measure_difficulty(
-    model: Any, tokenizer: Any, modes: ak.Modes, difficulty: int, count: int, seed: int
-) -> DifficultyRow:
-    """Force each mode on `count` problems of one difficulty (greedy) on a patched model."""
-    tasks = problems(count, difficulty, seed)
-    accuracy, p_fast = {}, 0.0
-    for name in modes.names:
-        got = generate_rows(model, tokenizer, [task.prompt for task in tasks], mode=name, do_sample=False)
-        accuracy[name] = sum(grade(task, text) for task, text in zip(tasks, got.texts, strict=True)) / count
-        p_fast = got.mode_probs[:, 0].double().mean().item()
-    return DifficultyRow(difficulty, accuracy, p_fast)
-
-
-def difficulty_table(model: Any, tokenizer: Any, modes: ak.Modes, count: int, seed: int) -> list[DifficultyRow]:
-    """`measure_difficulty` at every difficulty of the task."""
-    return [
-        measure_difficulty(model, tokenizer, modes, difficulty, count, seed)
-        for difficulty in range(1, MAX_DIFFICULTY + 1)
-    ]

@@ -19,9 +19,39 @@ def load(folder: str | Path) -> tuple[Any, Any]:
 
     Raises ValueError naming the folder when it is not a model folder, or needs Python code of its own.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    tokenizer = load_tokenizer(folder)
+    return load_model(folder), tokenizer
 
-    folder = Path(folder)
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a local model folder, padding on the left; ValueError as `load`."""
+    from transformers import AutoTokenizer
+
+    _check_folder(Path(folder))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the tokenizer of model folder {folder}: {error}") from error
+    for name in ("is_local", "local_files_only"):  # about this loading, not about the tokenizer: not to be saved
+        tokenizer.init_kwargs.pop(name, None)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(folder: str | Path) -> Any:
+    """The model of a local model folder, for inference; ValueError as `load`."""
+    from transformers import AutoModelForCausalLM
+
+    _check_folder(Path(folder))
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load model folder {folder}: {error}") from error
+
+
+def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         lacks = "has no config.json" if folder.is_dir() else "does not exist"
         raise ValueError(
@@ -29,15 +59,6 @@ def load(folder: str | Path) -> tuple[Any, Any]:
             "files, as save_pretrained writes it (nothing is downloaded)"
         )
     _refuse_own_code(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load model folder {folder}: {error}") from error
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
 
 
 def _refuse_own_code(folder: Path) -> None:

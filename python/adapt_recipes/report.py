@@ -1,27 +1,46 @@
-"""Show and save measured rows: terminal tables, CSV, and the accuracy/cost frontier as a picture."""
+"""Measured rows as terminal tables and CSV files."""
 
 from __future__ import annotations
 
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from adapt_recipes.evaluate import DifficultyRow, SweepRow
+from adapt_recipes.evaluate import SweepRow
+from adapt_recipes.frontier import LevelRow
 
 
-def sweep_table(rows: Sequence[SweepRow]) -> Table:
-    """The frontier, one line per bias."""
+def frontier_table(rows: Sequence[dict[str, Any]], base: str) -> Table:
+    """One line per model and bias, and what drawing the mode of `base` at random gives for the same tokens."""
     table = Table(title="Accuracy and cost as the bias on the mode token moves")
-    for heading in ("bias", "P(fast)", "expected", "accuracy", "mean tokens", "wall time"):
+    table.add_column("model")
+    for heading in ("bias", "P(fast)", "accuracy", "mean tokens", f"random choice of {base}", "gain"):
         table.add_column(heading, justify="right")
     for row in rows:
+        gain = row["accuracy"] - row["random_choice"]
         table.add_row(
-            f"{row.value:+g}" if row.value else "0", f"{row.p_fast:.3f}", f"{row.p_fast_expected:.3f}",
-            f"{row.accuracy:.3f}", f"{row.mean_tokens:.2f}", f"{row.wall_s:.2f} s",
+            row["model"], signed(row["bias"]), f"{row['p_fast']:.3f}", f"{row['accuracy']:.3f}",
+            f"{row['mean_tokens']:.2f}", f"{row['random_choice']:.3f}", f"{gain:+.3f}",
+        )  # fmt: skip
+    return table
+
+
+def demo_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Both frontiers, one line per bias, and a random mode choice of the first model at the second one's tokens."""
+    table = Table(title="Accuracy and cost as the bias on the mode token moves", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("\nbias", "sft\naccuracy", "mean\ntokens", "rl\nP(fast)", "rl\naccuracy", "mean\ntokens",
+                    "wall\ntime", "sft at\nrandom", "\ngain"):  # fmt: skip
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            signed(row["value"]), f"{row['sft_accuracy']:.3f}", f"{row['sft_mean_tokens']:.2f}",
+            f"{row['p_fast']:.3f}", f"{row['accuracy']:.3f}", f"{row['mean_tokens']:.2f}", f"{row['wall_s']:.2f} s",
+            f"{row['random_choice']:.3f}", f"{row['accuracy'] - row['random_choice']:+.3f}",
         )  # fmt: skip
     return table
 
@@ -46,9 +65,9 @@ def three_standard_errors(p: float, count: int) -> float:
     return 3 * math.sqrt(p * (1 - p) / count)
 
 
-def difficulty_report(rows: Sequence[DifficultyRow]) -> Table:
-    """Accuracy of each forced mode by difficulty."""
-    table = Table(title="What each mode can do, by difficulty")
+def level_table(rows: Sequence[LevelRow], label: str) -> Table:
+    """Accuracy of each forced mode, and how often the model itself chooses the first, by difficulty."""
+    table = Table(title=f"{label}: what each mode can do, by difficulty")
     table.add_column("difficulty", justify="right")
     for name in rows[0].accuracy:
         table.add_column(f"{name} accuracy", justify="right")
@@ -59,65 +78,14 @@ def difficulty_report(rows: Sequence[DifficultyRow]) -> Table:
     return table
 
 
-def save_csv(rows: Sequence[SweepRow], path: Path) -> None:
-    """Write the rows with one column per field of `SweepRow`."""
+def save_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the rows with one column per key of the first."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(SweepRow)])
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows(rows)
 
 
-def save_frontier(rows: Sequence[SweepRow], path: Path, title: str) -> None:
-    """Draw accuracy against mean tokens, one dot per bias, and the line a blind mix of the two modes would give."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    ordered = sorted(rows, key=lambda row: row.mean_tokens)
-    tokens = [row.mean_tokens for row in ordered]
-    accuracy = [row.accuracy for row in ordered]
-    figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.plot(
-        [tokens[0], tokens[-1]], [accuracy[0], accuracy[-1]], "--", color="0.6", linewidth=1.2, zorder=1,
-        label="mixing the two ends at random",
-    )  # fmt: skip
-    axes.plot(tokens, accuracy, color="0.35", linewidth=1.2, zorder=2)
-    limit = max(abs(row.value) for row in ordered) or 1.0
-    dots = axes.scatter(
-        tokens, accuracy, c=[row.value for row in ordered], cmap="coolwarm_r", vmin=-limit, vmax=limit, s=60,
-        edgecolors="black", linewidths=0.7, zorder=3, label="model, one dot per bias",
-    )  # fmt: skip
-    _label_dots(axes, ordered)
-    axes.set(xlabel="mean generated tokens per problem (cost)", ylabel="accuracy", title=title)
-    axes.margins(x=0.08, y=0.12)
-    axes.grid(color="0.92")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False)
-    figure.colorbar(dots, ax=axes, label="mode_bias   (− thinks more,  + answers at once)", pad=0.02)
-    figure.savefig(path)
-
-
-def _label_dots(axes, ordered: Sequence[SweepRow]) -> None:
-    """Write the bias beside each dot; the dots that crowd at the two ends share a label, as a range."""
-    least, most = ordered[0].mean_tokens, ordered[-1].mean_tokens
-    span = (most - least) or 1.0
-    at_fast_end = [row for row in ordered if row.mean_tokens - least < 0.08 * span]
-    at_slow_end = [row for row in ordered if most - row.mean_tokens < 0.08 * span and row not in at_fast_end]
-    between = [[row] for row in ordered if row not in at_fast_end and row not in at_slow_end]
-    for crowd in filter(None, [at_fast_end, *between, at_slow_end]):
-        ends = sorted(row.value for row in (crowd[0], crowd[-1]))
-        text = " to ".join(_signed(value) for value in dict.fromkeys(ends))
-        middle = crowd[len(crowd) // 2]
-        # The curve rises: beside the slow end the room is above it, beside the fast end below it.
-        above = middle.mean_tokens - least > 0.5 * span
-        axes.annotate(
-            text, (middle.mean_tokens, middle.accuracy), xytext=(-8, 8) if above else (9, -8),
-            textcoords="offset points", ha="right" if above else "left", va="bottom" if above else "top",
-            fontsize=9, color="0.2",
-        )  # fmt: skip
-
-
-def _signed(value: float) -> str:
-    return f"{value:+g}".replace("-", "−") if value else "0"
+def signed(value: float) -> str:
+    """A bias as text: its sign always, no sign for 0."""
+    return f"{value:+g}" if value else "0"

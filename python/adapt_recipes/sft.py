@@ -14,9 +14,10 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import adapt_kernels as ak
 from adapt_recipes.run_state import FOLDER, load_run, read_state, save_run
-from adapt_recipes.sft_batches import PROMPT_TOKENS, Phase, draw_batch
-from adapt_recipes.task import EOS_TOKEN, FAST_TOKEN, MAX_DIFFICULTY, PAD_TOKEN, SLOW_TOKEN
-from adapt_recipes.tokenizer import BOS_TOKEN, VOCABULARY, build_tokenizer, token_id
+from adapt_recipes.sft_batches import Phase
+from adapt_recipes.sft_tasks import SftTask, sft_task
+from adapt_recipes.task import EOS_TOKEN, FAST_TOKEN, PAD_TOKEN, SLOW_TOKEN
+from adapt_recipes.tokenizer import BOS_TOKEN, build_tokenizer, token_id
 
 # Teaches the slow mode at every difficulty. Fast answers are mostly easy in both phases: drawn uniformly here, some
 # seeds learn half of every hard answer, and fast never falls to chance.
@@ -31,7 +32,8 @@ PHASE_B = Phase(steps=1000, learning_rate=2.5e-3, fast_rows=96, slow_rows=16, fa
 class SftConfig:
     """Everything that decides the trained weights.
 
-    seed: of the initial weights and of every batch; the shipped checkpoint has the default.
+    task: running_sum or chain_sum. seed: of the initial weights and of every batch; the shipped checkpoint has the
+    defaults.
     phases: run one after the other with one optimiser.
     hidden_size, layers, heads, intermediate_size: of the Llama model. init_std: of its random weights; with the
     library's default of 0.02 a model this narrow learns nothing. betas, weight_decay, clip_norm: of AdamW and the
@@ -39,6 +41,7 @@ class SftConfig:
     peak. threads: of torch; a result may differ in the last bit for another number.
     """
 
+    task: str = "running_sum"
     seed: int = 1
     phases: tuple[Phase, ...] = field(default=(PHASE_A, PHASE_B))
     hidden_size: int = 64
@@ -76,29 +79,30 @@ def train(config: SftConfig, out: str | Path, resume: bool = False, checkpoint_e
     many steps with the state saved but no final model, as an interruption would.
     """
     out = Path(out)
-    _check_arguments(out, resume, checkpoint_every)
-    with _torch_threads(config.threads):
+    check_output(out, resume, checkpoint_every)
+    task = sft_task(config.task)
+    with torch_threads(config.threads):
         model = build_model(config)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=config.betas, weight_decay=config.weight_decay)
         done, spent = load_run(out, config, model, optimizer)
         end = config.total_steps if stop_after is None else min(stop_after, config.total_steps)
-        clock = _Clock(spent)
+        clock = Clock(spent)
         for step in range(done, end):
-            loss = _train_step(config, model, optimizer, step)
+            loss = _train_step(config, task, model, optimizer, step)
             if (step + 1) % checkpoint_every == 0 or step + 1 == end:
                 save_run(out, step + 1, config, model, optimizer, clock.spent())
             if on_step is not None:
                 on_step(step + 1, loss)
         if end == config.total_steps:
-            save_model(model, out)
+            save_model(model, out, task)
     return SftResult(model.eval(), **clock.spent())
 
 
 def build_model(config: SftConfig) -> LlamaForCausalLM:
     """The untrained model; leaves torch's global random state as it was."""
     shape = LlamaConfig(
-        vocab_size=len(VOCABULARY), hidden_size=config.hidden_size, num_hidden_layers=config.layers,
-        num_attention_heads=config.heads, num_key_value_heads=config.heads,
+        vocab_size=len(sft_task(config.task).vocabulary), hidden_size=config.hidden_size,
+        num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.heads,
         intermediate_size=config.intermediate_size, initializer_range=config.init_std, tie_word_embeddings=True,
         max_position_embeddings=64, pad_token_id=token_id(PAD_TOKEN), bos_token_id=token_id(BOS_TOKEN),
         eos_token_id=token_id(EOS_TOKEN), dtype="float32",
@@ -108,13 +112,14 @@ def build_model(config: SftConfig) -> LlamaForCausalLM:
         return LlamaForCausalLM(shape).float()
 
 
-def save_model(model: LlamaForCausalLM, out: Path) -> None:
+def save_model(model: LlamaForCausalLM, out: Path, task: SftTask) -> None:
     """Write model, generation settings, tokenizer and modes so that the Auto classes and `Modes` load the folder."""
     model.generation_config = GenerationConfig(
         pad_token_id=token_id(PAD_TOKEN), bos_token_id=token_id(BOS_TOKEN), eos_token_id=token_id(EOS_TOKEN),
-        max_new_tokens=MAX_DIFFICULTY * 2, do_sample=False,
+        max_new_tokens=task.max_new_tokens, do_sample=False,
     )  # fmt: skip
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(task.vocabulary)
+    tokenizer.chat_template = task.chat_template
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     ak.Modes.from_tokenizer(tokenizer, fast=FAST_TOKEN, slow=SLOW_TOKEN).save_pretrained(out)
@@ -134,11 +139,12 @@ def learning_rate(config: SftConfig, step: int) -> tuple[Phase, float]:
     return phase, phase.learning_rate * (config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def _train_step(config: SftConfig, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int) -> float:
+def _train_step(config: SftConfig, task: SftTask, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer,
+                step: int) -> float:
     phase, rate = learning_rate(config, step)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    loss = _loss(model, *map(torch.from_numpy, draw_batch(phase, config.seed, step)))
+    loss = _loss(model, *map(torch.from_numpy, task.draw_batch(phase, config.seed, step)))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -148,14 +154,16 @@ def _train_step(config: SftConfig, model: LlamaForCausalLM, optimizer: torch.opt
 
 def _loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Weighted mean cross-entropy of the response tokens; right padding needs no mask in causal attention."""
+    first = int(weights.any(dim=0).nonzero()[0])  # no prompt is shorter: only what follows needs logits
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-    logits = model.lm_head(hidden[:, PROMPT_TOKENS - 1 :])
-    targets, weights = ids[:, PROMPT_TOKENS:], weights[:, PROMPT_TOKENS:]
+    logits = model.lm_head(hidden[:, first - 1 :])
+    targets, weights = ids[:, first:], weights[:, first:]
     each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     return (each * weights.flatten()).sum() / weights.sum()
 
 
-def _check_arguments(out: Path, resume: bool, checkpoint_every: int) -> None:
+def check_output(out: Path, resume: bool, checkpoint_every: int) -> None:
+    """Raise ValueError unless a run may begin in `out`, or continue there when `resume` is set."""
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
     if out.exists() and not out.is_dir():
@@ -170,7 +178,7 @@ def _check_arguments(out: Path, resume: bool, checkpoint_every: int) -> None:
                          "resume it (--resume) or choose another folder")
 
 
-class _Clock:
+class Clock:
     """Wall and CPU seconds, counted on from an earlier part of the run."""
 
     def __init__(self, earlier: dict[str, float]) -> None:
@@ -182,7 +190,8 @@ class _Clock:
 
 
 @contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """Inside the `with`, torch uses `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -31,11 +31,15 @@ _TAGS = re.compile("|".join(map(re.escape, sorted({*_MODE_WORDS, PAD_TOKEN, EOS_
 
 @dataclass(frozen=True)
 class Problem:
-    """One question: the prompt text, the answer digit as text, and the number of operands (1 to 8)."""
+    """One question: the prompt text, the answer as text, its difficulty, and the family that can grade it.
+
+    In the running-sum family the answer is a digit and the difficulty the number of operands (1 to 8).
+    """
 
     prompt: str
     answer: str
     difficulty: int
+    family: str = "running_sum"
 
 
 def problems(n: int, difficulty: int | None = None, seed: int = 0) -> list[Problem]:
@@ -44,10 +48,10 @@ def problems(n: int, difficulty: int | None = None, seed: int = 0) -> list[Probl
     difficulty: number of operands, 1 to 8, for all of them; None draws it uniformly for each problem.
     Problems are independent draws, so easy ones repeat: difficulty 1 has only 100 different prompts.
     """
-    _require_int("n", n, minimum=0)
-    _require_int("seed", seed)
+    require_int("n", n, minimum=0)
+    require_int("seed", seed)
     if difficulty is not None:
-        _require_int("difficulty", difficulty, minimum=1, maximum=MAX_DIFFICULTY, alternative="None (uniform)")
+        require_int("difficulty", difficulty, minimum=1, maximum=MAX_DIFFICULTY, alternative="None (uniform)")
     # A text seed keeps the streams of different difficulties apart; random() is stable across Python versions.
     source = random.Random(f"adapt-task {seed} {difficulty}")
     return [_draw(source, difficulty) for _ in range(n)]
@@ -67,6 +71,11 @@ def grade(problem: Problem, completion: str) -> bool:
     (because the prompt already ended in it) is read the same way. Trailing end and padding tokens are ignored.
     A trace that was never closed, or anything after the answer, is wrong. What the trace says is not judged.
     """
+    return answer_text(completion) == problem.answer
+
+
+def answer_text(completion: str) -> str | None:
+    """The words of `completion` after its mode token or closed trace, joined by spaces; None for a malformed one."""
     words = _TAGS.sub(r" \g<0> ", completion).split()
     while words and words[-1] in (EOS_TOKEN, PAD_TOKEN):
         words.pop()
@@ -74,11 +83,11 @@ def grade(problem: Problem, completion: str) -> bool:
         end = words.index(SLOW_END_TOKEN)
         trace = words[1:end] if words[0] == SLOW_TOKEN else words[:end]
         if _MODE_WORDS.intersection(trace):
-            return False
+            return None
         words = words[end + 1 :]
     elif words and words[0] == FAST_TOKEN:
         words = words[1:]
-    return words == [problem.answer]
+    return None if _MODE_WORDS.intersection(words) else " ".join(words)
 
 
 def _draw(source: random.Random, difficulty: int | None) -> Problem:
@@ -89,9 +98,10 @@ def _draw(source: random.Random, difficulty: int | None) -> Problem:
     return make_problem(digit(), [digit() for _ in range(count)])
 
 
-def _require_int(
+def require_int(
     name: str, value: object, minimum: int | None = None, maximum: int | None = None, alternative: str = ""
 ) -> None:
+    """Raise ValueError unless `value` is an integer within the bounds; `alternative` names what else is allowed."""
     low = value < minimum if minimum is not None and isinstance(value, int) else False
     high = value > maximum if maximum is not None and isinstance(value, int) else False
     if not isinstance(value, int) or isinstance(value, bool) or low or high:

@@ -1,6 +1,8 @@
-"""The tokenizer of the running-sum task: one token per word, loadable with `AutoTokenizer`."""
+"""The tokenizers of the trained tasks: one token per word, loadable with `AutoTokenizer`."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -25,13 +27,16 @@ VOCABULARY = (*SPECIAL_TOKENS, *DIGITS, *OPERANDS, FILLER, QUESTION, *MODE_TOKEN
 
 
 def token_id(token: str) -> int:
-    """The id of a vocabulary word; its place in `VOCABULARY`."""
+    """The id of a word of the running-sum task: its place in `VOCABULARY`, whose special tokens open every other."""
     return VOCABULARY.index(token)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the task's tokenizer: it adds BOS itself, pads on the left and returns ids and mask only."""
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=UNK_TOKEN))
+def build_tokenizer(vocabulary: Sequence[str] = VOCABULARY) -> PreTrainedTokenizerFast:
+    """Build the tokenizer whose ids are the places in `vocabulary`, which begins with `SPECIAL_TOKENS`.
+
+    It adds BOS itself, pads on the left and returns ids and mask only.
+    """
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNK_TOKEN))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.post_processor = processors.TemplateProcessing(
         single=f"{BOS_TOKEN} $A", special_tokens=[(BOS_TOKEN, token_id(BOS_TOKEN))]

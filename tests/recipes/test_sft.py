@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import adapt_recipes as ar
-from adapt_recipes import commands, sft
+from adapt_recipes import commands
 from adapt_recipes.sft import PHASE_A, PHASE_B, SftConfig, learning_rate, train
 from adapt_recipes.sft_batches import LONGEST, PROMPT_TOKENS, draw_batch
 from adapt_recipes.tokenizer import build_tokenizer, token_id
@@ -139,12 +139,16 @@ def test_mode_tokens_weigh_the_same_at_each_difficulty():
     assert total[0, 1:] == pytest.approx(total[1, 1:], rel=0.15)
 
 
-def test_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(sft, "PHASE_A", TINY.phases[0])
-    monkeypatch.setattr(sft, "SftConfig", lambda seed: replace(TINY, seed=seed))
-    run = CliRunner().invoke(commands.app, ["train", "sft", "--out", str(tmp_path / "out"), "--seed", "3"])
+def test_command(whole, tmp_path):
+    """From a YAML file and options, the weights that the same settings give in Python."""
+    phases = json.dumps([asdict(phase) for phase in TINY.phases])
+    (tmp_path / "tiny.yaml").write_text(f"hidden_size: 16\nlayers: 1\nwarmup_steps: 9\nphases: {phases}\n")
+    chosen = ["--config", tmp_path / "tiny.yaml", "--set", "intermediate_size=32", "--set", "warmup_steps=2"]
+    command = ["train", "sft", "--out", tmp_path / "out", "--seed", 3, *chosen]
+    run = CliRunner().invoke(commands.app, list(map(str, command)))
     assert run.exit_code == 0, run.output
     assert "wall time" in run.output and "CPU time" in run.output
     assert "fast accuracy" in run.output and "own P(fast)" in run.output
+    assert weights(tmp_path / "out") == weights(whole[0])
     refused = CliRunner().invoke(commands.app, ["train", "sft", "--out", str(tmp_path / "out")])
     assert refused.exit_code == 2 and "already holds a run at step 8" in refused.output

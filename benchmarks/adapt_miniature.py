@@ -1,0 +1,119 @@
+"""ADaPT in miniature: the shipped task trained under several schemes, three seeds each, and what came out.
+
+    python benchmarks/adapt_miniature.py --runs FOLDER
+
+trains what FOLDER does not hold yet (about 15 CPU minutes; an interrupted call goes on where it stopped), measures
+every model and writes benchmarks/results/adapt_miniature.json, .csv and .md; `--render` only writes the last two again.
+"""
+
+import argparse
+import json
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import adapt_miniature_report
+
+import adapt_kernels as ak
+import adapt_recipes as ar
+from adapt_recipes.curve import Curve
+from adapt_recipes.evaluation import BIASES
+from adapt_recipes.frontier import (
+    Outcomes,
+    area_over_random_choice,
+    frontier,
+    levels,
+    measure_modes,
+    random_choice,
+    spread_problems,
+)
+from adapt_recipes.generate import load
+from adapt_recipes.rl import RlConfig, train
+
+RESULTS = Path(__file__).resolve().parent / "results" / "adapt_miniature.json"
+SEEDS = (0, 1, 2)
+PROBLEMS, EVALUATION_SEED = 4000, 7
+# What the published methods have in common here; "separate" is also run with it, so that only the scheme differs.
+PLAIN = {"iterations": 60, "learning_rate": 5e-4, "mode_weight": 1.0, "mode_margin_coef": None}
+PENALTY = {**PLAIN, "scheme": "length_penalty", "rollout": "auto"}
+VARIANTS = {
+    "separate, as shipped": {},
+    "separate": PLAIN,
+    "reference": {**PLAIN, "scheme": "reference"},
+    "reference, model chooses": {**PLAIN, "scheme": "reference", "rollout": "auto"},
+    "DeGRPO": {**PLAIN, "scheme": "degrpo", "rollout": "auto"},
+    "AdaptThink": {**PLAIN, "scheme": "adaptthink"},
+    # The penalty is what the longest right answer loses: 12 tokens.
+    "length penalty 0.3": {**PENALTY, "trainer": {"length_penalty": 0.3, "length_scale": 12.0}},
+    "length penalty 1": {**PENALTY, "trainer": {"length_penalty": 1.0, "length_scale": 12.0}},
+    "length penalty 3": {**PENALTY, "trainer": {"length_penalty": 3.0, "length_scale": 12.0}},
+}
+
+
+def main() -> None:
+    """Train, measure and write; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, help="folder for the trained models")
+    parser.add_argument("--render", action="store_true", help="only write .csv and .md again from the .json")
+    given = parser.parse_args()
+    if not given.render:
+        if given.runs is None:
+            parser.error("--runs FOLDER is needed, or --render")
+        RESULTS.write_text(json.dumps(measure_all(given.runs), indent=1) + "\n", "utf-8")
+    adapt_miniature_report.write(json.loads(RESULTS.read_text("utf-8")), RESULTS.with_suffix(""))
+
+
+def measure_all(folder: Path) -> dict:
+    """Every run's figures, with the settings and the machine."""
+    tasks = spread_problems("running_sum", PROBLEMS, EVALUATION_SEED)
+    base = outcomes_of(ar.checkpoint_path("sft"), tasks)
+    runs = [figures("SFT", None, {}, base, base)]
+    for name, settings in VARIANTS.items():
+        for seed in SEEDS:
+            config = RlConfig(seed=seed, **settings)
+            out = folder / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}"
+            spent = trained(config, out)
+            curve = {int(row["step"]): float(row["p_fast"]) for row in Curve.rows(out)}
+            run = figures(name, seed, asdict(config), outcomes_of(out, tasks), base)
+            runs.append({**run, **spent, "p_fast_during": [curve[step] for step in sorted(curve)]})
+            print(name, seed, f"{spent['cpu_s']:.0f} CPU s", [round(x, 2) for x in run["p_fast"]], flush=True)
+    packages = {name: version(name) for name in ("torch", "transformers", "trl")}
+    machine = {"python": platform.python_version(), "machine": platform.machine(), **packages}
+    return {"machine": machine, "problems": len(tasks), "evaluation_seed": EVALUATION_SEED, "runs": runs}
+
+
+def trained(config: RlConfig, out: Path) -> dict[str, float]:
+    """Seconds that training `config` into `out` took, in this call or before."""
+    result = train(config, out, resume=True)
+    return {"wall_s": result.wall_s, "cpu_s": result.cpu_s}
+
+
+def outcomes_of(folder: Path, tasks: list) -> Outcomes:
+    """The model in `folder` on `tasks`, in both modes."""
+    model, tokenizer = load(folder)
+    modes = ak.Modes.from_pretrained(folder)
+    ak.patch(model, modes)
+    return measure_modes(model, tokenizer, modes, tasks, rows_per_call=1024)
+
+
+def figures(name: str, seed: int | None, settings: dict, outcomes: Outcomes, base: Outcomes) -> dict:
+    """One run's figures: by difficulty, by bias, and the area over the random mode choice of `base`."""
+    by_level = levels(outcomes)
+    return {
+        "name": name,
+        "seed": seed,
+        "settings": settings,
+        "difficulty": [row.difficulty for row in by_level],
+        "p_fast": [row.p_fast for row in by_level],
+        **{f"{mode}_accuracy": [row.accuracy[mode] for row in by_level] for mode in outcomes.modes},
+        **{f"{mode}_tokens": [row.tokens[mode] for row in by_level] for mode in outcomes.modes},
+        "frontier": [
+            {**vars(row), "random_choice": random_choice(base, row.mean_tokens)} for row in frontier(outcomes, BIASES)
+        ],
+        "area": area_over_random_choice(outcomes, base, BIASES),
+    }
+
+
+if __name__ == "__main__":
+    main()

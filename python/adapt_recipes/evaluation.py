@@ -1,0 +1,127 @@
+"""`adapt eval`: several models on one task, their frontiers in one table, one plot and two CSV files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+import adapt_kernels as ak
+from adapt_recipes import checkpoint_path
+from adapt_recipes.families import family_of
+from adapt_recipes.free_form import read_problems
+from adapt_recipes.frontier import Outcomes, frontier, levels, measure_modes, random_choice, spread_problems
+from adapt_recipes.frontier_plot import Curve, save_frontiers
+from adapt_recipes.generate import load_model, load_modes, load_tokenizer
+from adapt_recipes.report import frontier_table, level_table, save_rows
+from adapt_recipes.task import Problem
+
+BIASES = (-8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What to measure.
+
+    models: shipped checkpoints by name ("sft", "rl") or local model folders; the random mode choice of the first is the
+    line the others are compared with. task: a task family. data: a JSON Lines file of problems, for the family math.
+    problems: at least this many, spread evenly over the difficulties. seed: of the problems. biases: added to the
+    logit of the first mode. fast, slow: texts that open the modes; None: each folder's modes.json. max_new_tokens:
+    None: each model's own.
+    """
+
+    models: tuple[str, ...] = ("sft", "rl")
+    task: str = "running_sum"
+    data: str | None = None
+    problems: int = 1600
+    seed: int = 7
+    biases: tuple[float, ...] = BIASES
+    fast: str | None = None
+    slow: str | None = None
+    max_new_tokens: int | None = None
+    rows_per_call: int = 512
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ValueError("models must name at least one checkpoint or folder")
+        for name in ("problems", "rows_per_call"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.biases:
+            raise ValueError("biases must hold at least one number")
+        family = family_of(self.task)
+        if (self.data is None) != bool(family.difficulties):
+            lacks = "takes no data file: it draws its problems" if family.difficulties else "needs a data file (--data)"
+            raise ValueError(f"the task family {self.task} {lacks}")
+
+
+def model_folder(name: str) -> Path:
+    """The shipped checkpoint called `name`, or else the local folder at that path."""
+    try:
+        return checkpoint_path(name)
+    except ValueError as error:
+        if Path(name).is_dir():
+            return Path(name)
+        raise ValueError(f"{name} is neither a model folder nor a shipped checkpoint ({error})") from None
+
+
+def run_eval(config: EvalConfig, out: Path, console: Console | None = None) -> dict[str, Outcomes]:
+    """Measure every model, print the tables, save frontier.csv, difficulty.csv and frontier.png in `out`.
+
+    Each problem is answered greedily once in each mode; the rows are expectations over the draw of the mode.
+    """
+    console = console or Console()
+    family_of(config.task).require()
+    folders = _labels([model_folder(name) for name in config.models])
+    tasks = _problems(config)
+    tokenizers = {label: load_tokenizer(folder) for label, folder in folders.items()}
+    modes = {
+        label: load_modes(folder, tokenizers[label], config.fast, config.slow) for label, folder in folders.items()
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    measured: dict[str, Outcomes] = {}
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task(f"{len(tasks)} problems in each mode", total=len(folders))
+        for label, folder in folders.items():
+            model = ak.patch(load_model(folder), modes[label])
+            measured[label] = measure_modes(
+                model, tokenizers[label], modes[label], tasks, config.max_new_tokens, config.rows_per_call
+            )
+            progress.advance(bar)
+    _show(config, measured, len(tasks), out, console)
+    return measured
+
+
+def _problems(config: EvalConfig) -> list[Problem]:
+    if config.data is None:
+        return spread_problems(config.task, config.problems, config.seed)
+    return read_problems(config.data)[: config.problems]
+
+
+def _labels(folders: list[Path]) -> dict[str, Path]:
+    names = [folder.name for folder in folders]
+    return {folder.name if names.count(folder.name) == 1 else str(folder): folder for folder in folders}
+
+
+def _show(config: EvalConfig, measured: dict[str, Outcomes], count: int, out: Path, console: Console) -> None:
+    base_label, base = next(iter(measured.items()))
+    rows, difficulty_rows, curves = [], [], []
+    for label, outcomes in measured.items():
+        curve = frontier(outcomes, config.biases)
+        curves.append(Curve(label, curve))
+        for row in curve:
+            chance = random_choice(base, row.mean_tokens)
+            rows.append({"model": label, **vars(row), "random_choice": chance})
+        for level in levels(outcomes):
+            flat = {"model": label, "difficulty": level.difficulty, "problems": level.problems, "p_fast": level.p_fast}
+            flat |= {f"{mode}_accuracy": value for mode, value in level.accuracy.items()}
+            difficulty_rows.append(flat | {f"{mode}_tokens": value for mode, value in level.tokens.items()})
+        console.print(level_table(levels(outcomes), label))
+    console.print(frontier_table(rows, base_label))
+    save_rows(rows, out / "frontier.csv")
+    save_rows(difficulty_rows, out / "difficulty.csv")
+    title = f"{config.task}: {count} problems, seed {config.seed}"
+    save_frontiers(curves, lambda tokens: random_choice(base, tokens), out / "frontier.png", title, base_label)
+    console.print(f"saved frontier.csv, difficulty.csv and frontier.png in {out}", soft_wrap=True, highlight=False)

@@ -1,0 +1,155 @@
+"""ADaPT training of a model that has two modes: it learns which problems deserve the slow one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+import adapt_kernels as ak
+from adapt_recipes import extras
+from adapt_recipes.curve import Curve
+from adapt_recipes.evaluation import model_folder
+from adapt_recipes.families import family_of, grade
+from adapt_recipes.generate import FALLBACK_MAX_NEW_TOKENS, load_model, load_modes, load_tokenizer
+from adapt_recipes.rl_trainer import METRICS, build_trainer, trainer_config
+from adapt_recipes.run_state import load_run, save_run
+from adapt_recipes.sft import Clock, check_output, torch_threads
+from adapt_recipes.task import Problem
+
+PROMPT_SEED = 1_000_000  # plus the seed: prompts of another stream than any that is evaluated
+
+
+@dataclass(frozen=True)
+class RlConfig:
+    """Everything that decides the trained weights; the defaults give the shipped checkpoint.
+
+    model: a shipped checkpoint ("sft") or a local model folder with modes. fast, slow: texts that open its modes;
+    None: its modes.json. task: a task family that draws problems. seed: of prompts and rollouts.
+    iterations: optimiser steps, each on its own rollout of `prompts` problems with `samples` answers each.
+    scheme: how the mode token and the response are credited ("separate", "reference", "degrpo", "adaptthink",
+    "length_penalty" ...). rollout: "balanced" forces both modes equally often, "auto" lets the model choose.
+    gamma: accuracy asked of the fast mode; higher favours slow. mode_weight: of the mode token's loss.
+    mode_margin_coef: of the penalty on (logit_slow - logit_fast)^2, without which forced modes drive the two apart
+    until no bias moves them; None: the scheme's own. max_new_tokens: None: the model's own. threads: of torch.
+    trainer: any other field of `adapt_kernels.trl.ADaPTConfig`, such as {length_penalty: 1.0}.
+    """
+
+    model: str = "sft"
+    fast: str | None = None
+    slow: str | None = None
+    task: str = "running_sum"
+    seed: int = 0
+    iterations: int = 100
+    prompts: int = 32
+    samples: int = 8
+    learning_rate: float = 2e-4
+    scheme: str = "separate"
+    rollout: str = "balanced"
+    gamma: float = 0.5
+    mode_weight: float = 3.0
+    mode_margin_coef: float | None = 0.15
+    max_new_tokens: int | None = None
+    threads: int = 1
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, least in (("iterations", 1), ("prompts", 1), ("samples", 2), ("threads", 1)):
+            if getattr(self, name) < least:
+                why = ": one answer has nothing to be compared with" if name == "samples" else ""
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}{why}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma is an accuracy, from 0 to 1, got {self.gamma}")
+        if not family_of(self.task).difficulties:
+            raise ValueError(f"the task family {self.task} draws no problems to train on")
+
+
+@dataclass(frozen=True)
+class RlResult:
+    """The trained model (patched), and the seconds its training took over all resumed parts."""
+
+    model: Any
+    wall_s: float
+    cpu_s: float
+
+
+def train(config: RlConfig, out: str | Path, resume: bool = False, checkpoint_every: int = 25,
+          on_step: Callable[[int, float], None] | None = None, stop_after: int | None = None) -> RlResult:
+    """Train by `config` and save model, tokenizer, modes, curve.csv and resumable state in the folder `out`.
+
+    Arguments as `sft.train`; on_step gets the mean reward of each step's rollout. Raises ValueError for settings that
+    cannot be honoured and RuntimeError when trl is missing, both before the model is loaded.
+    """
+    out = Path(out)
+    check_output(out, resume, checkpoint_every)
+    extras.require("trl", "trl", "training by reinforcement")
+    family_of(config.task).require()
+    folder = model_folder(config.model)
+    tokenizer = load_tokenizer(folder)
+    modes = load_modes(folder, tokenizer, config.fast, config.slow)
+    check_vocabulary(modes, tokenizer, folder)
+    settings = trainer_config(config, out, config.max_new_tokens or default_length(folder))
+    with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
+        model = load_model(folder).train()
+        use_cache = model.config.use_cache
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+        done, spent = load_run(out, config, model, optimizer)
+        end = config.iterations if stop_after is None else min(stop_after, config.iterations)
+        clock = Clock(spent)
+        if done == 0:  # so that a run is resumable from its first second
+            save_run(out, 0, config, model, optimizer, clock.spent())
+        curve = Curve(out, tuple(METRICS), done)
+
+        def after_step(step: int, metrics: dict[str, float]) -> None:
+            curve.add(step, metrics)
+            if step % checkpoint_every == 0 or step == end:
+                save_run(out, step, config, model, optimizer, clock.spent())
+            if on_step is not None:
+                on_step(step, metrics["reward"])
+
+        if done < end:
+            tasks = training_problems(config)[done * config.prompts :]
+            parts = model, tokenizer, modes, settings, optimizer
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of transformers, about TRL
+                build_trainer(*parts, tasks, correct, (done, end), after_step).train()
+        if end == config.iterations:
+            ak.unpatch(model)
+            model.config.use_cache = use_cache  # TRL turns it off
+            for part in (model, tokenizer, modes):
+                part.save_pretrained(out)
+    return RlResult(model.eval(), **clock.spent())
+
+
+def training_problems(config: RlConfig) -> list[Problem]:
+    """The problems of every step in order: `prompts` of them a step, uniform over the difficulties."""
+    count = config.iterations * config.prompts
+    return family_of(config.task).problems(count, None, PROMPT_SEED + config.seed)
+
+
+def correct(completions: Sequence[Any], problem: Sequence[dict[str, Any]], **_: Any) -> list[float]:
+    """Reward function: 1 for a right answer, 0 for a wrong or malformed one."""
+    texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+    return [float(grade(Problem(**given), text)) for given, text in zip(problem, texts, strict=True)]
+
+
+def default_length(folder: Path) -> int:
+    """max_new_tokens of the model's generation settings, or 256 where they have none."""
+    if not (folder / "generation_config.json").is_file():
+        return FALLBACK_MAX_NEW_TOKENS
+    return GenerationConfig.from_pretrained(folder).max_new_tokens or FALLBACK_MAX_NEW_TOKENS
+
+
+def check_vocabulary(modes: ak.Modes, tokenizer: Any, folder: Path) -> None:
+    """Raise ValueError when a mode opens with an id that the tokenizer does not have."""
+    for name in modes.names:
+        for token in modes[name].ids or ():
+            if token >= len(tokenizer):
+                raise ValueError(f"mode {name!r} of {folder} opens with token {token}, but its tokenizer has only "
+                                 f"{len(tokenizer)} tokens")

@@ -1,0 +1,102 @@
+"""The commands of `adapt train`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from adapt_recipes import extras
+from adapt_recipes.terminal import console, plain_errors
+
+train_app = typer.Typer(help="Train the models that this package ships.", no_args_is_help=True)
+
+Out = Annotated[Path, typer.Option(help="Folder for the model and for the state to resume from.")]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file, or the name of a shipped one.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of every draw; the default gives the shipped checkpoint.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run saved in the folder.")]
+Setting = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the configuration.")
+]
+
+
+@train_app.command()
+def sft(
+    out: Out,
+    config: ConfigFile = None,
+    seed: Seed = None,
+    resume: Resume = False,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between saved states.")] = 200,
+    settings: Setting = None,
+) -> None:
+    """Teach a small model both modes of a task, from random weights, in minutes."""
+    with plain_errors():
+        from adapt_recipes import sft as training
+        from adapt_recipes.config import load_config, parse_settings
+
+        chosen = load_config(training.SftConfig, config, seed=seed, **parse_settings(settings))
+        with _bar(chosen.total_steps, "loss") as update:
+            result = training.train(chosen, out, resume, checkpoint_every, on_step=update)
+        _finish(out, chosen.task, result.wall_s, result.cpu_s)
+
+
+@train_app.command()
+def rl(
+    out: Out,
+    config: ConfigFile = None,
+    model: Annotated[str | None, typer.Option(help="Shipped checkpoint or model folder to start from.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task family: running_sum or chain_sum.")] = None,
+    scheme: Annotated[str | None, typer.Option(help="How the mode token and the response are credited.")] = None,
+    seed: Seed = None,
+    resume: Resume = False,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between saved states.")] = 25,
+    settings: Setting = None,
+) -> None:
+    """Teach a model with two modes which problems deserve the slow one (ADaPT); needs the extra `trl`."""
+    with plain_errors():
+        extras.require("trl", "trl", "training by reinforcement")
+        from adapt_recipes import rl as training
+        from adapt_recipes.config import load_config, parse_settings
+
+        chosen = load_config(
+            training.RlConfig, config, model=model, task=task, scheme=scheme, seed=seed, **parse_settings(settings)
+        )
+        with _bar(chosen.iterations, "reward") as update:
+            result = training.train(chosen, out, resume, checkpoint_every, on_step=update)
+        _finish(out, chosen.task, result.wall_s, result.cpu_s)
+
+
+@contextmanager
+def _bar(total: int, value: str) -> Iterator[Any]:
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn(value + " {task.fields[shown]}"),
+               TimeRemainingColumn())  # fmt: skip
+    progress = Progress(*columns, console=console)
+    bar = progress.add_task("", total=total, shown="-")
+
+    def update(step: int, shown: float) -> None:
+        progress.start()  # not before the first step: what is wrong with the settings is said by then
+        progress.update(bar, completed=step, shown=f"{shown:.3f}")
+
+    try:
+        yield update
+    finally:
+        progress.stop()
+
+
+def _finish(folder: Path, task: str, wall_s: float, cpu_s: float) -> None:
+    """Say what the run took, and what the model in `folder` can do."""
+    import adapt_kernels as ak
+    from adapt_recipes.frontier import levels, measure_modes, spread_problems
+    from adapt_recipes.generate import load, load_modes
+    from adapt_recipes.report import level_table
+
+    console.print(f"saved {folder}: {wall_s:.0f} s wall time, {cpu_s:.0f} s CPU time", soft_wrap=True)
+    model, tokenizer = load(folder)
+    modes = load_modes(folder, tokenizer, None, None)
+    ak.patch(model, modes)
+    tasks = spread_problems(task, count=1600, seed=1)
+    console.print(level_table(levels(measure_modes(model, tokenizer, modes, tasks)), folder.name))

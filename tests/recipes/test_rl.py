@@ -1,0 +1,231 @@
+"""`adapt train rl`: what it refuses, how it resumes, and (marked full) that it reproduces the shipped checkpoint."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
+
+import adapt_kernels as ak
+import adapt_recipes as ar
+from adapt_recipes import commands, rl, sft
+from adapt_recipes.curve import Curve
+from adapt_recipes.evaluation import BIASES
+from adapt_recipes.frontier import frontier, levels, measure_modes, random_choice, spread_problems
+from adapt_recipes.generate import load
+from adapt_recipes.rl import RlConfig, train
+from adapt_recipes.sft_batches import Phase
+
+TINY = RlConfig(iterations=6, prompts=4, samples=4, seed=5)
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("rl") / "whole"
+    rewards = []
+    train(TINY, out, on_step=lambda step, reward: rewards.append((step, reward)))
+    return out, rewards
+
+
+def test_result_is_a_model_folder_like_the_one_it_came_from(whole):
+    out, rewards = whole
+    start = ar.checkpoint_path("sft")
+    assert [step for step, _ in rewards] == list(range(1, 7)) and all(0 <= reward <= 1 for _, reward in rewards)
+    assert {path.suffix for path in out.rglob("*") if path.is_file()} == {".json", ".safetensors", ".csv"}
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert json.loads((out / name).read_text()) == json.loads((start / name).read_text()), name
+    assert ak.Modes.from_pretrained(out) == ak.Modes.from_pretrained(start)
+    before, after = load_file(start / "model.safetensors"), load_file(out / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all((before[name] != after[name]).any() for name in before)
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_resumed_run_is_the_same_run(whole, tmp_path, stop):
+    train(TINY, tmp_path, stop_after=stop)
+    assert not (tmp_path / "model.safetensors").exists()
+    rewards = []
+    train(TINY, tmp_path, resume=True, on_step=lambda step, reward: rewards.append((step, reward)))
+    assert rewards == whole[1][stop:]
+    assert Curve.rows(tmp_path) == Curve.rows(whole[0])
+    assert weights(tmp_path) == weights(whole[0])
+
+
+def test_resume_after_an_interruption(whole, tmp_path):
+    """The steps after the last saved state are done again, and their lines of the curve replaced."""
+
+    def interrupt(step, reward):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, tmp_path, checkpoint_every=2, on_step=interrupt)
+    assert json.loads((tmp_path / "training/state.json").read_text())["step"] == 4
+    assert len(Curve.rows(tmp_path)) == 5
+    train(TINY, tmp_path, resume=True, checkpoint_every=2)
+    assert Curve.rows(tmp_path) == Curve.rows(whole[0])
+    assert weights(tmp_path) == weights(whole[0])
+
+
+def test_the_seed_decides(whole, tmp_path):
+    train(replace(TINY, seed=6), tmp_path)
+    assert weights(tmp_path) != weights(whole[0])
+
+
+def test_another_configuration_is_no_resumption(whole, tmp_path):
+    with pytest.raises(ValueError, match=r"already holds a run at step 6: resume it \(--resume\)"):
+        train(TINY, whole[0])
+    with pytest.raises(ValueError, match=r"another configuration \(gamma: saved 0.5, asked 0.4\)"):
+        train(replace(TINY, gamma=0.4), whole[0], resume=True)
+
+
+def no_model(*_):
+    raise AssertionError("the model was loaded")
+
+
+def without_modes(folder):
+    (folder / "modes.json").unlink()
+
+
+def mode_outside(folder):
+    modes = json.loads((folder / "modes.json").read_text())
+    modes["modes"][1]["ids"] = [40]
+    (folder / "modes.json").write_text(json.dumps(modes))
+
+
+@pytest.mark.parametrize(
+    ("settings", "spoil", "said"),
+    [
+        ({"scheme": "grppo"}, None, "scheme must be one of 'separate', 'reference'"),
+        ({"rollout": "half"}, None, "rollout must be one of 'balanced', 'auto'"),
+        ({"mode_weight": -1.0}, None, "mode_weight must be at least 0"),
+        ({"trainer": {"gama": 1}}, None, "trainer: unknown key gama; allowed: .*gamma"),
+        ({"trainer": {"seed": 1}}, None, "trainer: seed is decided by the recipe's own settings"),
+        ({"trainer": {"top_entropy_quantile": 0.2}}, None, "does not honour top_entropy_quantile"),
+        ({"model": "absent"}, None, "absent is neither a model folder nor a shipped checkpoint"),
+        ({"fast": "<hurry>", "slow": "<think>"}, None, "'<hurry>'.*(?s:.*)add_special_tokens"),
+        ({}, without_modes, "brings no modes.json: say how the modes begin"),
+        ({}, mode_outside, "mode 'slow' of .* opens with token 40, but its tokenizer has only 29 tokens"),
+    ],
+)
+def test_bad_settings_fail_before_the_model_loads(monkeypatch, tmp_path, settings, spoil, said):
+    monkeypatch.setattr(rl, "load_model", no_model)
+    if spoil is not None:
+        shutil.copytree(ar.checkpoint_path("sft"), tmp_path / "model")
+        spoil(tmp_path / "model")
+        settings = {"model": str(tmp_path / "model")}
+    with pytest.raises(ValueError, match=said):
+        train(replace(TINY, **settings), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--set", "gamma=1.5"], "gamma is an accuracy, from 0 to 1, got 1.5"),
+        (["--set", "samples=1"], "samples must be at least 2, got 1"),
+        (["--scheme", "grppo"], "scheme must be one of 'separate', 'reference'"),
+        (["--set", "gama=1"], "unknown key gama; allowed: model, fast"),
+        (["--config", "absent"], "no shipped configuration is named 'absent'"),
+    ],
+)
+def test_command_errors_are_one_line(monkeypatch, tmp_path, options, text):
+    monkeypatch.setattr(rl, "load_model", no_model)
+    done = CliRunner().invoke(commands.app, ["train", "rl", "--out", str(tmp_path / "out"), *options])
+    assert done.exit_code == 2 and "Traceback" not in done.output
+    assert text in done.output and len(done.output.strip().splitlines()) == 1
+
+
+def test_missing_trl_is_one_line(tmp_path):
+    script = (
+        "import sys; sys.modules['trl'] = None; sys.argv = ['adapt', 'train', 'rl', '--out', sys.argv[1]]\n"
+        "from adapt_recipes.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "o")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "adapt: training by reinforcement needs trl: pip install 'adapt-kernels[trl]'"
+    assert not (tmp_path / "o").exists()
+
+
+def test_reward_is_the_grade():
+    good, bad = ar.problems(2, difficulty=3, seed=1)
+    given = [vars(good), vars(bad)]
+    assert rl.correct([f"<answer> {good.answer}", "<think> 1"], given) == [1.0, 0.0]
+    assert rl.correct([[{"role": "assistant", "content": f"<answer> {good.answer}"}]], given[:1]) == [1.0]
+
+
+def test_training_problems_are_another_stream_than_evaluated_ones():
+    drawn = rl.training_problems(RlConfig(iterations=4, prompts=8))
+    assert drawn == rl.training_problems(RlConfig(iterations=9, prompts=8))[:32]
+    assert drawn != ar.problems(32, seed=0)
+
+
+def test_second_family_trains_through_its_chat_template(tmp_path):
+    """A few steps of both trainings; the prompts of the RL rollouts are those that the SFT batches taught."""
+    phase = Phase(steps=2, learning_rate=1e-3, fast_rows=4, slow_rows=4, fast_decay=0.5, fast_answer_weight=1.0)
+    small = sft.SftConfig(task="chain_sum", phases=(phase,), hidden_size=16, layers=1, intermediate_size=32)
+    sft.train(small, tmp_path / "sft")
+    config = RlConfig(
+        model=str(tmp_path / "sft"), task="chain_sum", iterations=2, prompts=2, samples=2, mode_margin_coef=None,
+        scheme="adaptthink", trainer={"adaptthink_delta": 0.1},
+    )  # fmt: skip
+    train(config, tmp_path / "rl")
+    assert AutoTokenizer.from_pretrained(tmp_path / "rl").chat_template is not None
+    rows = Curve.rows(tmp_path / "rl")
+    assert [row["step"] for row in rows] == ["1", "2"] and all(0 < float(row["p_fast"]) < 1 for row in rows)
+
+
+def measured(folder, tasks):
+    model, tokenizer = load(folder)
+    modes = ak.Modes.from_pretrained(folder)
+    ak.patch(model, modes)
+    return measure_modes(model, tokenizer, modes, tasks, rows_per_call=1024)
+
+
+@pytest.mark.full
+def test_a_killed_command_goes_on(tmp_path):
+    """Killed outright in the middle; the finished run equals one that was never interrupted."""
+    command = [sys.executable, "-m", "adapt_recipes.cli", "train", "rl", "--seed", "3", "--checkpoint-every", "5"]
+    command += ["--set", "iterations=30", "--set", "prompts=8"]
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    victim = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stdout=subprocess.DEVNULL)
+    while len(Curve.rows(tmp_path / "out")) < 12 and victim.poll() is None:
+        os.sched_yield()
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL and not (tmp_path / "out/model.safetensors").exists()
+    subprocess.run([*command, "--out", str(tmp_path / "out"), "--resume"], check=True, capture_output=True)
+    assert Curve.rows(tmp_path / "out") == Curve.rows(tmp_path / "whole")
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_training_gives_the_shipped_figures(tmp_path, seed):
+    """From the shipped SFT checkpoint, with the default settings and any seed: the figures of the shipped one."""
+    result = train(RlConfig(seed=seed), tmp_path / "rl")
+    assert result.cpu_s < 600
+    tasks = spread_problems("running_sum", 4000, seed=31)
+    base, trained, shipped = (
+        measured(folder, tasks) for folder in (ar.checkpoint_path("sft"), tmp_path / "rl", ar.checkpoint_path("rl"))
+    )
+    by_level = levels(trained)
+    assert min(row.accuracy["slow"] for row in by_level) >= 0.985 and trained.correct[:, 1].mean() >= 0.99
+    assert by_level[0].p_fast >= 0.9 and by_level[-1].p_fast <= 0.1
+    rows = frontier(trained, BIASES)
+    assert all(left.accuracy >= right.accuracy for left, right in zip(rows, rows[1:], strict=False))
+    assert all(left.mean_tokens >= right.mean_tokens for left, right in zip(rows, rows[1:], strict=False))
+    (at_0,), (shipped_at_0,) = frontier(trained, [0.0]), frontier(shipped, [0.0])
+    assert at_0.accuracy - random_choice(base, at_0.mean_tokens) >= 0.05
+    assert at_0.accuracy == pytest.approx(shipped_at_0.accuracy, abs=0.025)
+    assert at_0.mean_tokens == pytest.approx(shipped_at_0.mean_tokens, abs=0.5)
