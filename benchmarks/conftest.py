@@ -13,8 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
+from peak_memory import peak_bytes
 
-_PACKAGES = ("torch", "transformers", "triton", "trl", "liger_kernel", "flashinfer-python", "vllm")
+_PACKAGES = ("torch", "transformers", "triton", "trl", "liger_kernel", "flash-attn", "quack-kernels")
+_PACKAGES += ("flashinfer-python", "vllm")
 # Seconds spent on rounds of one case; at least one round, at most twenty.
 _BUDGET = 0.5
 
@@ -26,17 +28,22 @@ def pytest_configure(config):
 
 @pytest.fixture
 def measure(benchmark):
-    """measure(call): a call or two to warm up and to learn the cost, then as many rounds as the budget allows."""
+    """measure(call): a call or two to warm up and to learn the cost, then as many rounds as the budget allows.
 
-    def run(call):
+    least: rounds at any cost. fresh: bytes of the call's result; its peak beyond them is recorded as `extra_bytes`.
+    """
+
+    def run(call, least=1, fresh=None):
         for _ in range(2):
             start = time.process_time()
             call()
             cost = max(time.process_time() - start, 1e-6)
             if cost > 1:
                 break
-        rounds = int(min(20, max(1, _BUDGET / cost)))
+        rounds = int(min(20, max(least, _BUDGET / cost)))
         benchmark.pedantic(call, rounds=rounds, iterations=int(min(50, max(1, 1e-3 / cost))))
+        if fresh is not None and (peak := peak_bytes(call)) is not None:
+            benchmark.extra_info["extra_bytes"] = max(0, peak - fresh)
 
     return run
 

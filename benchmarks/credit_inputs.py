@@ -5,6 +5,7 @@ from functools import lru_cache
 import pytest
 import torch
 import torch.nn.functional as F
+from credit_peers import NotHere
 
 import adapt_kernels as ak
 
@@ -29,6 +30,22 @@ def make_rows(logits, density=1.0, zero_share=0.0):
     mask = torch.zeros(rows, dtype=torch.bool)
     mask[torch.randperm(rows, generator=generator)[: int(density * rows)]] = True
     return ids, old, advantages, mask
+
+
+def skip_too_large(rows, vocab_size, dtype, light):
+    """Gigabytes of logits are for what copies none (`light`), and in bfloat16 only."""
+    if rows * vocab_size > 1 << 28 and (dtype == "fp32" or not light):
+        pytest.skip("it would take more than 5 GB of logits and copies of them")
+    if rows * vocab_size > 1 << 27 and dtype == "fp32":
+        pytest.skip("as many rows in bfloat16 are measured")
+
+
+def call_or_skip(peer, *arguments):
+    """A call of credit_peers, or a skip with its reason."""
+    try:
+        return peer(*arguments)
+    except NotHere as reason:
+        pytest.skip(str(reason))
 
 
 def one_read(logits):

@@ -46,11 +46,16 @@ def large_empty(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> 
 def rescaled(op: str, gradient: torch.Tensor, loss_grad: torch.Tensor, grad_scale: float) -> torch.Tensor:
     """`gradient`, written for grad_scale, for what the loss is in fact multiplied by."""
     if type(loss_grad) is torch.Tensor:  # subclasses stand for tensors that have no value yet
-        if torch.is_grad_enabled():
-            raise RuntimeError(f"{op} has no second derivative: call backward without create_graph=True")
+        no_second_derivative(op)
         if loss_grad.device.type == "cpu" and loss_grad.item() == grad_scale:
             return gradient
     return gradient * (loss_grad / grad_scale).to(gradient.dtype)
+
+
+def no_second_derivative(op: str) -> None:
+    """Raises RuntimeError in a backward() that is itself recorded."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{op} has no second derivative: call backward without create_graph=True")
 
 
 def check_status(op: str, status: int) -> None:

@@ -8,8 +8,14 @@ namespace adapt {
 inline u16x8 to_bfloat16(f32x8 v) {
   const i32x8 bits = load<i32x8>(&v);
   const i32x8 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const i32x8 nan = v != v;
-  return __builtin_convertvector(nan ? i32x8{} + 0x7fc0 : rounded, u16x8);
+  const i32x8 nan = v != v, kept = nan ? i32x8{} + 0x7fc0 : rounded & 0xffff;
+#if defined(__SSE4_1__)
+  const auto halves = reinterpret_cast<const __m128i*>(&kept);
+  const __m128i packed = _mm_packus_epi32(halves[0], halves[1]);
+  return load<u16x8>(&packed);
+#else
+  return __builtin_convertvector(kept, u16x8);
+#endif
 }
 
 template <typename V>

@@ -12,4 +12,5 @@ PYBIND11_MODULE(adapt_cuda, module) {
              adapt::from_numbers(adapt::logit_gradient_arguments, adapt_logit_gradient_cuda), without_gil);
   module.def("policy_loss_cuda",
              adapt::from_numbers(adapt::policy_loss_arguments, adapt_policy_loss_cuda), without_gil);
+  module.def("rescale_cuda", adapt::from_numbers(adapt::rescale_arguments, adapt_rescale_cuda), without_gil);
 }

@@ -139,6 +139,25 @@ __global__ void __launch_bounds__(kThreads) sum_losses(const double* losses, int
 }
 
 template <typename T>
+__global__ void __launch_bounds__(kThreads) rescale_rows(RescaleArguments a) {
+  const float factor = float(*a.loss_gradient / a.written_for);
+  if (factor == 1) return;
+  const int64_t tiles = tiles_of(a.gradient.vocab_size);
+  for (int64_t job = blockIdx.x * int64_t(kWarps) + threadIdx.x / kWarp; job < a.gradient.count * tiles;
+       job += int64_t(gridDim.x) * kWarps)
+    scale_tile(row_at<T>(a.gradient, job / tiles), job % tiles * kTileColumns, a.gradient.vocab_size, factor);
+}
+
+template <typename T>
+int rescale(const RescaleArguments& a, cudaStream_t stream) {
+  // Few enough that finding nothing to do costs little.
+  constexpr int64_t kBlocks = 2048;
+  const int64_t blocks = (a.gradient.count * tiles_of(a.gradient.vocab_size) + kWarps - 1) / kWarps;
+  if (blocks > 0) ADAPT_LAUNCH(rescale_rows<T>, unsigned(blocks < kBlocks ? blocks : kBlocks), kThreads, stream, a);
+  return last_status();
+}
+
+template <typename T>
 int loss(const PolicyLossArguments& a, cudaStream_t stream) {
   if (a.logits.count > 0) {
     const int64_t tiles = tiles_of(a.logits.vocab_size), extra = sizeof(GradientRow) + 2 * sizeof(Partial) * tiles;
@@ -161,6 +180,16 @@ extern "C" int adapt_policy_loss_cuda(const PolicyLossArguments* arguments, void
     case kFloat32: return adapt::loss<float>(*arguments, on);
     case kBfloat16: return adapt::loss<__nv_bfloat16>(*arguments, on);
     case kFloat16: return adapt::loss<__half>(*arguments, on);
+  }
+  return 1;
+}
+
+extern "C" int adapt_rescale_cuda(const RescaleArguments* arguments, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  switch (arguments->gradient.type) {
+    case kFloat32: return adapt::rescale<float>(*arguments, on);
+    case kBfloat16: return adapt::rescale<__nv_bfloat16>(*arguments, on);
+    case kFloat16: return adapt::rescale<__half>(*arguments, on);
   }
   return 1;
 }

@@ -128,4 +128,22 @@ __device__ inline void write_tile(const T* x, T* out, int64_t begin, int64_t n, 
     from_float(g.any ? column_gradient(to_float(x[at]), begin + at == id, g) : 0.0f, out + begin + at);
 }
 
+// A tile of `row` times `factor`, by a warp.
+template <typename T>
+__device__ inline void scale_tile(T* row, int64_t begin, int64_t n, float factor) {
+  constexpr int kSize = Pack<T>::kSize;
+  const int lane = threadIdx.x % kWarp;
+  if (begin + kTileColumns <= n && aligned(row)) {
+    for (int at = lane * kSize; at < kTileColumns; at += kWarp * kSize) {
+      Pack<T>* place = reinterpret_cast<Pack<T>*>(row + begin + at);
+      Pack<T> pack = *place;
+      for (int k = 0; k < kSize; ++k) from_float(to_float(pack.item[k]) * factor, &pack.item[k]);
+      *place = pack;
+    }
+    return;
+  }
+  for (int64_t at = begin + lane; at < n && at < begin + kTileColumns; at += kWarp)
+    from_float(to_float(row[at]) * factor, row + at);
+}
+
 }  // namespace adapt

@@ -120,11 +120,15 @@ def test_every_argument_reaches_the_kernel(module, play, dtype):
         result = ak.policy_loss(leaf, ids, old, **rows, **SETTINGS, grad_out=grad_out, grad_scale=0.5, backend="native")
         for got, value in zip(result, out, strict=True):
             close(got.float(), value.float())
-        (0.5 * result.loss).backward()
-        close(2 * leaf.grad, whole.grad, dtype)
+        # Once what it was written for, once not.
+        factor = 0.5 if grad_out is None else 2.0
+        (factor * result.loss).backward(retain_graph=True)
+        close(leaf.grad / factor, whole.grad, dtype)
+        with pytest.raises(RuntimeError, match="gives its gradient once on a GPU"):
+            result.loss.backward()
     assert (buffer[:, :, :11] == 7).all() and (buffer[:, :, 311:] == 7).all()
     names = ["token_logprobs_workspace", "token_logprobs_cuda", "logit_gradient_cuda", "policy_loss_cuda"]
-    assert [name for name, *_ in gpu.calls] == [*names, "policy_loss_cuda"]
+    assert [name for name, *_ in gpu.calls] == [*names, "rescale_cuda", "policy_loss_cuda", "rescale_cuda"]
     assert all(current == logits.device for _, current, _ in gpu.calls)
     assert all(last == STREAM for name, _, last in gpu.calls if name.endswith("_cuda"))
 

@@ -32,7 +32,7 @@ def test_every_kernel_compiles_without_spills(source, architecture, tmp_path):
     assert done.returncode == 0, done.stderr
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
     registers = [int(found) for found in re.findall(r"Used (\d+) registers", done.stderr)]
-    assert len(spills) == len(registers) == {"token_logprobs": 9, "policy_loss": 4}[source.stem]
+    assert len(spills) == len(registers) == {"token_logprobs": 9, "policy_loss": 7}[source.stem]
     assert all(pair == ("0", "0") for pair in spills), done.stderr
     assert max(registers) <= 64, "four blocks of 256 threads fit a multiprocessor"
 

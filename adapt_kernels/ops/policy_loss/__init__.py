@@ -81,10 +81,10 @@ def policy_loss(
         grad_out: where the gradient of the logits goes: a tensor of their shape, dtype and device, last dimension
             contiguous, or `logits` itself (which are then gone after the call). None = new memory. Autograd hands out
             this very tensor; a second call overwrites it. The reference backend refuses it.
-            On CUDA, where comparing values would be a sync, it hands out a multiple in new memory.
         grad_scale: the gradient is written times this, and backward() divides it out again. Set it to what the loss
             will be multiplied by (a gradient scaler's scale, 1 / accumulation steps): backward() then has nothing V
-            wide left to do on a CPU, and small float16 gradients do not vanish.
+            wide left to do, and small float16 gradients do not vanish. On CUDA, where the comparison is made on the
+            device, any other factor is multiplied in place, and a second backward() through one call is refused.
 
         process_group: as for `token_logprobs`: the vocabulary is split, and the loss is whole on every process. The
             gradient then takes a second read, in backward(); grad_out is refused.

@@ -3,9 +3,10 @@
 import torch
 
 from adapt_kernels.library import register
+from adapt_kernels.ops import native_kernels, native_rows
 from adapt_kernels.ops.native_kernels import DEVICES as DEVICES
 from adapt_kernels.ops.native_kernels import launch
-from adapt_kernels.ops.native_rows import address, gradient_rows, large_empty, logit_rows, rescaled
+from adapt_kernels.ops.native_rows import address, gradient_rows, large_empty, logit_rows
 from adapt_kernels.ops.policy_loss.arguments import PolicyRows
 from adapt_kernels.ops.policy_loss.result import PolicyLoss
 
@@ -79,13 +80,27 @@ def _fake_loss_into(logits, ids, *_):
 
 def _save(ctx, inputs, output):
     ctx.save_for_backward(output[5])
-    ctx.grad_scale = inputs[15]
+    ctx.grad_scale, ctx.handed_out = inputs[15], False
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, loss_grad, *_):
-    gradient = None if loss_grad is None else rescaled("policy_loss", *ctx.saved_tensors, loss_grad, ctx.grad_scale)
+    gradient = None if loss_grad is None else _hand_out(ctx, loss_grad)
     return gradient, *[None] * (_NUM_INPUTS - 1)
+
+
+def _hand_out(ctx, loss_grad: torch.Tensor) -> torch.Tensor:
+    """The gradient for what the loss is in fact multiplied by; on a GPU scaled in place, if at all."""
+    (gradient,) = ctx.saved_tensors
+    if not native_kernels.on_gpu(gradient.device) or type(loss_grad) is not torch.Tensor:
+        return native_rows.rescaled("policy_loss", gradient, loss_grad, ctx.grad_scale)
+    native_rows.no_second_derivative("policy_loss")
+    if ctx.handed_out:
+        raise RuntimeError("policy_loss gives its gradient once on a GPU, where it is scaled in place: call it again")
+    ctx.handed_out = True
+    multiplier = loss_grad.float()
+    launch("rescale", gradient.device, *logit_rows(gradient), address(multiplier), ctx.grad_scale)
+    return gradient
 
 
 class _GradientInto(torch.autograd.Function):
@@ -97,13 +112,13 @@ class _GradientInto(torch.autograd.Function):
         # Autograd then refuses what a later call overwrites, and whoever kept logits that are gone.
         torch.autograd.graph.increment_version(grad_out)
         ctx.save_for_backward(grad_out)
-        ctx.grad_scale = arguments[-1]
+        ctx.grad_scale, ctx.handed_out = arguments[-1], False
         ctx.mark_non_differentiable(*results[1:])
         return results
 
     @staticmethod
     def backward(ctx, loss_grad, *_):
-        gradient = rescaled("policy_loss", *ctx.saved_tensors, loss_grad, ctx.grad_scale)
+        gradient = _hand_out(ctx, loss_grad)
         return None, gradient, *[None] * (_NUM_INPUTS - 2)
 
 

@@ -66,6 +66,13 @@ inline PolicyLossArguments policy_loss_arguments(
           zeroed, threads};
 }
 
+inline RescaleArguments rescale_arguments(Address gradient, int32_t type, int64_t count, int64_t inner,
+                                          int64_t vocab_size, int64_t outer_stride, int64_t inner_stride,
+                                          Address loss_gradient, double written_for, int32_t) {
+  return {rows_at<void*>(gradient, type, count, inner, vocab_size, outer_stride, inner_stride),
+          at<const float>(loss_gradient), written_for};
+}
+
 // A function of `fill`'s numbers, then one address per further pointer that `run` takes (workspace, stream).
 template <typename Arguments, typename... Numbers, typename... Pointers>
 auto from_numbers(Arguments (*fill)(Numbers...), int (*run)(const Arguments*, Pointers*...)) {

@@ -28,8 +28,16 @@ struct PolicyLossArguments {
   int32_t threads;
 };
 
+// A gradient as it was written, times `loss_gradient` / `written_for`, in place; a quotient of 1 touches nothing.
+struct RescaleArguments {
+  GradientRows gradient;
+  const float* loss_gradient;  // [1], on the device: the host need not wait for it
+  double written_for;
+};
+
 // Returns 0, or 1 for a type it does not know.
 extern "C" int adapt_policy_loss_cpu(const PolicyLossArguments* arguments);
 
 // On a GPU, queued on a cudaStream_t; 2 = the launch failed.
 extern "C" int adapt_policy_loss_cuda(const PolicyLossArguments* arguments, void* stream);
+extern "C" int adapt_rescale_cuda(const RescaleArguments* arguments, void* stream);
