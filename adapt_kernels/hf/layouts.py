@@ -2,8 +2,10 @@
 
 from contextlib import nullcontext
 
-from adapt_kernels.dispatch import unavailable_reason
-from adapt_kernels.hf.segments import SegmentedLayer, bytes_per_position
+import torch
+
+from adapt_kernels.dispatch import backend_module, unavailable_reason
+from adapt_kernels.hf.segments import SegmentedLayer, bytes_per_position, plain_layers
 from adapt_kernels.hf.shared_prompts import (
     PromptRows,
     SharedPromptLayer,
@@ -14,6 +16,15 @@ from adapt_kernels.hf.shared_prompts import (
 
 # Bytes of prompt KV per layer that rows would read again, from which sharing pays on a CPU (measured).
 _WORTH_SHARING = 16 << 20
+
+
+def _fits_triton(layers) -> bool:
+    """Whether the kernel that reads shared prompts on a GPU can run, and takes these layers' keys and values."""
+    if unavailable_reason("triton") is not None:
+        return False
+    kernel = backend_module("segment_attention", "triton")
+    tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+    return all(t.dtype != torch.float64 and t.shape[-1] <= kernel.LARGEST_HEAD for t in tensors)
 
 
 class RowsLayout:
@@ -91,10 +102,11 @@ class LayoutChoice:
             )
         if self._asked == "shared":
             return True
+        layers = plain_layers(cache)
         # A layer elsewhere would need the rows' prompts there.
-        if not marks.all_read() or any(layer.device != self._device for layer in cache.layers):
+        if not layers or not marks.all_read() or any(layer.device != self._device for layer in layers):
             return False
         if self._device.type == "cuda":
-            return unavailable_reason("triton") is None
+            return _fits_triton(layers)
         copied = self._copies * prompt_length * bytes_per_position(cache)
-        return self._device.type == "cpu" and copied >= _WORTH_SHARING * len(cache.layers)
+        return self._device.type == "cpu" and copied >= _WORTH_SHARING * len(layers)

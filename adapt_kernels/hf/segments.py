@@ -146,18 +146,22 @@ def _runs(index) -> list[tuple[slice, slice]]:
     return [(slice(row, row + 1), slice(start, end)) for row, start, end in triples]
 
 
+def plain_layers(cache) -> list[DynamicLayer]:
+    """The layers of a cache that segments will hold."""
+    layers = [layer for layer in cache.layers if type(layer) is DynamicLayer and layer.is_initialized]
+    return [layer for layer in layers if layer.keys.numel()]
+
+
 def bytes_per_position(cache) -> int:
     """Bytes one row needs for one position in the layers that segments will hold."""
-    layers = [layer for layer in cache.layers if type(layer) is DynamicLayer and layer.is_initialized]
-    tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+    tensors = [tensor for layer in plain_layers(cache) for tensor in (layer.keys, layer.values)]
     return sum(tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in tensors)
 
 
 def segment(cache, make_layer) -> None:
     """Replace the plain layers of a cache that holds the prompts; sliding, linear and other layers stay as they are."""
-    for i, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer and layer.is_initialized and layer.keys.numel():
-            cache.layers[i] = make_layer(layer)
+    plain = plain_layers(cache)
+    cache.layers = [make_layer(layer) if layer in plain else layer for layer in cache.layers]
 
 
 def reorder(cache, index, device) -> None:

@@ -59,10 +59,16 @@ def test_attention_is_a_launch_per_segment_and_a_merge(stub):
     assert_fits(stub.launches)
 
 
+@pytest.mark.parametrize("stub", ["sm_80", "sm_90"], indirect=True)
+def test_wide_heads_fit_shared_memory(stub):
+    attend(size=256)
+    assert_fits(stub.launches)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("stub", TARGETS, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("size", [64, 128, 256, 512])
 def test_every_attention_fits(stub, dtype, size):
     attend(dtype=dtype, size=size, softcap=30.0, window=100, sinks=torch.empty(8, dtype=dtype))
     attend(samples=1, dtype=dtype, size=size)

@@ -105,8 +105,9 @@ class TestAuto:
             out = model.generate(prompts(2, 30), **{**call, **more})
             return out, ak.last_stats(model).kv_bytes_peak
 
-    def test_shares_what_is_worth_it(self, monkeypatch):
-        model = shared("llama")
+    @pytest.mark.parametrize("architecture", ["llama", "gemma2", "lfm2"])
+    def test_shares_what_is_worth_it(self, monkeypatch, architecture):
+        model = shared(architecture)
         few, few_peak = self.peak(model)
         monkeypatch.setattr(layouts, "_WORTH_SHARING", 1 << 10)
         many, many_peak = self.peak(model)

@@ -28,12 +28,18 @@ def test_within_1e_5_of_float64(case):
     torch.testing.assert_close(ours.double(), exact, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "value_size", "strided"), [(16, 24, True), (20, 5, False)])
+@pytest.mark.parametrize(("size", "value_size", "strided"), [(16, 24, True), (20, 5, False), (200, 300, True)])
 def test_sizes_and_strides(size, value_size, strided):
     case = {"lengths": (33, 2), "samples": 2, "padded": True, "sinks": True, "strided": strided}
     query, segments, arguments = build(**case, size=size, value_size=value_size, dtype=torch.float32)
     ours, exact = both(query, segments, arguments)
     torch.testing.assert_close(ours.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+def test_heads_that_are_too_wide_are_refused():
+    query, segments, arguments = build(size=513, dtype=torch.float32)
+    with pytest.raises(ValueError, match="heads must be at most 512 wide here; got 513 and 513"):
+        segment_attention(query, segments, **arguments, backend="triton")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

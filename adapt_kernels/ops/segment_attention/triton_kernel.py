@@ -21,7 +21,8 @@ except ModuleNotFoundError:
 
 @dataclass(frozen=True)
 class Config:
-    """Tile sizes, powers of two, for 16-bit tensors; halved for float32. split_positions is what one program reads."""
+    """Tile sizes, powers of two, for 16-bit tensors and heads of up to 128; smaller ones follow for float32 and larger
+    heads. split_positions is what one program reads."""
 
     queries: int = 64
     positions: int = 64
@@ -30,13 +31,18 @@ class Config:
 
 
 _DEFAULT = Config()
+LARGEST_HEAD = 512
 
 
 def segment_attention(query, segments, scale, starts, window, softcap, sinks, config: Config = _DEFAULT):
     """See `adapt_kernels.ops.segment_attention.segment_attention`."""
     if query.dtype == torch.float64:
         raise ValueError("query must be float32, bfloat16 or float16 here; float64 needs backend='reference'")
-    rows, heads, _ = query.shape
+    rows, heads, size = query.shape
+    if max(size, segments[0].values.shape[3]) > LARGEST_HEAD:
+        raise ValueError(
+            f"heads must be at most {LARGEST_HEAD} wide here; got {size} and {segments[0].values.shape[3]}"
+        )
     value_size = segments[0].values.shape[3]
     out = torch.empty(rows, heads, value_size, dtype=query.dtype, device=query.device)
     if rows == 0:
@@ -66,8 +72,9 @@ def _launch_attend(query, segment, offset, split, count, parts, mask, config) ->
     rows, heads, size = query.shape
     share = heads // keys.shape[1]
     largest = 1 if groups is None else groups.largest
-    halving = 2 if query.dtype == torch.float32 else 1
-    tile = min(config.queries // halving, max(16, triton.next_power_of_2(largest * share)))
+    padded = [max(16, triton.next_power_of_2(width)) for width in (size, values.shape[3])]
+    queries, positions, stages = _tile(config, max(padded), query.element_size())
+    tile = min(queries, max(16, triton.next_power_of_2(largest * share)))
     order, first = (None, None) if groups is None else (groups.order, groups.first)
     number = rows if groups is None else len(keys)
     grid = (number, keys.shape[1] * triton.cdiv(largest * share, tile), count)
@@ -76,10 +83,19 @@ def _launch_attend(query, segment, offset, split, count, parts, mask, config) ->
         *(keys, *keys.stride()[:3], values, *values.stride()[:3], values.shape[3], keys.shape[2]),
         *(order, first, offset, *mask, *parts, split, config.split_positions, keys.shape[1]),
         QUERIES=tile,
-        POSITIONS=config.positions // halving,
-        SIZE=max(16, triton.next_power_of_2(size)),
-        VALUE_SIZE=max(16, triton.next_power_of_2(values.shape[3])),
+        POSITIONS=positions,
+        SIZE=padded[0],
+        VALUE_SIZE=padded[1],
         # The interpreter computes with the bits of 16-bit floats: there products are float32 throughout.
         UPCAST=bool(triton.knobs.runtime.interpret),
         num_warps=config.warps if tile * size <= 4096 else 2 * config.warps,
+        **stages,
     )
+
+
+def _tile(config: Config, size: int, item_bytes: int) -> tuple[int, int, dict]:
+    """(queries, positions, stages) whose tiles of `size` columns fit shared memory and registers of every target."""
+    halving = item_bytes // 2
+    times = max(1, size // 128)
+    queries, positions = config.queries // (halving * max(1, times // 2)), config.positions // (halving * times)
+    return max(16, queries), max(16, positions), {} if times * halving < 4 else {"num_stages": 8 // (times * halving)}
