@@ -1,6 +1,6 @@
 """torchrun --nproc_per_node N distributed_run.py folder kind ...: short runs, written down by rank 0.
 
-kinds: "single" (without torchrun), "ddp", "fsdp2", "fsdp2-tied", and "KIND-resumed": KIND stopped at a checkpoint, then
+FSDP2 comes last: accelerate then takes the whole process for sharded. kinds: "single" (without torchrun), "ddp", "fsdp2", "fsdp2-tied", and "KIND-resumed": KIND stopped at a checkpoint, then
 resumed by a new trainer. "killed" is a run that ends by SIGKILL after its second checkpoint.
 """
 

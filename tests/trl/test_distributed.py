@@ -44,7 +44,7 @@ def same_curve(found, expected):
 
 
 def test_two_ranks_are_one_process(tmp_path):
-    found = torchrun(tmp_path, "ddp", "fsdp2", "ddp-resumed")
+    found = torchrun(tmp_path, "ddp", "ddp-resumed", "fsdp2")
     single = run("single", str(tmp_path / "single"))
     assert [found[kind]["distributed"] for kind in ("ddp", "fsdp2")] == ["MULTI_CPU", "FSDP"]
     assert [found[kind]["sharded"] for kind in ("ddp", "fsdp2")] == [False, True]
@@ -75,7 +75,7 @@ def test_a_resumed_run_continues_its_curve(tmp_path, schedule):
     settings = {**SAVING, **SCHEDULES[schedule], "max_steps": 4}
     whole = trainer_of("single", str(tmp_path / "whole"), **settings)
     whole.train()
-    for stopped in (1, 2):
+    for stopped in (1, 2, 3):
         checkpoint = tmp_path / "whole" / f"checkpoint-{stopped}"
         again = trainer_of("single", str(tmp_path / "again"), **settings)
         again.train(resume_from_checkpoint=str(checkpoint))
