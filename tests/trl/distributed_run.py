@@ -1,7 +1,8 @@
 """torchrun --nproc_per_node N distributed_run.py folder kind ...: short runs, written down by rank 0.
 
-FSDP2 comes last: accelerate then takes the whole process for sharded. kinds: "single" (without torchrun), "ddp", "fsdp2", "fsdp2-tied", and "KIND-resumed": KIND stopped at a checkpoint, then
-resumed by a new trainer. "killed" is a run that ends by SIGKILL after its second checkpoint.
+kinds: "single" (without torchrun), "ddp", "fsdp2", "fsdp2-tied", and "KIND-resumed": KIND stopped at a checkpoint, then
+resumed by a new trainer. "killed" is a run that ends by SIGKILL after its third checkpoint. FSDP2 comes last, as
+accelerate takes the whole process for sharded from then on.
 """
 
 import json
@@ -77,6 +78,7 @@ def run(kind, folder):
         try:
             trainer.train()
         except InterruptedError:
+            trainer.accelerator.wait_for_everyone()  # rank 0 may still be writing
             trainer = trainer_of(kind, folder, **saving)
     trainer.train(resume_from_checkpoint=bool(saving))
     history = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -44,22 +44,23 @@ def same_curve(found, expected):
 
 
 def test_two_ranks_are_one_process(tmp_path):
-    found = torchrun(tmp_path, "ddp", "ddp-resumed", "fsdp2")
+    found = torchrun(tmp_path, "ddp", "fsdp2")
     single = run("single", str(tmp_path / "single"))
     assert [found[kind]["distributed"] for kind in ("ddp", "fsdp2")] == ["MULTI_CPU", "FSDP"]
     assert [found[kind]["sharded"] for kind in ("ddp", "fsdp2")] == [False, True]
     assert all(result["world"] == 2 for result in found.values()) and single["world"] == 1
     same_curve(found["ddp"], single)
     same_curve(found["fsdp2"], single)
-    same_curve(found["ddp-resumed"], run("single-resumed", str(tmp_path / "single-resumed")))
 
 
 @pytest.mark.full
-def test_sharded_runs_resume_and_tie_their_embeddings(tmp_path):
-    found = torchrun(tmp_path, "fsdp2-tied", "fsdp2-resumed")
-    assert all(result["sharded"] for result in found.values())
+def test_ranks_resume_and_tie_their_embeddings(tmp_path):
+    found = torchrun(tmp_path, "ddp-resumed", "fsdp2-tied", "fsdp2-resumed")
+    assert [result["sharded"] for result in found.values()] == [False, True, True]
     same_curve(found["fsdp2-tied"], run("single-tied", str(tmp_path / "tied")))
-    same_curve(found["fsdp2-resumed"], run("single-resumed", str(tmp_path / "resumed")))
+    resumed = run("single-resumed", str(tmp_path / "resumed"))
+    same_curve(found["ddp-resumed"], resumed)
+    same_curve(found["fsdp2-resumed"], resumed)
 
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
