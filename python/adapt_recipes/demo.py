@@ -40,30 +40,21 @@ def run_demo(out: Path, count: int = 1000, seed: int = UNUSED_SEED, console: Con
     out.mkdir(parents=True, exist_ok=True)
     tasks = problems(count, seed=seed)
     models = {name: _patched(name) for name in ("sft", "rl")}
-    swept: dict[str, list[SweepRow]] = {}
+    settings = [(name, "mode_bias", bias) for name in models for bias in BIASES]
+    settings += [("sft", "fast_prob", p) for p in FAST_PROBS]
+    base = measure_modes(*models["sft"], tasks)
+    swept: dict[tuple[str, str], list[SweepRow]] = {}
     with Progress(console=console) as progress:
-        bar = progress.add_task(f"{count} problems at each setting", total=2 * len(BIASES) + len(FAST_PROBS) + 1)
-
-        def sweep(name: str, setting: str, values: tuple[float, ...]) -> list[SweepRow]:
-            rows = []
-            for value in values:
-                rows.append(measure(*models[name][:2], tasks, setting, value, seed))
-                progress.advance(bar)
-            return rows
-
-        base = measure_modes(*models["sft"], tasks)
-        progress.advance(bar)
-        swept = {name: sweep(name, "mode_bias", BIASES) for name in models}
-        by_probability = sweep("sft", "fast_prob", FAST_PROBS)
-    rows = [_row(ours, theirs, base) for ours, theirs in zip(swept["rl"], swept["sft"], strict=True)]
+        for name, setting, value in progress.track(settings, description=f"{count} problems at each setting"):
+            model, tokenizer, _ = models[name]
+            row = measure(model, tokenizer, tasks, setting, value, seed)
+            swept.setdefault((name, setting), []).append(row)
+    sft, rl, by_probability = swept.values()
+    rows = [_row(ours, theirs, base) for ours, theirs in zip(rl, sft, strict=True)]
     saved = rows + [_row(row, row, base) for row in by_probability]
     save_rows(saved, out / "frontier.csv")
-    curves = [
-        Curve(name, [FrontierRow(row.value, row.p_fast, row.accuracy, row.mean_tokens) for row in found])
-        for name, found in swept.items()
-    ]
     save_frontiers(
-        curves, lambda tokens: random_choice(base, tokens), out / "frontier.png",
+        [_curve("sft", sft), _curve("rl", rl)], lambda tokens: random_choice(base, tokens), out / "frontier.png",
         f"One bias on one token: {count} problems, seed {seed}", "sft",
     )  # fmt: skip
     console.print(demo_table(rows))
@@ -78,6 +69,10 @@ def _patched(name: str) -> tuple[Any, Any, ak.Modes]:
     model, tokenizer = load(folder)
     modes = ak.Modes.from_pretrained(folder)
     return ak.patch(model, modes), tokenizer, modes
+
+
+def _curve(label: str, rows: list[SweepRow]) -> Curve:
+    return Curve(label, [FrontierRow(row.value, row.p_fast, row.accuracy, row.mean_tokens) for row in rows])
 
 
 def _row(row: SweepRow, sft: SweepRow, base: Outcomes) -> dict[str, Any]:

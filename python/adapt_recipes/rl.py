@@ -89,13 +89,7 @@ def train(config: RlConfig, out: str | Path, resume: bool = False, checkpoint_ev
     """
     out = Path(out)
     check_output(out, resume, checkpoint_every)
-    extras.require("trl", "trl", "training by reinforcement")
-    family_of(config.task).require()
-    folder = model_folder(config.model)
-    tokenizer = load_tokenizer(folder)
-    modes = load_modes(folder, tokenizer, config.fast, config.slow)
-    check_vocabulary(modes, tokenizer, folder)
-    settings = trainer_config(config, out, config.max_new_tokens or default_length(folder))
+    folder, tokenizer, modes, settings = checked(config, out)
     with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
         model = load_model(folder).train()
         use_cache = model.config.use_cache
@@ -127,6 +121,21 @@ def train(config: RlConfig, out: str | Path, resume: bool = False, checkpoint_ev
     return RlResult(model.eval(), **clock.spent())
 
 
+def checked(config: RlConfig, out: Path) -> tuple[Path, Any, ak.Modes, Any]:
+    """Everything of a run that needs no model: its folder, tokenizer, modes and the trainer's settings."""
+    extras.require("trl", "trl", "training by reinforcement")
+    family_of(config.task).require()
+    folder = model_folder(config.model)
+    tokenizer = load_tokenizer(folder)
+    modes = load_modes(folder, tokenizer, config.fast, config.slow)
+    for name in modes.names:
+        for token in modes[name].ids or ():
+            if token >= len(tokenizer):
+                raise ValueError(f"mode {name!r} of {folder} opens with token {token}, but its tokenizer has only "
+                                 f"{len(tokenizer)} tokens")
+    return folder, tokenizer, modes, trainer_config(config, out, config.max_new_tokens or default_length(folder))
+
+
 def training_problems(config: RlConfig) -> list[Problem]:
     """The problems of every step in order: `prompts` of them a step, uniform over the difficulties."""
     count = config.iterations * config.prompts
@@ -144,12 +153,3 @@ def default_length(folder: Path) -> int:
     if not (folder / "generation_config.json").is_file():
         return FALLBACK_MAX_NEW_TOKENS
     return GenerationConfig.from_pretrained(folder).max_new_tokens or FALLBACK_MAX_NEW_TOKENS
-
-
-def check_vocabulary(modes: ak.Modes, tokenizer: Any, folder: Path) -> None:
-    """Raise ValueError when a mode opens with an id that the tokenizer does not have."""
-    for name in modes.names:
-        for token in modes[name].ids or ():
-            if token >= len(tokenizer):
-                raise ValueError(f"mode {name!r} of {folder} opens with token {token}, but its tokenizer has only "
-                                 f"{len(tokenizer)} tokens")

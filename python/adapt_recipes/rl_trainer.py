@@ -90,7 +90,7 @@ def build_trainer(model: Any, tokenizer: Any, modes: ak.Modes, settings: Any, op
 
         def on_log(self, args, state, control, logs, **_):
             if METRICS["reward"] in logs:  # not in the summary at the end
-                after_step(state.global_step, {name: float(logs.get(key, "nan")) for name, key in METRICS.items()})
+                after_step(state.global_step, {name: _number(logs.get(key)) for name, key in METRICS.items()})
 
     rows = [{"prompt": _prompt(tokenizer, task), "problem": asdict(task)} for task in tasks]
     if settings.scheme == "adaptthink":
@@ -109,6 +109,11 @@ def slow_accuracy(model: Any, tokenizer: Any, modes: ak.Modes, tasks: Sequence[P
     """Greedy accuracy of the last mode on each problem: what AdaptThink compares with."""
     with ak.patched(model, modes):
         return measure_modes(model, tokenizer, modes, tasks).correct[:, -1].tolist()
+
+
+def _number(logged: float | None) -> float:
+    """None, for the accuracy of a mode that no sample is in, as NaN."""
+    return float("nan") if logged is None else float(logged)
 
 
 def _prompt(tokenizer: Any, task: Problem) -> Any:

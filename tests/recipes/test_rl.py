@@ -83,6 +83,14 @@ def test_the_seed_decides(whole, tmp_path):
     assert weights(tmp_path) != weights(whole[0])
 
 
+def test_a_rollout_without_one_mode_is_no_error(tmp_path):
+    """Two samples of a model that chooses: often both are fast, and slow has no accuracy in that step."""
+    train(replace(TINY, prompts=1, samples=2, rollout="auto"), tmp_path)
+    rows = Curve.rows(tmp_path)
+    assert len(rows) == 6 and all(0 < float(row["p_fast"]) < 1 for row in rows)
+    assert any("nan" in (row["fast_accuracy"], row["slow_accuracy"]) for row in rows)
+
+
 def test_another_configuration_is_no_resumption(whole, tmp_path):
     with pytest.raises(ValueError, match=r"already holds a run at step 6: resume it \(--resume\)"):
         train(TINY, whole[0])
