@@ -41,7 +41,8 @@ class Run:
 
         self.device = Device("cpu" if options.dry_run else "cuda", tiny=options.dry_run or options.watched)
         self.deadline = time.monotonic() + options.seconds
-        self.path = None if options.dry_run and options.out is None else self._path(options.out)
+        kept = not options.watched and not (options.dry_run and options.out is None)
+        self.path = self._path(options.out) if kept else None
         self.report = {"environment": environment(self.device), "stages": {}, "cases": {}}
 
     def _path(self, folder) -> Path:
@@ -64,7 +65,7 @@ class Run:
             if self.left < 5:
                 raise NotRun("no time left")
             outcome, detail = "passed", work()
-        except NotRun as reason:
+        except (NotRun, ModuleNotFoundError) as reason:
             outcome, detail = "not run", str(reason)
         except Exception as error:  # one stage that fails must not cost the others
             outcome, detail = "FAILED", f"{type(error).__name__}: {error}"[-2000:]
@@ -118,7 +119,7 @@ def figures(run: Run) -> str:
 
     clock = Clock(run.device)
     speed = run.report["bytes_per_second"] = bandwidth(run.device, clock)
-    reserve, failures = run.device.pick(240, 0), []  # seconds for generate and the tests
+    reserve, failures = run.device.pick(330, 0), []  # seconds for generate, tests and sanitizer
     for name, peer, moved, make in cases(run.device):
         key = f"{name}-{peer}"
         if run.left < reserve:
@@ -158,8 +159,8 @@ def tests(run: Run) -> str:
     if find_spec("pytest") is None:
         raise NotRun("pytest is not installed")
     chosen = ["tests/ops", "-m", "not full"] if run.device.real else ["tests/ops/test_policy_loss.py", "--collect-only"]
-    command = [sys.executable, *TESTS, *chosen]
-    return _last_line(run, command, 200)
+    workers = ["-n", "8"] if run.device.real and find_spec("xdist") else []
+    return _last_line(run, [sys.executable, *TESTS, *workers, *chosen], 170)
 
 
 def sanitizer(tool: str, run: Run) -> str:
@@ -172,7 +173,7 @@ def sanitizer(tool: str, run: Run) -> str:
     if not Path(program).exists():
         raise NotRun("compute-sanitizer is not installed")
     command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, __file__, "--watched"]
-    return _last_line(run, command, 90)
+    return _last_line(run, command, 70)
 
 
 def _last_line(run: Run, command, most: float) -> str:
