@@ -7,7 +7,7 @@ ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal --benchmark-disable
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all bench demo clean
+.PHONY: help install lint test test-all bench gpu demo clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,10 @@ bench: ## Measure everything that runs here (about half an hour); results in ben
 	for file in benchmarks/bench_*.py; do name=$${file##*/bench_}; \
 	  OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q $$file --benchmark-columns=min,median,rounds \
 	    --benchmark-json=benchmarks/results/$${name%.py}_cpu.json $(ARGS) || exit; done
+	$(PYTHON) benchmarks/report.py
+
+gpu: ## Check and measure everything on an NVIDIA GPU (10 minutes); ARGS=--dry-run goes through it on a CPU
+	$(PYTHON) benchmarks/gpu.py $(ARGS)
 	$(PYTHON) benchmarks/report.py
 
 demo: ## Sweep the bias on the shipped checkpoint: accuracy against thinking cost

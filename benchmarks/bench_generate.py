@@ -41,7 +41,7 @@ class RowLengths(StoppingCriteria):
         self.lengths, self._prompt_length = torch.tensor(lengths), prompt_length
 
     def __call__(self, input_ids, scores, **kwargs):
-        return input_ids.shape[1] >= self.lengths + self._prompt_length
+        return (input_ids.shape[1] >= self.lengths + self._prompt_length).to(input_ids.device)
 
 
 def mixed(vocab_size, short, long, **sampling):

@@ -124,32 +124,66 @@ def tokens_per_second_table() -> str:
 
 
 def credit_table() -> str:
-    """Ratios of the training ops at 512 rows of V = 151936, float32; masked rows cost TRL as much as others."""
+    """Ratios of the training ops at 512 rows of V = 151936; masked rows cost TRL as much as others."""
     lines = [
-        "| op | rows | ms | x TRL, 8 sequences | x TRL, flat rows | reads of the logits |",
-        "|---|---|---|---|---|---|",
+        "| op | rows | ms | x TRL, 8 sequences | x TRL, flat rows | x `torch.compile` | reads of the logits "
+        "| MB beyond the result: ours, TRL's |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for op, label, cases in CREDIT:
-        seconds, at = seconds_of(op), f"test_{op}[V151936-rows512-fp32"
-        for case in cases:
-            ours = seconds[f"{at}-{case}]"]
-            row = [f"`{op}`, {label}", ROWS[case], f"{ours * 1e3:.0f}"]
-            row += [f"{seconds[f'{at}-{peer}]'] / ours:.1f}" for peer in ("trl", "trl_flat")]
-            row.append(f"{ours / seconds[f'{at}-one_read]']:.1f}")
-            lines.append(f"| {' | '.join(row)} |")
+        lines += [_credit_line(op, label, "fp32", case) for case in cases]
+        lines += [_credit_line(op, label, "bf16", case) for case in cases if case in ("adapt_kernels", "buffer")]
     seconds, at = seconds_of("policy_loss"), "test_linear_policy_loss"
     for case in ("adapt_kernels", "halfmasked"):
         ours = seconds[f"{at}[{case}]"]
         row = ["`linear_policy_loss`, D = 256", ROWS[case], f"{ours * 1e3:.0f}", f"{seconds[f'{at}[trl]'] / ours:.1f}"]
-        row += ["not run", f"{ours / seconds[f'{at}[three_gemms]']:.2f} x its three GEMMs"]
+        row += ["not run", "not run", f"{ours / seconds[f'{at}[three_gemms]']:.2f} x its three GEMMs", "not run"]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
+
+
+def _credit_line(op, label, dtype, case) -> str:
+    seconds, at = seconds_of(op), f"test_{op}[V151936-rows512-{dtype}"
+    counts = json.loads((RESULTS / f"{op}_cpu.json").read_text("utf-8"))["counts"]
+    ours = seconds[f"{at}-{case}]"]
+    row = [f"`{op}`, {label}", ROWS[case] + (", bfloat16" if dtype == "bf16" else ""), f"{ours * 1e3:.0f}"]
+    row += [f"{seconds[f'{at}-{peer}]'] / ours:.1f}" for peer in ("trl", "trl_flat", "torch_compile")]
+    row.append(f"{ours / seconds[f'{at}-one_read]']:.1f}")
+    row.append(", ".join(f"{counts[f'{at}-{name}]']['extra_bytes'] / 1e6:.0f}" for name in (case, "trl_flat")))
+    return f"| {' | '.join(row)} |"
+
+
+def gpu_table() -> str:
+    """Every figure taken on a GPU, or a line that says there is none."""
+    lines = ["| GPU | case | ours: ms | share of a copy's bandwidth | peers: x ours |", "|---|---|---|---|---|"]
+    for path in sorted(RESULTS.glob("gpu_*.json")):
+        results = json.loads(path.read_text("utf-8"))
+        lines += _gpu_lines(results["environment"]["device"], results["cases"])
+    if len(lines) == 2:
+        lines.append("| not run | `make gpu` | not run | not run | not run |")
+    return "\n".join(lines) + "\n"
+
+
+def _gpu_lines(device, cases) -> list[str]:
+    lines = []
+    times = {key: case.get("warm", case.get("seconds")) for key, case in cases.items()}
+    for key, ours in times.items():
+        name, _, peer = key.rpartition("-")
+        if ours is None or peer not in ("adapt_kernels", "adapt_kernels_in_place", "patched"):
+            continue
+        share = cases[key].get("share")
+        others = {k[len(name) + 1 :]: t for k, t in times.items() if k.startswith(f"{name}-") and k != key and t}
+        ratios = ", ".join(f"{other} {t / ours:.2f}" for other, t in others.items())
+        row = [device, f"`{key}`", f"{ours * 1e3:.3f}", "" if share is None else f"{share:.0%}", ratios or "not run"]
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
 
 
 TABLES = {
     "environment": env.markdown_table,
     "mode_sample": mode_sample_table,
     "credit": credit_table,
+    "gpu": gpu_table,
     "generate": generate_table,
     "segment_attention": segment_attention_table,
     "tokens_per_second": tokens_per_second_table,

@@ -1,6 +1,8 @@
 """The benchmarks run, and README shows what they wrote."""
 
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_readme_shows_the_committed_results():
+def load_report():
     spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
     report = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(report)
+    return report
+
+
+def test_readme_shows_the_committed_results():
+    report = load_report()
     text = report.README.read_text("utf-8")
     for name in report.TABLES:
         assert f"<!-- {name}: generated -->\n|" in text, name
@@ -42,3 +49,31 @@ def test_every_kernel_of_segment_attention_runs():
 def test_every_plan_of_generate_runs():
     # Patched, unpatched, unpatched with a static cache, and continuous batching.
     assert "4 passed" in run("bench_generate", "single-greedy")
+
+
+def gpu(*arguments):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_the_gpu_run_says_that_there_is_no_gpu():
+    done = gpu()
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith("make gpu needs an NVIDIA GPU") and done.stderr.count("\n") == 1
+
+
+def test_every_stage_of_the_gpu_run_goes_through_on_a_cpu(tmp_path):
+    done = gpu("--dry-run", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "gpu_dry_run.json").read_text("utf-8"))
+    outcomes = {name: stage["outcome"] for name, stage in results["stages"].items()}
+    needs_gpu = {"nothing waits", "graph of a decode step", "memcheck", "racecheck"}
+    assert {name for name, outcome in outcomes.items() if outcome == "not run"} == needs_gpu
+    assert set(outcomes.values()) == {"passed", "not run"} and len(outcomes) == 12
+    ours = {key: case for key, case in results["cases"].items() if "-adapt_kernels" in key or key.endswith("-patched")}
+    assert len(ours) == 20 and all("not run" not in case for case in ours.values())
+    # README's table of such a run: a line for each.
+    lines = load_report()._gpu_lines("a GPU", results["cases"])
+    assert len(lines) == len(ours) and all(line.count("|") == 6 for line in lines)

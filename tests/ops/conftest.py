@@ -3,8 +3,12 @@
 from functools import partial
 
 import pytest
+import torch
+from on_gpu import CUDA, moved
 
 import adapt_kernels as ak
+
+CREDIT_OPS = ("token_logprobs", "policy_loss", "linear_policy_loss")
 
 
 @pytest.fixture(scope="session", params=list(ak.backends()))
@@ -17,7 +21,8 @@ def backend(request):
 
 @pytest.fixture(scope="session")
 def sample(backend):
-    return partial(ak.mode_sample, backend=backend)
+    on_gpu = backend == "triton" and torch.cuda.is_available()
+    return partial(moved(ak.mode_sample, "triton", "triton") if on_gpu else ak.mode_sample, backend=backend)
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +31,18 @@ def sample64(backend, sample):
     if backend != "reference":
         pytest.skip("only the reference backend takes float64 logits")
     return sample
+
+
+@pytest.fixture(params=["reference", "native", pytest.param(CUDA, marks=pytest.mark.gpu)])
+def credit_backend(request, monkeypatch):
+    """The name of a backend on the CPU; or "cuda", by which `ak`'s credit ops then mean "native" on a GPU."""
+    if request.param == CUDA:
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU")
+        for name in CREDIT_OPS:
+            monkeypatch.setattr(ak, name, moved(getattr(ak, name), CUDA, "native"))
+        return CUDA
+    reason = ak.backends()[request.param]
+    if reason is not None:
+        pytest.skip(f"backend {request.param}: {reason}")
+    return request.param

@@ -14,12 +14,9 @@ INF, NAN = math.inf, math.nan
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(params=["reference", "native"])
-def backend(request):
-    reason = ak.backends()[request.param]
-    if reason is not None:
-        pytest.skip(f"backend {request.param}: {reason}")
-    return request.param
+@pytest.fixture
+def backend(credit_backend):
+    return credit_backend
 
 
 @pytest.fixture
