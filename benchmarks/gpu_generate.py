@@ -67,9 +67,9 @@ def build(device: Device):
 
 
 def _measure(device: Device, clock: Clock, model, plan, call) -> dict:
-    run = partial(continuous, model) if plan == "continuous" else model.generate
     if plan.startswith("patched"):
         ak.patch(model, MODES)
+    run = partial(continuous, model) if plan == "continuous" else model.generate  # the patched one, once it is
     try:
         if plan != "continuous":
             model.generate(**{**call, "max_new_tokens": 2, "stopping_criteria": None})
