@@ -190,10 +190,11 @@ def _waits(device) -> bool:
 
 
 def _segments_or_sdpa(module, query, key, value, attention_mask, **settings):
-    out = _attend_segments(query, key, settings)
-    return (
-        out if out is not None else AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **settings)
-    )
+    # Some releases of transformers leave a softcap out here, the others refuse it; none has sinks.
+    out = _attend_segments(query, key, {**settings, "softcap": None, "s_aux": None})
+    if out is not None:
+        return out
+    return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **settings)
 
 
 def _segments_or_eager(module, query, key, value, attention_mask, **settings):
@@ -211,7 +212,7 @@ def _attend_segments(query, key, settings: dict):
     if layer is None:
         return None
     if isinstance(layer, _Mark):
-        layer.read = True
+        layer.read = settings.get("position_bias") is None  # which segment_attention does not take
         return None
     known = {
         "softcap": settings.get("softcap"),

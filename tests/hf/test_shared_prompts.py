@@ -13,7 +13,7 @@ from tiny_models import DECODER_ONLY, EOS, FAST, SLOW, build, left_padded, promp
 from transformers.cache_utils import DynamicLayer
 
 import adapt_kernels as ak
-from adapt_kernels.hf import layouts
+from adapt_kernels.hf import layouts, shared_prompts
 from adapt_kernels.hf.allotment import Allotment, RecentLengths
 from adapt_kernels.hf.segments import KVLedger
 from adapt_kernels.hf.shared_prompts import PromptRows, SharedPromptLayer
@@ -53,6 +53,27 @@ def test_tokens_equal_the_unpatched_models(architecture, samples, padded):
     assert torch.equal(ours.sequences, unpatched.sequences)
     assert ours.stats.row_steps == rows.stats.row_steps
     assert model.config._attn_implementation == implementation
+
+
+@pytest.mark.parametrize(
+    ("implementation", "honoured"), [("sdpa", {"sliding_window"}), ("eager", {"sliding_window", "softcap", "s_aux"})]
+)
+def test_takes_the_settings_that_the_plain_implementation_takes(implementation, honoured):
+    """Under sdpa, transformers leaves a softcap out or refuses it, depending on the release."""
+    seen, key = {}, torch.zeros(1, 1, 1, 4)
+    key.segments_of = type("Layer", (), {"attend": lambda self, query, **settings: seen.update(settings) or query})()
+    given = {"scaling": 0.5, "sliding_window": 3, "softcap": 2.0, "s_aux": torch.ones(1)}
+    shared_prompts._FUNCTIONS[implementation](None, torch.zeros(1, 1, 1, 4), key, key, None, **given)
+    names = {"sliding_window": "window", "softcap": "softcap", "s_aux": "sinks"}
+    assert {name for name, ours in names.items() if seen[ours] is not None} == honoured and seen["scale"] == 0.5
+
+
+def test_a_position_bias_is_not_left_out():
+    key = torch.zeros(1, 1, 1, 4)
+    key.segments_of = mark = shared_prompts._Mark()
+    for bias, read in ((torch.zeros(1), False), (None, True)):
+        shared_prompts._attend_segments(key, key, {"position_bias": bias})
+        assert mark.read == read
 
 
 def test_stores_a_prompt_once():
