@@ -81,6 +81,17 @@ def test_a_row_in_one_block_needs_no_cluster(credit, device):
     assert credit.last_launch() == (1, 32 * 2048 + 48 + 2 * 12 * 32)
 
 
+def test_a_cluster_the_device_refuses_is_done_without(credit, device):
+    logits, ids, old, advantages = problem(2, 8 * KB, torch.float32, seed=12)
+    device(5 * KB, 22 * KB, 1)
+    staged = credit.policy_loss(logits, ids, old, advantages)
+    assert credit.last_launch()[0] == 8
+    device(5 * KB, 22 * KB, 1, 4)
+    found = credit.policy_loss(logits, ids, old, advantages)
+    assert credit.last_launch() == (1, 48 + 2 * 12 * 8)
+    assert all(torch.equal(a, b) for a, b in zip(staged, found, strict=True))
+
+
 def test_offsets_beyond_32_bits(credit):
     """Two rows 2^31 elements apart, logits and gradient, in 4 GB that are never touched between them."""
     pages = mmap.mmap(-1, (2**31 + 4096) * 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
