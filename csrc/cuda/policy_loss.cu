@@ -43,17 +43,23 @@ __device__ void leave_out(const PolicyLossArguments& a, int64_t row) {
   a.clipped[row] = false;
 }
 
+// One thread's, for the others and for itself later: registers kept across a whole row would spill.
+struct RowState {
+  TokenLogit token;
+  GradientRow decision;
+};
+
 // A block's share of a cluster's shared memory.
 template <typename T>
 struct BlockMemory {
-  T* staged;          // its tiles of the row
+  T* staged;  // its tiles of the row
+  RowState* row;
   Partial* partials;  // all tiles of the row; two of them, as a neighbour may be a row ahead
-  GradientRow* decision;
 
   __device__ BlockMemory(unsigned char* shared, const RowLayout& layout)
       : staged(reinterpret_cast<T*>(shared)),
-        partials(reinterpret_cast<Partial*>(shared + layout.staged_bytes)),
-        decision(reinterpret_cast<GradientRow*>(partials + 2 * layout.tiles)) {}
+        row(reinterpret_cast<RowState*>(shared + layout.staged_bytes)),
+        partials(reinterpret_cast<Partial*>(row + 1)) {}
 };
 
 // This block's tiles: statistics to every block of the cluster, the columns to shared memory.
@@ -74,7 +80,7 @@ __device__ void scan_tiles(const T* x, int64_t n, float scale2, const RowLayout&
 
 template <typename T>
 __device__ void write_tiles(const T* x, T* out, int64_t n, int64_t id, const RowLayout& layout,
-                            const BlockMemory<T>& memory, const GradientRow& decision) {
+                            const BlockMemory<T>& memory, const GradientRow decision) {
   const int64_t first = layout.first_tile(cluster_rank()), last = layout.last_tile(cluster_rank());
   for (int64_t tile = first + threadIdx.x / kWarp; tile < last; tile += kWarps) {
     const int64_t begin = tile * kTileColumns;
@@ -96,14 +102,14 @@ __global__ void __launch_bounds__(kThreads) loss_rows(PolicyLossArguments a, Row
     const T* x = row_at<T>(a.logits, row);
     if (a.mask && !a.mask[row]) {
       if (threadIdx.x == 0) {
-        *memory.decision = GradientRow{};
+        memory.row->decision = GradientRow{};
         if (first) leave_out(a, row);
       }
       __syncthreads();
     } else {
       const float scale2 = log2_scale(a.temperature[row]);
       // Before another block writes the gradient over it.
-      const TokenLogit token = threadIdx.x == 0 ? token_logit(x, n, a.ids[row]) : TokenLogit{};
+      if (threadIdx.x == 0) memory.row->token = token_logit(x, n, a.ids[row]);
       scan_tiles(x, n, scale2, layout, memory, partials);
       if (layout.cluster > 1) cluster_sync();
       else __syncthreads();
@@ -112,13 +118,13 @@ __global__ void __launch_bounds__(kThreads) loss_rows(PolicyLossArguments a, Row
           const int64_t begin = g * kGroupTiles, left = layout.tiles - begin;
           return merge_group(partials + begin, left < kGroupTiles ? left : kGroupTiles, scale2);
         });
-        if (threadIdx.x == 0) *memory.decision = decide(a, row, token, whole, first);
+        if (threadIdx.x == 0) memory.row->decision = decide(a, row, memory.row->token, whole, first);
       }
       partials = partials == memory.partials ? partials + layout.tiles : memory.partials;
       __syncthreads();
     }
-    if (a.gradient.data && (memory.decision->any || !a.zeroed))
-      write_tiles(x, row_at<T>(a.gradient, row), n, a.ids[row], layout, memory, *memory.decision);
+    if (a.gradient.data && (memory.row->decision.any || !a.zeroed))
+      write_tiles(x, row_at<T>(a.gradient, row), n, a.ids[row], layout, memory, memory.row->decision);
     // The next row's decision must not overtake a thread that is still writing this one's.
     __syncthreads();
   }
@@ -160,7 +166,7 @@ int rescale(const RescaleArguments& a, cudaStream_t stream) {
 template <typename T>
 int loss(const PolicyLossArguments& a, cudaStream_t stream) {
   if (a.logits.count > 0) {
-    const int64_t tiles = tiles_of(a.logits.vocab_size), extra = sizeof(GradientRow) + 2 * sizeof(Partial) * tiles;
+    const int64_t tiles = tiles_of(a.logits.vocab_size), extra = sizeof(RowState) + 2 * sizeof(Partial) * tiles;
     RowLayout layout = row_layout(tiles, a.gradient.data ? sizeof(T) * kTileColumns : 0, extra, device_limits());
     if (!launch_rows(loss_rows<T>, a, layout, kThreads, stream)) {
       layout = unstaged_layout(tiles, extra);

@@ -36,7 +36,7 @@ __device__ inline void load_tile(const T* x, int64_t begin, int64_t n, LanePacks
   for (int j = 0; j < LanePacks<T>::kPacks; ++j) {
     const int64_t at = begin + (j * kWarp + lane) * kSize;
     if (whole) {
-      mine->pack[j] = *reinterpret_cast<const Pack<T>*>(x + at);
+      mine->pack[j] = load_pack(x + at);
     } else {
 #pragma unroll
       for (int k = 0; k < kSize; ++k) {
@@ -51,7 +51,7 @@ template <typename T>
 __device__ inline void stage_tile(const LanePacks<T>& mine, T* staged) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
-  for (int j = 0; j < LanePacks<T>::kPacks; ++j) reinterpret_cast<Pack<T>*>(staged)[j * kWarp + lane] = mine.pack[j];
+  for (int j = 0; j < LanePacks<T>::kPacks; ++j) store_pack(mine.pack[j], staged + (j * kWarp + lane) * Pack<T>::kSize);
 }
 
 __device__ inline float warp_max(float max) {
@@ -107,20 +107,20 @@ __device__ inline Partial merge_groups(int64_t groups, float scale2, Group group
 }
 
 // A tile of the gradient by a warp. `x` is the tile's first column, staged or not, `out` the row; they may be the same
-// memory: a column is read by the lane that writes it.
+// memory: a column is read by the lane that writes it. `g` by value: in shared memory it would be read for every column.
 template <typename T>
-__device__ inline void write_tile(const T* x, T* out, int64_t begin, int64_t n, int64_t id, const GradientRow& g) {
+__device__ inline void write_tile(const T* x, T* out, int64_t begin, int64_t n, int64_t id, const GradientRow g) {
   constexpr int kSize = Pack<T>::kSize;
   const int lane = threadIdx.x % kWarp;
   if (begin + kTileColumns <= n && aligned(x) && aligned(out)) {
     for (int at = lane * kSize; at < kTileColumns; at += kWarp * kSize) {
       Pack<T> pack{};
       if (g.any) {
-        pack = *reinterpret_cast<const Pack<T>*>(x + at);
+        pack = load_pack(x + at);
         for (int k = 0; k < kSize; ++k)
           from_float(column_gradient(to_float(pack.item[k]), begin + at + k == id, g), &pack.item[k]);
       }
-      *reinterpret_cast<Pack<T>*>(out + begin + at) = pack;
+      store_pack(pack, out + begin + at);
     }
     return;
   }
@@ -135,10 +135,9 @@ __device__ inline void scale_tile(T* row, int64_t begin, int64_t n, float factor
   const int lane = threadIdx.x % kWarp;
   if (begin + kTileColumns <= n && aligned(row)) {
     for (int at = lane * kSize; at < kTileColumns; at += kWarp * kSize) {
-      Pack<T>* place = reinterpret_cast<Pack<T>*>(row + begin + at);
-      Pack<T> pack = *place;
+      Pack<T> pack = load_pack(row + begin + at);
       for (int k = 0; k < kSize; ++k) from_float(to_float(pack.item[k]) * factor, &pack.item[k]);
-      *place = pack;
+      store_pack(pack, row + begin + at);
     }
     return;
   }

@@ -24,6 +24,19 @@ struct alignas(16) Pack {
   T item[kSize];
 };
 
+template <typename T>
+__device__ inline Pack<T> load_pack(const T* place) {
+  return *reinterpret_cast<const Pack<T>*>(place);
+}
+
+// As one word: left to itself the compiler stores 16-bit items two by two.
+template <typename T>
+__device__ inline void store_pack(const Pack<T>& pack, T* place) {
+  uint4 word;
+  memcpy(&word, &pack, sizeof word);
+  *reinterpret_cast<uint4*>(place) = word;
+}
+
 // With a = (x - max) log2(e) / T: mass = sum 2^a, moment = sum 2^a a. No column yet: max -inf, mass 0.
 struct Partial {
   float max, mass, moment;

@@ -14,6 +14,7 @@ import adapt_kernels as ak
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [ROOT / f"csrc/cuda/{name}.cu" for name in ("token_logprobs", "policy_loss")]
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+LIMITS = ("block_shared", "multiprocessor_shared", "clusters", "largest_cluster")
 P, I64, F64, I32, BOOL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int32, ctypes.c_bool
 
 
@@ -120,14 +121,13 @@ class Credit:
         return I64.in_dll(self.library, f"adapt_host_{name}")
 
     def limits(self):
-        """(shared memory of a block, of a multiprocessor, whether there are clusters) of the device played."""
-        return tuple(self._number(name).value for name in ("block_shared", "multiprocessor_shared", "clusters"))
+        """Of the device played: shared memory of a block, of a multiprocessor, whether it has clusters, the largest."""
+        return tuple(self._number(name).value for name in LIMITS)
 
-    def set_limits(self, block_shared, multiprocessor_shared, clusters):
+    def set_limits(self, *limits):
         """Another device."""
-        self._number("block_shared").value = block_shared
-        self._number("multiprocessor_shared").value = multiprocessor_shared
-        self._number("clusters").value = clusters
+        for name, limit in zip(LIMITS, limits, strict=False):
+            self._number(name).value = limit
 
     def last_launch(self):
         """(blocks per cluster, shared bytes per block) of the last launch that asks for them."""

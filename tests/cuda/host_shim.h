@@ -197,6 +197,8 @@ inline float __shfl_xor_sync(unsigned, float value, int step) {
 extern "C" {
 inline int64_t adapt_host_block_shared = 227 << 10, adapt_host_multiprocessor_shared = 228 << 10;
 inline int64_t adapt_host_clusters = 1;
+// Launches of larger clusters fail, as on a device whose multiprocessors are shared out.
+inline int64_t adapt_host_largest_cluster = 8;
 // Blocks of the last cluster launched, and its shared bytes each.
 inline int64_t adapt_host_last_cluster = 0, adapt_host_last_shared = 0;
 }
@@ -225,6 +227,7 @@ template <typename... Parameters>
 cudaError_t launch_clusters(void (*kernel)(Parameters...), unsigned clusters, unsigned size, unsigned threads,
                             int64_t shared_bytes, cudaStream_t, Parameters... arguments) {
   if (shared_bytes > adapt_host_block_shared) return cudaErrorInvalidValue;
+  if (size > adapt_host_largest_cluster) return cudaErrorLaunchOutOfResources;
   adapt_host_last_cluster = size;
   adapt_host_last_shared = shared_bytes;
   host_shim::launch(kernel, clusters, size, threads, size_t(shared_bytes), arguments...);

@@ -69,7 +69,7 @@ def test_a_real_vocabulary_on_an_h100_and_an_a100(credit, device, dtype):
     assert credit.last_launch()[0] == 8 and credit.last_launch()[1] * 2 <= 228 * KB
     device(163 * KB, 164 * KB, 0)
     outs.append(credit.policy_loss(logits, ids, old, advantages))
-    assert credit.last_launch() == (1, 28 + 2 * 12 * 149), "too long for one block: a second read"
+    assert credit.last_launch() == (1, 48 + 2 * 12 * 149), "too long for one block: a second read"
     assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True))
     check(outs[0], expected(logits, ids, old, advantages), dtype)
 
@@ -78,7 +78,18 @@ def test_a_row_in_one_block_needs_no_cluster(credit, device):
     device(163 * KB, 164 * KB, 0)
     logits, ids, old, advantages = problem(1, 32000, torch.bfloat16, seed=6)
     check(credit.policy_loss(logits, ids, old, advantages), expected(logits, ids, old, advantages), torch.bfloat16)
-    assert credit.last_launch() == (1, 32 * 2048 + 28 + 2 * 12 * 32)
+    assert credit.last_launch() == (1, 32 * 2048 + 48 + 2 * 12 * 32)
+
+
+def test_a_cluster_the_device_refuses_is_done_without(credit, device):
+    logits, ids, old, advantages = problem(2, 8 * KB, torch.float32, seed=12)
+    device(5 * KB, 22 * KB, 1)
+    staged = credit.policy_loss(logits, ids, old, advantages)
+    assert credit.last_launch()[0] == 8
+    device(5 * KB, 22 * KB, 1, 4)
+    found = credit.policy_loss(logits, ids, old, advantages)
+    assert credit.last_launch() == (1, 48 + 2 * 12 * 8)
+    assert all(torch.equal(a, b) for a, b in zip(staged, found, strict=True))
 
 
 def test_offsets_beyond_32_bits(credit):

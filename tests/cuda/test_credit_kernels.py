@@ -37,6 +37,20 @@ def test_every_kernel_compiles_without_spills(source, architecture, tmp_path):
     assert max(registers) <= 64, "four blocks of 256 threads fit a multiprocessor"
 
 
+@needs_nvcc
+@pytest.mark.full
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_rows_move_sixteen_bytes_at_a_time(source, tmp_path):
+    """Left to itself the compiler splits what holds 16-bit numbers."""
+    target = tmp_path / "kernel.ptx"
+    command = ["nvcc", "-O3", "-std=c++17", "-arch=compute_90", "-ptx", f"-I{ROOT / 'csrc/include'}"]
+    subprocess.run([*command, str(source), "-o", str(target)], check=True, capture_output=True, timeout=300)
+    kernels = [part for part in re.split(r"\.entry ", target.read_text())[1:] if "row" in part.split("(")[0]]
+    writing = [kernel for kernel in kernels if re.search("loss_rows|gradient_rows|rescale_rows", kernel.split("(")[0])]
+    assert len(writing) == {"token_logprobs": 3, "policy_loss": 6}[source.stem]
+    assert all(re.search(r"\bst\.(global\.)?v4\.", kernel) for kernel in writing)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("vocab_size", [1, 257, 8193])
 def test_equal_to_the_reference(credit, dtype, vocab_size):
