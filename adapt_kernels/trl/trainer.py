@@ -293,9 +293,11 @@ class ADaPTTrainer(trl.GRPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        kept = checkpoint and load_rollouts(checkpoint, *self._rank, self.accelerator.device)
-        if kept:
-            self._step, self._buffered_inputs = kept
+        if checkpoint:
+            # Another number of ranks has no use for the rollout, but goes on with the seeds.
+            start = self.state.global_step * self.args.gradient_accumulation_steps, None
+            kept = load_rollouts(checkpoint, *self._rank, self.accelerator.device)
+            self._step, self._buffered_inputs = kept or start
 
     @property
     def _rank(self) -> tuple[int, int]:
