@@ -76,7 +76,7 @@ def test_a_resumed_run_continues_its_curve(tmp_path, schedule):
     settings = {**SAVING, **SCHEDULES[schedule], "max_steps": 4}
     whole = trainer_of("single", str(tmp_path / "whole"), **settings)
     whole.train()
-    for stopped in (1, 2, 3):
+    for stopped in (2, 3):
         checkpoint = tmp_path / "whole" / f"checkpoint-{stopped}"
         again = trainer_of("single", str(tmp_path / "again"), **settings)
         again.train(resume_from_checkpoint=str(checkpoint))
