@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 def save_rollouts(folder: Path, rank: int, step: int, batches: list[dict] | None) -> None:
     """Write this rank's batches of the current rollout, and `step`, the trainer's count of forward-backward passes."""
     tensors = {
-        f"{index}.{name}": tensor.detach().cpu().contiguous()
+        f"{index}.{name}": tensor.detach().cpu().clone()
         for index, batch in enumerate(batches or ())
         for name, tensor in batch.items()
         if tensor is not None
@@ -21,7 +21,7 @@ def load_rollouts(folder: Path, rank: int, device) -> tuple[int, list[dict] | No
     """(step, batches or None) as saved; None if this checkpoint has none."""
     if not _file(folder, rank).is_file():
         return None
-    tensors = load_file(_file(folder, rank), device=str(device))
+    tensors = {key: tensor.to(device) for key, tensor in load_file(_file(folder, rank)).items()}
     step = int(tensors.pop("step"))
     batches: dict[int, dict] = {}
     for key, tensor in tensors.items():

@@ -5,28 +5,32 @@ import types
 from dataclasses import dataclass
 
 import torch
-from torch.distributed.tensor import DTensor, Partial
 
 from adapt_kernels.ops.linear_policy_loss import linear_policy_loss
 
 
 def add_policy_head(model) -> None:
-    """Make `model(..., policy_head=head)` return `head(hidden states, output embeddings)`; other calls are unchanged.
+    """Make `model(..., policy_head=head)` return `head(hidden states, weight, bias)`; other calls are unchanged.
 
-    The head runs inside the model's forward, where wrappers (DDP, FSDP) see its use of the weights. It is passed as an
-    object because they cast and copy the tensors among the arguments.
+    The head runs in the forward of the output embeddings, inside the model's: there wrappers (DDP, FSDP) have their
+    weights ready and see them used. It is passed as an object because wrappers cast and copy tensors among arguments.
     """
-    forward = model.forward
+    output_embeddings = model.get_output_embeddings()
+    model_forward, projection = model.forward, output_embeddings.forward
 
     @functools.wraps(type(model).forward)
     def forward_to_head(self, *args, policy_head=None, **kwargs):
         if policy_head is None:
-            return forward(*args, **kwargs)
+            return model_forward(*args, **kwargs)
         kwargs.pop("labels", None)  # PEFT passes None
         hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
-        return policy_head(hidden, self.get_output_embeddings())
+        return self.get_output_embeddings()(hidden, policy_head=policy_head)
+
+    def project_or_head(self, hidden, policy_head=None):
+        return projection(hidden) if policy_head is None else policy_head(hidden, self.weight, self.bias)
 
     model.forward = types.MethodType(forward_to_head, model)
+    output_embeddings.forward = types.MethodType(project_or_head, output_embeddings)
 
 
 @dataclass
@@ -50,10 +54,9 @@ class PolicyHead:
     lm_head: dict
     settings: dict
 
-    def __call__(self, hidden, output_embeddings) -> dict:
+    def __call__(self, hidden, weight, bias) -> dict:
         """{"loss": scalar, "logprobs", "entropy", "ratio", "clipped": [B, T]} from the hidden states [B, P + T, D]."""
         width = self.ids.shape[1]
-        weight, bias = (_whole(parameter) for parameter in (output_embeddings.weight, output_embeddings.bias))
         dtype = _compute_dtype(hidden, self.lm_head["float32"])
         hidden, weight = hidden[:, -width - 1 : -1].to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -125,14 +128,6 @@ def loss_weights(mask, gate: int, loss_type: str, mode_mean: str, alpha: float, 
     if apart:
         weights[:, gate] = alpha / (rows * accumulation)
     return weights
-
-
-def _whole(parameter):
-    # FSDP2 unshards the parameters of the module that runs; a head wrapped on its own is still sharded here. Its
-    # gradient is this rank's part of a mean over ranks.
-    if isinstance(parameter, DTensor):
-        return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
-    return parameter
 
 
 def _compute_dtype(hidden, float32: bool) -> torch.dtype:

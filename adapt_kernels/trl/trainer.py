@@ -15,6 +15,7 @@ from adapt_kernels.modes import Modes
 from adapt_kernels.schemes import Rollouts
 from adapt_kernels.trl.checks import check_arguments, check_modes, resolve_modes
 from adapt_kernels.trl.config import ADaPTConfig
+from adapt_kernels.trl.epochs import EpochSampler
 from adapt_kernels.trl.kept_rollouts import load_rollouts, save_rollouts
 from adapt_kernels.trl.metrics import loss_metrics, loss_sums, mode_metrics
 from adapt_kernels.trl.policy_head import PolicyHead, add_policy_head, logit_settings, loss_weights
@@ -97,6 +98,17 @@ class ADaPTTrainer(trl.GRPOTrainer):
     @property
     def _group_size(self) -> int:
         return self.num_generations if self.model.training else self.num_generations_eval
+
+    def _get_train_sampler(self, dataset=None):
+        return EpochSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
 
     def evaluate(self, *args, **kwargs):
         self._evaluated_batches = 0

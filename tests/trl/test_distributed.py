@@ -1,0 +1,97 @@
+"""Two CPU ranks train as one process does: DDP and FSDP2, groups that span ranks, and what a checkpoint continues."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl", reason="trl is not installed: pip install '.[trl]'")
+
+from distributed_run import run, trainer_of
+from tiny_trainer import losses
+
+HERE = Path(__file__).parent
+
+
+def torchrun(folder, *kinds):
+    """What rank 0 found, for each kind."""
+    root = HERE.parents[1]
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join([str(root), str(root / "python"), os.environ.get("PYTHONPATH", "")]),
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [*launch, "--master_port", str(port), str(HERE / "distributed_run.py"), str(folder), *kinds]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return {kind: json.loads(Path(folder, kind, "found.json").read_text()) for kind in kinds}
+
+
+def same_curve(found, expected):
+    for name in ("losses", "prob_fast", "ratio", "weight"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=2e-6), name
+    assert len(set(expected["losses"])) == 3
+
+
+def test_two_ranks_are_one_process(tmp_path):
+    found = torchrun(tmp_path, "ddp", "fsdp2")
+    single = run("single", str(tmp_path / "single"))
+    assert [found[kind]["distributed"] for kind in ("ddp", "fsdp2")] == ["MULTI_CPU", "FSDP"]
+    assert [found[kind]["sharded"] for kind in ("ddp", "fsdp2")] == [False, True]
+    assert all(result["world"] == 2 for result in found.values()) and single["world"] == 1
+    same_curve(found["ddp"], single)
+    same_curve(found["fsdp2"], single)
+
+
+@pytest.mark.full
+def test_ranks_resume_and_tie_their_embeddings(tmp_path):
+    found = torchrun(tmp_path, "ddp-resumed", "fsdp2-tied", "fsdp2-resumed")
+    assert [result["sharded"] for result in found.values()] == [False, True, True]
+    same_curve(found["fsdp2-tied"], run("single-tied", str(tmp_path / "tied")))
+    resumed = run("single-resumed", str(tmp_path / "resumed"))
+    same_curve(found["ddp-resumed"], resumed)
+    same_curve(found["fsdp2-resumed"], resumed)
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 1}
+SCHEDULES = {
+    "a rollout for each step": {},
+    "two iterations": {"num_iterations": 2},
+    "two steps for each rollout": {"steps_per_generation": 4, "per_device_train_batch_size": 4},
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_resumed_run_continues_its_curve(tmp_path, schedule):
+    settings = {**SAVING, **SCHEDULES[schedule], "max_steps": 4}
+    whole = trainer_of("single", str(tmp_path / "whole"), **settings)
+    whole.train()
+    for stopped in (1, 2, 3):
+        checkpoint = tmp_path / "whole" / f"checkpoint-{stopped}"
+        again = trainer_of("single", str(tmp_path / "again"), **settings)
+        again.train(resume_from_checkpoint=str(checkpoint))
+        assert losses(again) == pytest.approx(losses(whole), rel=1e-6)
+    assert len(set(losses(whole))) == 4
+
+
+@pytest.mark.full
+def test_a_killed_run_continues_its_curve(tmp_path):
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(HERE / "distributed_run.py"), str(tmp_path), "killed"]
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=300).returncode == -9
+    settings = {**SAVING, "num_iterations": 2, "max_steps": 6}
+    again = trainer_of("single", str(tmp_path), **settings)
+    again.train(resume_from_checkpoint=True)
+    whole = trainer_of("single", str(tmp_path / "whole"), **settings)
+    whole.train()
+    assert again.state.global_step == 6 and losses(again) == pytest.approx(losses(whole), rel=1e-6)
