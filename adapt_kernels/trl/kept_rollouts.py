@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-def save_rollouts(folder: Path, rank: int, step: int, batches: list[dict] | None) -> None:
+def save_rollouts(folder, rank: int, ranks: int, step: int, batches: list[dict] | None) -> None:
     """Write this rank's batches of the current rollout, and `step`, the trainer's count of forward-backward passes."""
     tensors = {
         f"{index}.{name}": tensor.detach().cpu().clone()
@@ -14,14 +14,16 @@ def save_rollouts(folder: Path, rank: int, step: int, batches: list[dict] | None
         for name, tensor in batch.items()
         if tensor is not None
     }
-    save_file({"step": torch.tensor(step), **tensors}, _file(folder, rank))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file({"step": torch.tensor(step), **tensors}, _file(folder, rank, ranks))
 
 
-def load_rollouts(folder: Path, rank: int, device) -> tuple[int, list[dict] | None] | None:
-    """(step, batches or None) as saved; None if this checkpoint has none."""
-    if not _file(folder, rank).is_file():
+def load_rollouts(folder, rank: int, ranks: int, device) -> tuple[int, list[dict] | None] | None:
+    """(step, batches or None) as saved by as many ranks; None if this checkpoint has none of theirs."""
+    path = _file(folder, rank, ranks)
+    if not path.is_file():
         return None
-    tensors = {key: tensor.to(device) for key, tensor in load_file(_file(folder, rank)).items()}
+    tensors = {key: tensor.to(device) for key, tensor in load_file(path).items()}
     step = int(tensors.pop("step"))
     batches: dict[int, dict] = {}
     for key, tensor in tensors.items():
@@ -30,5 +32,5 @@ def load_rollouts(folder: Path, rank: int, device) -> tuple[int, list[dict] | No
     return step, [batches[index] for index in sorted(batches)] or None
 
 
-def _file(folder: Path, rank: int) -> Path:
-    return Path(folder) / f"rollout_{rank}.safetensors"
+def _file(folder, rank: int, ranks: int) -> Path:
+    return Path(folder) / f"rollout_{rank}_of_{ranks}.safetensors"

@@ -84,7 +84,7 @@ class PolicyHead:
                 )
                 logits = logits.to(out.loss.dtype) * logit_scale
                 logits = softcap * torch.tanh(logits / softcap) if softcap else logits
-                loss = loss + (self.margin_weights * mode_spread(logits)).sum()
+                loss = loss + (self.margin_weights.to(logits.dtype) * mode_spread(logits)).sum()
         return {"loss": loss, **{name: getattr(out, name) for name in ("logprobs", "entropy", "ratio", "clipped")}}
 
 

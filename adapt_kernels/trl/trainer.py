@@ -12,9 +12,9 @@ from trl.trainer.utils import get_config_model_id
 
 from adapt_kernels.hf import patch
 from adapt_kernels.modes import Modes
-from adapt_kernels.schemes import Rollouts
 from adapt_kernels.trl.checks import check_arguments, check_modes, resolve_modes
 from adapt_kernels.trl.config import ADaPTConfig
+from adapt_kernels.trl.credit import credited, verdicts
 from adapt_kernels.trl.epochs import EpochSampler
 from adapt_kernels.trl.kept_rollouts import load_rollouts, save_rollouts
 from adapt_kernels.trl.metrics import loss_metrics, loss_sums, mode_metrics
@@ -94,10 +94,6 @@ class ADaPTTrainer(trl.GRPOTrainer):
     @property
     def _forces_modes(self) -> bool:
         return self.args.rollout == "balanced" and self.model.training
-
-    @property
-    def _group_size(self) -> int:
-        return self.num_generations if self.model.training else self.num_generations_eval
 
     def _get_train_sampler(self, dataset=None):
         return EpochSampler(
@@ -207,30 +203,19 @@ class ADaPTTrainer(trl.GRPOTrainer):
     def _credit(self, inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Advantages of this rank's mode tokens and responses, [B] each, from the groups of all ranks."""
         everyone: Rollout = self.accelerator.gather(self._rollout)
-        verdict = self._rewards[:, self._correct]
-        graded = ~verdict.isnan()
-        self._log_modes(everyone, torch.where(graded, (verdict >= self.args.correct_threshold).float(), torch.nan))
-        samples = {
-            "outcome": (self._rewards * self.reward_weights.to(verdict.device)).nansum(1),
-            "correct": verdict >= self.args.correct_threshold,
-            "lengths": everyone.free_lengths(self.modes),
-            "groups": torch.arange(len(verdict), device=verdict.device) // self._group_size,
-            "modes": everyone.modes,
-        }
+        outcome = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
+        correct = verdicts(self._rewards[:, self._correct], self.args.correct_threshold)
+        reference = None
         if self.args.scheme == "adaptthink":
-            own = torch.tensor([float(x[self.args.reference_accuracy_column]) for x in inputs], device=verdict.device)
-            samples["reference_accuracy"] = self.accelerator.gather(own)
-        rollouts = Rollouts(
-            **{name: values[graded] for name, values in samples.items()},
-            num_modes=len(self.modes),
-            progress=self.state.global_step / max(self.state.max_steps, 1),
-        )
-        credit = self.args.method.advantages(rollouts, self.args.scheme_settings)
-        found = torch.zeros(2, len(verdict), device=verdict.device)
-        found[:, graded] = torch.stack([credit.mode, credit.rest])
-        self._log_rows(everyone, found)
+            own = [float(x[self.args.reference_accuracy_column]) for x in inputs]
+            reference = self.accelerator.gather(torch.tensor(own, device=correct.device))
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        advantages = credited(self.args, self.modes, everyone, outcome, correct, size, progress, reference)
+        self._log(mode_metrics(self.modes, everyone.modes, everyone.mode_probs, correct, everyone.lengths))
+        self._log_rows(everyone, advantages)
         first = self.accelerator.process_index * len(inputs)
-        mode, rest = found[:, first : first + len(inputs)]
+        mode, rest = advantages[:, first : first + len(inputs)]
         return mode, rest
 
     def _compute_loss(self, model, inputs):
@@ -287,9 +272,6 @@ class ADaPTTrainer(trl.GRPOTrainer):
         for name, value in metrics.items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
 
-    def _log_modes(self, everyone: Rollout, correct) -> None:
-        self._log(mode_metrics(self.modes, everyone.modes, everyone.mode_probs, correct, everyone.lengths))
-
     def _log_rows(self, everyone: Rollout, advantages) -> None:
         """TRL's table of completions: the response's advantage in the place of its own, and two columns."""
         logged = self._logs["advantages"]
@@ -307,10 +289,14 @@ class ADaPTTrainer(trl.GRPOTrainer):
         super()._save_checkpoint(model, trial)
         kept = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
         folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        save_rollouts(folder, self.args.process_index, self._step, self._buffered_inputs if kept else None)
+        save_rollouts(folder, *self._rank, self._step, self._buffered_inputs if kept else None)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        kept = checkpoint and load_rollouts(checkpoint, self.args.process_index, self.accelerator.device)
+        kept = checkpoint and load_rollouts(checkpoint, *self._rank, self.accelerator.device)
         if kept:
             self._step, self._buffered_inputs = kept
+
+    @property
+    def _rank(self) -> tuple[int, int]:
+        return self.accelerator.process_index, self.accelerator.num_processes

@@ -10,6 +10,7 @@ pytest.importorskip("trl", reason="trl is not installed: pip install '.[trl]'")
 import tiny_trainer
 from datasets import Dataset
 from tiny_trainer import EOS, FAST, PROMPTS, SLOW, losses, make_model, make_trainer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import adapt_kernels as ak
 from adapt_kernels.schemes import SCHEMES
@@ -201,3 +202,30 @@ def test_the_completions_table_shows_both_advantages(tmp_path):
     table = pandas.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
     assert table["mode"].tolist() == ["fast", "fast", "slow", "slow"]
     assert table["mode_advantage"].abs().max() <= 1.001 and len(table["advantage"]) == 4
+
+
+def test_precisions_and_activation_checkpoints_leave_the_loss(tmp_path):
+    exact = make_trainer(tmp_path, make_model(tie_word_embeddings=False), **TINY)
+    expected = step(exact, rolled_out(exact)).item()
+    for settings, tolerance in (
+        ({"bf16": True}, 0.05),
+        ({"bf16": True, "cast_lm_head_to_fp32": True}, 0.05),
+        ({"gradient_checkpointing": True}, 1e-5),
+    ):
+        trainer = make_trainer(tmp_path, make_model(tie_word_embeddings=False), **settings, **TINY)
+        loss = step(trainer, rolled_out(trainer))
+        assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected, abs=tolerance), settings
+        trainer.train()
+
+
+def test_softcaps_and_scales_of_the_logits_are_the_models(tmp_path):
+    """Ratios are 1 only if the loss computes the logits that the rollout drew from."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"vocab_size": len(tiny_trainer.WORDS), "num_key_value_heads": 1, "head_dim": 8}
+    for architecture, bent in (("gemma2", {"final_logit_softcapping": 2.0}), ("granite", {"logits_scaling": 0.2})):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(architecture, initializer_range=0.5, **sizes, **bent)
+        trainer = make_trainer(tmp_path, AutoModelForCausalLM.from_config(config), temperature=0.8, **TINY)
+        step(trainer, rolled_out(trainer))
+        assert trainer._metrics["train"]["modes/ratio"][-1] == pytest.approx(1, abs=1e-4)
+        assert trainer._metrics["train"]["clip_ratio/region_mean"][-1] == 0
