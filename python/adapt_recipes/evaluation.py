@@ -14,7 +14,7 @@ from adapt_recipes.families import family_of
 from adapt_recipes.free_form import read_problems
 from adapt_recipes.frontier import Outcomes, frontier, levels, measure_modes, random_choice, spread_problems
 from adapt_recipes.frontier_plot import Curve, save_frontiers
-from adapt_recipes.generate import load_model, load_modes, load_tokenizer
+from adapt_recipes.generate import load_model, load_modes, load_tokenizer, require_vocabulary
 from adapt_recipes.report import frontier_table, level_table, save_rows
 from adapt_recipes.task import Problem
 
@@ -77,6 +77,8 @@ def run_eval(config: EvalConfig, out: Path, console: Console | None = None) -> d
     folders = _labels([model_folder(name) for name in config.models])
     tasks = _problems(config)
     tokenizers = {label: load_tokenizer(folder) for label, folder in folders.items()}
+    for label, folder in folders.items():
+        require_vocabulary(tokenizers[label], [task.prompt for task in tasks], folder)
     modes = {
         label: load_modes(folder, tokenizers[label], config.fast, config.slow) for label, folder in folders.items()
     }

@@ -81,6 +81,14 @@ def load_modes(folder: str | Path, tokenizer: Any, fast: str | None, slow: str |
     return ak.Modes.from_pretrained(folder)
 
 
+def require_vocabulary(tokenizer: Any, prompts: Sequence[str], folder: str | Path) -> None:
+    """Raise ValueError when a prompt has words that the tokenizer of `folder` does not know."""
+    for prompt in prompts:
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokenizer(prompt)["input_ids"]:
+            raise ValueError(f"the tokenizer of {folder} does not know every word of {prompt!r}: choose a model that "
+                             "was trained for this task")
+
+
 def answer(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int | None = None,
            **arguments: Any) -> Generated:
     """Generate once for all `prompts` on a patched model; the tokenizer's chat template is used when it has one."""

@@ -16,7 +16,7 @@ from adapt_recipes import extras
 from adapt_recipes.curve import Curve
 from adapt_recipes.evaluation import model_folder
 from adapt_recipes.families import family_of, grade
-from adapt_recipes.generate import FALLBACK_MAX_NEW_TOKENS, load_model, load_modes, load_tokenizer
+from adapt_recipes.generate import FALLBACK_MAX_NEW_TOKENS, load_model, load_modes, load_tokenizer, require_vocabulary
 from adapt_recipes.rl_trainer import METRICS, build_trainer, trainer_config
 from adapt_recipes.run_state import load_run, save_run
 from adapt_recipes.sft import Clock, check_output, torch_threads
@@ -133,6 +133,7 @@ def checked(config: RlConfig, out: Path) -> tuple[Path, Any, ak.Modes, Any]:
             if token >= len(tokenizer):
                 raise ValueError(f"mode {name!r} of {folder} opens with token {token}, but its tokenizer has only "
                                  f"{len(tokenizer)} tokens")
+    require_vocabulary(tokenizer, [task.prompt for task in training_problems(config)[: config.prompts]], folder)
     return folder, tokenizer, modes, trainer_config(config, out, config.max_new_tokens or default_length(folder))
 
 

@@ -136,6 +136,7 @@ def test_command_grades_free_form_answers(tmp_path):
     [
         (["--model", "absent"], "absent is neither a model folder nor a shipped checkpoint"),
         (["--task", "chess"], "no task family is named 'chess'"),
+        (["--task", "chain_sum", "--model", "rl"], "rl does not know every word of 'State the final answer"),
         (["--problems", 0], "problems must be at least 1, got 0"),
         (["--task", "math"], "the task family math needs a data file (--data)"),
         (["--data", "x.jsonl"], "the task family running_sum takes no data file"),
