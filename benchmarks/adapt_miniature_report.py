@@ -14,7 +14,7 @@ def write(results: dict, path: Path) -> None:
     path.with_suffix(".md").write_text(report(results), "utf-8")
     with path.with_suffix(".csv").open("w", newline="") as file:
         rows = [row_of(run) for run in results["runs"]]
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

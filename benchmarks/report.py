@@ -147,6 +147,19 @@ def miniature_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def training_step_table() -> str:
+    """Both trainers' step at the lengths of the mixed batch; its parts come from the counts."""
+    seconds = seconds_of("training_step")
+    parts = json.loads((RESULTS / "training_step_cpu.json").read_text("utf-8"))["counts"]
+    lines = ["| trainer | rollout: s | loss and gradient: s | step: s | x TRL's step |", "|---|---|---|---|---|"]
+    for kind, label in (("trl", "`GRPOTrainer`"), ("adapt_kernels", "`ADaPTTrainer`")):
+        case = f"test_training_step[{kind}]"
+        row = [label, *(f"{parts[case][f'seconds_of_{part}']:.1f}" for part in ("rollout", "loss"))]
+        row += [f"{seconds[case]:.1f}", f"{seconds['test_training_step[trl]'] / seconds[case]:.1f}"]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {
     "environment": env.markdown_table,
     "miniature": miniature_table,
@@ -154,6 +167,7 @@ TABLES = {
     "credit": credit_table,
     "generate": generate_table,
     "tokens_per_second": tokens_per_second_table,
+    "training_step": training_step_table,
 }
 
 

@@ -144,8 +144,10 @@ class ADaPTConfig(GRPOConfig):
                 raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
         if self.dual_clip is not None and self.dual_clip != 0 and not self.dual_clip > 1:
             raise ValueError(f"dual_clip must be above 1, or 0 to leave it out; got {self.dual_clip}")
-        if self.num_generations < 2:
+        if (self.num_generations or 0) < 2:
             raise ValueError(f"num_generations must be at least 2 to compare samples; got {self.num_generations}")
+        if (self.max_completion_length or 0) < 1:
+            raise ValueError(f"max_completion_length must be at least 1; got {self.max_completion_length}")
         self._check_rollout()
         assert self.scheme_settings
 

@@ -78,6 +78,8 @@ class ADaPTTrainer(trl.GRPOTrainer):
         )
         if self.aux_loss_enabled:
             raise ValueError("the load-balancing loss of this model is not computed: set router_aux_loss_coef=0.0")
+        if self._dist.fsdp_version == 1:
+            raise ValueError("rollouts need FSDP2, which gathers parameters for them: set fsdp_config's version to 2")
         own_model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         add_policy_head(own_model)
         patch(own_model, self.modes)
@@ -96,15 +98,7 @@ class ADaPTTrainer(trl.GRPOTrainer):
         return self.args.rollout == "balanced" and self.model.training
 
     def _get_train_sampler(self, dataset=None):
-        return EpochSampler(
-            data_source=self.train_dataset if dataset is None else dataset,
-            mini_repeat_count=self.num_generations,
-            batch_size=self.args.generation_batch_size // self.num_generations,
-            repeat_count=self.num_iterations * self.args.steps_per_generation,
-            shuffle=self.shuffle_dataset,
-            seed=self.args.seed,
-            epoch=lambda: int(self.state.epoch or 0),
-        )
+        return EpochSampler(super()._get_train_sampler(dataset), epoch=lambda: int(self.state.epoch or 0))
 
     def evaluate(self, *args, **kwargs):
         self._evaluated_batches = 0
@@ -293,9 +287,11 @@ class ADaPTTrainer(trl.GRPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        kept = checkpoint and load_rollouts(checkpoint, *self._rank, self.accelerator.device)
-        if kept:
-            self._step, self._buffered_inputs = kept
+        if checkpoint:
+            # Another number of ranks has no use for the rollout, but goes on with the seeds.
+            start = self.state.global_step * self.args.gradient_accumulation_steps, None
+            kept = load_rollouts(checkpoint, *self._rank, self.accelerator.device)
+            self._step, self._buffered_inputs = kept or start
 
     @property
     def _rank(self) -> tuple[int, int]:

@@ -232,3 +232,17 @@ class TestModeLimit:
         assert capped.sequences.shape[1] == WIDTH + 3
         free = generate(prompts(2, WIDTH), MODES, **arguments)
         assert torch.equal(capped.sequences, free.sequences[:, : WIDTH + 3])
+
+
+@pytest.mark.parametrize("arguments", [{"mode": "balanced"}, {"mode_bias": 3.0}, {"fast_prob": 0.9}, {}])
+def test_mode_logprobs_are_the_models_own_over_the_whole_vocabulary(arguments):
+    """Whatever forced or biased the mode: what an importance ratio of the mode token is taken against."""
+    ids = prompts(2, WIDTH).repeat_interleave(4, 0)
+    out = generate(ids, seed=3, temperature=0.7, return_logprobs=True, **arguments)
+    first = torch.log_softmax(step_logits(out.sequences)[:, 0] / 0.7, -1)
+    close(out.mode_logprobs, first.gather(1, out.sequences[:, WIDTH, None])[:, 0])
+    assert out.mode_logprobs.dtype == torch.float32
+    assert generate(ids, seed=3, **arguments).mode_logprobs is None
+    several = ak.Modes(fast=(8, FAST), slow=(8, SLOW, 9))
+    out = generate(ids, several, mode="slow", seed=3, return_logprobs=True)
+    close(out.mode_logprobs, torch.log_softmax(step_logits(out.sequences)[:, 1], -1)[:, SLOW])

@@ -76,12 +76,17 @@ def test_a_resumed_run_continues_its_curve(tmp_path, schedule):
     settings = {**SAVING, **SCHEDULES[schedule], "max_steps": 4}
     whole = trainer_of("single", str(tmp_path / "whole"), **settings)
     whole.train()
-    for stopped in (1, 2, 3):
+    for stopped in (2, 3):
         checkpoint = tmp_path / "whole" / f"checkpoint-{stopped}"
         again = trainer_of("single", str(tmp_path / "again"), **settings)
         again.train(resume_from_checkpoint=str(checkpoint))
         assert losses(again) == pytest.approx(losses(whole), rel=1e-6)
     assert len(set(losses(whole))) == 4
+    for path in checkpoint.glob("rollout_*"):
+        path.rename(path.with_name("rollout_0_of_8.safetensors"))
+    again = trainer_of("single", str(tmp_path / "again"), **settings)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert again._step == whole._step, "a checkpoint of other ranks: a new rollout, from new seeds"
 
 
 @pytest.mark.full

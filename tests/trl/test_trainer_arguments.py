@@ -16,6 +16,7 @@ BAD_SETTINGS = [
     ({"rollout": "forced"}, "rollout must be one of 'balanced', 'auto'; got 'forced'"),
     ({"gamma": 1.5}, r"gamma must be in \[0, 1\].*got 1.5"),
     ({"num_generations": 1}, "num_generations must be at least 2.*got 1"),
+    ({"max_completion_length": None}, "max_completion_length must be at least 1; got None"),
     ({"loss_type": "sapo"}, "loss_type must be one of 'grpo', 'bnpo', 'dr_grpo', 'dapo'; got 'sapo'"),
     ({"importance_sampling_level": "sequence"}, "does not honour importance_sampling_level='sequence', only 'token'"),
     ({"use_vllm": True}, "does not honour use_vllm=True: rollouts come from the patched generate"),
