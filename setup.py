@@ -9,8 +9,15 @@ ROOT = Path(__file__).resolve().parent
 # Read, not imported: importing the package here would need its dependencies at build time.
 VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "adapt_kernels/version.py").read_text("utf-8"), re.M).group(1)
 
-CLI = ["typer>=0.12", "rich>=13.8", "matplotlib>=3.8", "PyYAML>=6.0", "pydantic>=2.0"]
-RECIPES = [*CLI, "gguf>=0.10", "accelerate>=1.0"]
+RECIPES = [
+    "typer>=0.12",
+    "rich>=13.8",
+    "matplotlib>=3.8",
+    "gguf>=0.10",
+    "accelerate>=1.0",
+    "PyYAML>=6.0",
+    "pydantic>=2.0",
+]
 # The second and third task families: reasoning-gym draws and scores problems, math-verify compares formulae.
 TASKS = ["reasoning-gym>=0.1.25", "math-verify>=0.9"]
 TRL = ["trl>=1.16"]

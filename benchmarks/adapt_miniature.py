@@ -2,7 +2,7 @@
 
     python benchmarks/adapt_miniature.py --runs FOLDER
 
-trains what FOLDER does not hold yet (about 15 CPU minutes; an interrupted call goes on where it stopped), measures
+trains what FOLDER does not hold yet (about 25 CPU minutes; an interrupted call goes on where it stopped), measures
 every model and writes benchmarks/results/adapt_miniature.json, .csv and .md; `--render` only writes the last two again.
 """
 
@@ -62,7 +62,7 @@ def main() -> None:
     if not given.render:
         if given.runs is None:
             parser.error("--runs FOLDER is needed, or --render")
-        RESULTS.write_text(json.dumps(measure_all(given.runs), indent=1) + "\n", "utf-8")
+        RESULTS.write_text(as_text(measure_all(given.runs)), "utf-8")
     adapt_miniature_report.write(json.loads(RESULTS.read_text("utf-8")), RESULTS.with_suffix(""))
 
 
@@ -83,6 +83,21 @@ def measure_all(folder: Path) -> dict:
     packages = {name: version(name) for name in ("torch", "transformers", "trl")}
     machine = {"python": platform.python_version(), "machine": platform.machine(), **packages}
     return {"machine": machine, "problems": len(tasks), "evaluation_seed": EVALUATION_SEED, "runs": runs}
+
+
+def as_text(results: dict) -> str:
+    """JSON with one run a line and five decimals."""
+
+    def rounded(value):
+        if isinstance(value, dict):
+            return {name: rounded(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [rounded(item) for item in value]
+        return round(value, 5) if isinstance(value, float) else value
+
+    results = rounded(results)
+    runs = ",\n".join(json.dumps(run) for run in results.pop("runs"))
+    return f'{json.dumps(results)[:-1]}, "runs": [\n{runs}\n]}}\n'
 
 
 def trained(config: RlConfig, out: Path) -> dict[str, float]:

@@ -14,7 +14,7 @@ def write(results: dict, path: Path) -> None:
     path.with_suffix(".md").write_text(report(results), "utf-8")
     with path.with_suffix(".csv").open("w", newline="") as file:
         rows = [row_of(run) for run in results["runs"]]
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -128,7 +128,8 @@ def course_table(results: dict, steps=(1, 5, 10, 20, 40, 60, 80, 100, 120)) -> s
 def span(runs: list[dict], value, form: str = ".2f") -> str:
     """Least and greatest value over the runs."""
     values = sorted(value(run) for run in runs)
-    return f"{values[0]:{form}} to {values[-1]:{form}}"
+    least, greatest = f"{values[0]:{form}}", f"{values[-1]:{form}}"
+    return least if least == greatest else f"{least} to {greatest}"
 
 
 def values(results: dict) -> dict[str, str]:

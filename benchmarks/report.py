@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import mean
 
 from adapt_kernels import env
 
@@ -179,6 +180,27 @@ def _gpu_lines(device, cases) -> list[str]:
     return lines
 
 
+def miniature_table() -> str:
+    """What training under each scheme did to the shipped SFT checkpoint: means over the seeds."""
+    runs: dict[str, list[dict]] = {}
+    for run in json.loads((RESULTS / "adapt_miniature.json").read_text("utf-8"))["runs"]:
+        runs.setdefault(run["name"], []).append(run)
+    lines = [
+        "| trained by | seeds | P(fast), easiest | hardest | slow accuracy | accuracy | tokens | over random, points |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, group in runs.items():
+        at_0 = [next(row for row in run["frontier"] if row["bias"] == 0) for run in group]
+        gains = [100 * (row["accuracy"] - row["random_choice"]) for row in at_0]
+        row = [name, str(len(group)) if group[0]["seed"] is not None else "-"]
+        row += [f"{mean(run['p_fast'][i] for run in group):.2f}" for i in (0, -1)]
+        row.append(f"{mean(mean(run['slow_accuracy']) for run in group):.3f}")
+        row += [f"{mean(row['accuracy'] for row in at_0):.3f}", f"{mean(row['mean_tokens'] for row in at_0):.2f}"]
+        spread = f" ({min(gains):+.1f} to {max(gains):+.1f})" if len(group) > 1 else ""
+        lines.append(f"| {' | '.join([*row, f'{mean(gains):+.1f}{spread}'])} |")
+    return "\n".join(lines) + "\n"
+
+
 def training_step_table() -> str:
     """Both trainers' step at the lengths of the mixed batch; its parts come from the counts."""
     seconds = seconds_of("training_step")
@@ -194,6 +216,7 @@ def training_step_table() -> str:
 
 TABLES = {
     "environment": env.markdown_table,
+    "miniature": miniature_table,
     "mode_sample": mode_sample_table,
     "credit": credit_table,
     "gpu": gpu_table,

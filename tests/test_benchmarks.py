@@ -10,19 +10,34 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def load_report():
-    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
-    report = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(report)
-    return report
+def benchmark_module(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_readme_shows_the_committed_results():
-    report = load_report()
+    report = benchmark_module("report")
     text = report.README.read_text("utf-8")
     for name in report.TABLES:
         assert f"<!-- {name}: generated -->\n|" in text, name
     assert report.updated(text) == text, "run python benchmarks/report.py"
+
+
+def test_the_report_of_the_miniature_shows_the_committed_runs(tmp_path):
+    report = benchmark_module("adapt_miniature_report")
+    committed = ROOT / "benchmarks" / "results" / "adapt_miniature.json"
+    results = json.loads(committed.read_text("utf-8"))
+    report.write(results, tmp_path / "again")
+    for suffix in (".md", ".csv"):
+        text = (tmp_path / "again").with_suffix(suffix).read_text("utf-8")
+        assert text == committed.with_suffix(suffix).read_text("utf-8"), "run benchmarks/adapt_miniature.py --render"
+    schemes = report.by_name(results)
+    assert all(len(runs) >= 3 for name, runs in schemes.items() if name != "SFT")
+    for name in ("separate, as shipped", "separate"):  # what README and the report say of it
+        assert [report.outcome(run) for run in schemes[name]] == ["chooses"] * 3
+    assert all(report.gain(run) >= 5 for run in schemes["separate, as shipped"])
 
 
 def run(name, chosen) -> str:
@@ -75,5 +90,5 @@ def test_every_stage_of_the_gpu_run_goes_through_on_a_cpu(tmp_path):
     ours = {key: case for key, case in results["cases"].items() if "-adapt_kernels" in key or key.endswith("-patched")}
     assert len(ours) == 20 and all("not run" not in case for case in ours.values())
     # README's table of such a run: a line for each.
-    lines = load_report()._gpu_lines("a GPU", results["cases"])
+    lines = benchmark_module("report")._gpu_lines("a GPU", results["cases"])
     assert len(lines) == len(ours) and all(line.count("|") == 6 for line in lines)
