@@ -1,6 +1,7 @@
-"""Programs that drive adapt_kernels through its public API: a task with known difficulty, training, demo, command line.
+"""Programs that drive adapt_kernels through its public API: tasks of known difficulty, training, demo, command line.
 
-`problems`, `grade`, `Problem` and `checkpoint_path` need nothing beyond the standard library.
+`problems`, `grade`, `Problem` and `checkpoint_path` need nothing beyond the standard library for the default family
+of tasks; the others name the package that they lack.
 """
 
 from pathlib import Path
@@ -9,7 +10,6 @@ from adapt_recipes.families import grade, problems
 from adapt_recipes.task import Problem
 
 __all__ = ["Problem", "checkpoint_path", "grade", "problems"]
-
 
 CHECKPOINTS = ("sft", "rl")  # trained one after the other
 

@@ -16,11 +16,12 @@ from adapt_recipes.task import Problem
 if TYPE_CHECKING:
     from adapt_recipes.rl import RlConfig
 
+# Names of the curve, and of the trainer's logs; {0} is the first mode, {1} the last.
 METRICS = {
     "reward": "reward",
-    "p_fast": "modes/prob_fast",
-    "fast_accuracy": "accuracy/fast",
-    "slow_accuracy": "accuracy/slow",
+    "p_fast": "modes/prob_{0}",
+    "fast_accuracy": "accuracy/{0}",
+    "slow_accuracy": "accuracy/{1}",
     "mean_tokens": "completions/mean_length",
 }
 
@@ -89,8 +90,10 @@ def build_trainer(model: Any, tokenizer: Any, modes: ak.Modes, settings: Any, op
             control.should_training_stop |= state.global_step >= steps[1]
 
         def on_log(self, args, state, control, logs, **_):
-            if METRICS["reward"] in logs:  # not in the summary at the end
-                after_step(state.global_step, {name: _number(logs.get(key)) for name, key in METRICS.items()})
+            if "reward" in logs:  # not in the summary at the end
+                ends = modes.names[0], modes.names[-1]
+                found = {name: _number(logs.get(key.format(*ends))) for name, key in METRICS.items()}
+                after_step(state.global_step, found)
 
     rows = [{"prompt": _prompt(tokenizer, task), "problem": asdict(task)} for task in tasks]
     if settings.scheme == "adaptthink":
