@@ -18,7 +18,7 @@ import adapt_miniature_report
 import adapt_kernels as ak
 import adapt_recipes as ar
 from adapt_recipes.curve import Curve
-from adapt_recipes.evaluation import BIASES
+from adapt_recipes.evaluate import BIASES
 from adapt_recipes.frontier import (
     Outcomes,
     area_over_random_choice,

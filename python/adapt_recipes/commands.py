@@ -88,7 +88,7 @@ def evaluate(
     """Draw the accuracy/cost frontiers of several models in one plot, and write them as CSV files."""
     with plain_errors():
         from adapt_recipes.config import load_config
-        from adapt_recipes.evaluation import EvalConfig, run_eval
+        from adapt_recipes.evaluate import EvalConfig, run_eval
 
         settings = load_config(
             EvalConfig, config, models=model, task=task, data=None if data is None else str(data), problems=problems,

@@ -10,11 +10,11 @@ from rich.progress import Progress
 
 import adapt_kernels as ak
 from adapt_recipes import checkpoint_path, problems
-from adapt_recipes.evaluate import SweepRow, measure
-from adapt_recipes.evaluation import BIASES
+from adapt_recipes.evaluate import BIASES
 from adapt_recipes.frontier import FrontierRow, Outcomes, measure_modes, random_choice
 from adapt_recipes.frontier_plot import Curve, save_frontiers
 from adapt_recipes.generate import load
+from adapt_recipes.measure import SweepRow, measure
 from adapt_recipes.report import demo_table, probability_table, save_rows
 
 FAST_PROBS = (0.1, 0.5, 0.9)

@@ -1,100 +1,129 @@
-"""Measure a patched model by generating at a mode setting: accuracy and tokens as the setting moves."""
+"""`adapt eval`: several models on one task, their frontiers in one table, one plot and two CSV files."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-import torch
+from rich.console import Console
+from rich.progress import Progress
 
 import adapt_kernels as ak
-from adapt_recipes.families import grade
+from adapt_recipes import checkpoint_path
+from adapt_recipes.families import family_of
+from adapt_recipes.free_form import read_problems
+from adapt_recipes.frontier import Outcomes, frontier, levels, measure_modes, random_choice, spread_problems
+from adapt_recipes.frontier_plot import Curve, save_frontiers
+from adapt_recipes.generate import load_model, load_modes, load_tokenizer, require_vocabulary
+from adapt_recipes.report import frontier_table, level_table, save_rows
 from adapt_recipes.task import Problem
 
-ROWS_PER_CALL = 1024
+BIASES = (-8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 
 
 @dataclass(frozen=True)
-class SweepRow:
-    """One setting measured over a set of problems.
+class EvalConfig:
+    """What to measure.
 
-    setting: name of the generate argument, value: its value. p_fast: share of rows that went to the first mode.
-    p_fast_expected: the share its probabilities promise, from the model's own ones and the setting. accuracy: share of
-    right answers. mean_tokens: generated tokens per row, mode token and EOS included. wall_s: time in generate.
+    models: shipped checkpoints by name ("sft", "rl") or local model folders; the random mode choice of the first is the
+    line the others are compared with. task: a task family. data: a JSON Lines file of problems, for the family math.
+    problems: at least this many, spread evenly over the difficulties. seed: of the problems. biases: added to the
+    logit of the first mode. fast, slow: texts that open the modes; None: each folder's modes.json. max_new_tokens:
+    None: each model's own.
     """
 
-    setting: str
-    value: float
-    p_fast: float
-    p_fast_expected: float
-    accuracy: float
-    mean_tokens: float
-    wall_s: float
+    models: tuple[str, ...] = ("sft", "rl")
+    task: str = "running_sum"
+    data: str | None = None
+    problems: int = 1600
+    seed: int = 7
+    biases: tuple[float, ...] = BIASES
+    fast: str | None = None
+    slow: str | None = None
+    max_new_tokens: int | None = None
+    rows_per_call: int = 512
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ValueError("models must name at least one checkpoint or folder")
+        for name in ("problems", "rows_per_call"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.biases:
+            raise ValueError("biases must hold at least one number")
+        family = family_of(self.task)
+        if (self.data is None) != bool(family.difficulties):
+            lacks = "takes no data file: it draws its problems" if family.difficulties else "needs a data file (--data)"
+            raise ValueError(f"the task family {self.task} {lacks}")
 
 
-@dataclass(frozen=True)
-class Generated:
-    """What one pass of generate gave: text, token count and mode index per row, and mode_probs [rows, M]."""
+def model_folder(name: str) -> Path:
+    """The shipped checkpoint called `name`, or else the local folder at that path."""
+    try:
+        return checkpoint_path(name)
+    except ValueError as error:
+        if Path(name).is_dir():
+            return Path(name)
+        raise ValueError(f"{name} is neither a model folder nor a shipped checkpoint ({error})") from None
 
-    texts: list[str]
-    tokens: list[int]
-    modes: torch.Tensor
-    mode_probs: torch.Tensor
-    wall_s: float
 
+def run_eval(config: EvalConfig, out: Path, console: Console | None = None) -> dict[str, Outcomes]:
+    """Measure every model, print the tables, save frontier.csv, difficulty.csv and frontier.png in `out`.
 
-def generate_rows(model: Any, tokenizer: Any, prompts: Sequence[str], *, seed: int = 0, **arguments: Any) -> Generated:
-    """Run `model.generate` (patched) over `prompts` in batches and gather the rows.
-
-    The batches do not depend on the setting, so equal seeds give equal random numbers to a row at every setting.
+    Each problem is answered greedily once in each mode; the rows are expectations over the draw of the mode.
     """
-    texts, tokens, modes, mode_probs, wall_s = [], [], [], [], 0.0
-    for start in range(0, len(prompts), ROWS_PER_CALL):
-        inputs = tokenizer(list(prompts[start : start + ROWS_PER_CALL]), return_tensors="pt", padding=True)
-        inputs = inputs.to(model.device)
-        began = time.perf_counter()
-        out = model.generate(
-            **inputs, seed=ak.row_seed(seed, start), return_dict_in_generate=True, **arguments
-        )
-        wall_s += time.perf_counter() - began
-        answers = out.sequences[:, inputs["input_ids"].shape[1] :]
-        texts += tokenizer.batch_decode(answers, skip_special_tokens=True)
-        tokens += count_tokens(answers, model.generation_config.eos_token_id)
-        modes.append(out.modes.cpu())
-        mode_probs.append(out.mode_probs.cpu())
-    return Generated(texts, tokens, torch.cat(modes), torch.cat(mode_probs), wall_s)
+    console = console or Console()
+    family_of(config.task).require()
+    folders = _labels([model_folder(name) for name in config.models])
+    tasks = _problems(config)
+    tokenizers = {label: load_tokenizer(folder) for label, folder in folders.items()}
+    for label, folder in folders.items():
+        require_vocabulary(tokenizers[label], [task.prompt for task in tasks], folder)
+    modes = {
+        label: load_modes(folder, tokenizers[label], config.fast, config.slow) for label, folder in folders.items()
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    measured: dict[str, Outcomes] = {}
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task(f"{len(tasks)} problems in each mode", total=len(folders))
+        for label, folder in folders.items():
+            model = ak.patch(load_model(folder), modes[label])
+            measured[label] = measure_modes(
+                model, tokenizers[label], modes[label], tasks, config.max_new_tokens, config.rows_per_call
+            )
+            progress.advance(bar)
+    _show(config, measured, len(tasks), out, console)
+    return measured
 
 
-def count_tokens(answers: torch.Tensor, eos: int | Sequence[int]) -> list[int]:
-    """Generated tokens of each row, EOS included and the padding after it not."""
-    ends = torch.isin(answers, torch.as_tensor(eos, device=answers.device))
-    return ((ends.cumsum(dim=1) - ends.long()) == 0).sum(dim=1).tolist()
+def _problems(config: EvalConfig) -> list[Problem]:
+    if config.data is None:
+        return spread_problems(config.task, config.problems, config.seed)
+    return read_problems(config.data)[: config.problems]
 
 
-def measure(model: Any, tokenizer: Any, tasks: Sequence[Problem], setting: str, value: float, seed: int) -> SweepRow:
-    """Measure one value of `mode_bias` or `fast_prob` on a patched model.
+def _labels(folders: list[Path]) -> dict[str, Path]:
+    names = [folder.name for folder in folders]
+    return {folder.name if names.count(folder.name) == 1 else str(folder): folder for folder in folders}
 
-    The mode is drawn at the model's biased probability; top_k=1 then makes the answer greedy (it does not act on the
-    mode token), so rows differ between settings only by their mode.
-    """
-    got = generate_rows(
-        model, tokenizer, [task.prompt for task in tasks], seed=seed, do_sample=True, top_k=1, **{setting: value}
-    )
-    correct = sum(grade(task, text) for task, text in zip(tasks, got.texts, strict=True))
-    if setting == "mode_bias":
-        biased = got.mode_probs.double().log()
-        biased[:, 0] += value
-        expected = biased.softmax(dim=1)[:, 0].mean().item()
-    else:
-        expected = value
-    return SweepRow(
-        setting=setting,
-        value=value,
-        p_fast=(got.modes == 0).double().mean().item(),
-        p_fast_expected=expected,
-        accuracy=correct / len(tasks),
-        mean_tokens=sum(got.tokens) / len(tasks),
-        wall_s=got.wall_s,
-    )
+
+def _show(config: EvalConfig, measured: dict[str, Outcomes], count: int, out: Path, console: Console) -> None:
+    base_label, base = next(iter(measured.items()))
+    rows, difficulty_rows, curves = [], [], []
+    for label, outcomes in measured.items():
+        curve = frontier(outcomes, config.biases)
+        curves.append(Curve(label, curve))
+        for row in curve:
+            chance = random_choice(base, row.mean_tokens)
+            rows.append({"model": label, **vars(row), "random_choice": chance})
+        for level in levels(outcomes):
+            flat = {"model": label, "difficulty": level.difficulty, "problems": level.problems, "p_fast": level.p_fast}
+            flat |= {f"{mode}_accuracy": value for mode, value in level.accuracy.items()}
+            difficulty_rows.append(flat | {f"{mode}_tokens": value for mode, value in level.tokens.items()})
+        console.print(level_table(levels(outcomes), label))
+    console.print(frontier_table(rows, base_label))
+    save_rows(rows, out / "frontier.csv")
+    save_rows(difficulty_rows, out / "difficulty.csv")
+    title = f"{config.task}: {count} problems, seed {config.seed}"
+    save_frontiers(curves, lambda tokens: random_choice(base, tokens), out / "frontier.png", title, base_label)
+    console.print(f"saved frontier.csv, difficulty.csv and frontier.png in {out}", soft_wrap=True, highlight=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import adapt_kernels as ak
-from adapt_recipes.evaluate import Generated, count_tokens
+from adapt_recipes.measure import Generated, count_tokens
 
 FALLBACK_MAX_NEW_TOKENS = 256  # for folders whose generation_config sets no limit
 

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 import adapt_kernels as ak
 from adapt_recipes import extras
 from adapt_recipes.curve import Curve
-from adapt_recipes.evaluation import model_folder
+from adapt_recipes.evaluate import model_folder
 from adapt_recipes.families import family_of, grade
 from adapt_recipes.generate import FALLBACK_MAX_NEW_TOKENS, load_model, load_modes, load_tokenizer, require_vocabulary
 from adapt_recipes.rl_trainer import METRICS, build_trainer, trainer_config

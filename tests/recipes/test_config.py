@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from adapt_recipes.config import SHIPPED, load_config, parse_settings, shipped_configs
-from adapt_recipes.evaluation import EvalConfig
+from adapt_recipes.evaluate import EvalConfig
 from adapt_recipes.rl import RlConfig
 from adapt_recipes.sft import SftConfig
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import adapt_kernels as ak
 import adapt_recipes as ar
-from adapt_recipes import commands, evaluate
+from adapt_recipes import commands, measure
 
 PROBLEMS = 300
 
@@ -66,15 +66,15 @@ def linear(sweep, tokens):
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_fast_prob_is_the_share(patched, p):
     count = 2000
-    row = evaluate.measure(*patched, ar.problems(count, seed=12), "fast_prob", p, seed=12)
+    row = measure.measure(*patched, ar.problems(count, seed=12), "fast_prob", p, seed=12)
     assert abs(row.p_fast - p) <= 3 * math.sqrt(p * (1 - p) / count)
 
 
 def test_batches_do_not_change_with_the_setting(patched, monkeypatch):
     """Rows of any batch keep their random numbers, so a larger bias never turns a fast row slow."""
-    monkeypatch.setattr(evaluate, "ROWS_PER_CALL", 16)
+    monkeypatch.setattr(measure, "ROWS_PER_CALL", 16)
     prompts = [task.prompt for task in ar.problems(40, seed=13)]
-    low, high = (evaluate.generate_rows(*patched, prompts, seed=5, do_sample=True, mode_bias=b) for b in (-1.0, 1.0))
+    low, high = (measure.generate_rows(*patched, prompts, seed=5, do_sample=True, mode_bias=b) for b in (-1.0, 1.0))
     assert len(low.texts) == len(low.tokens) == low.modes.numel() == 40
     assert (high.modes <= low.modes).all()
     assert 0 < (low.modes == 0).sum() < (high.modes == 0).sum() < 40
@@ -82,8 +82,8 @@ def test_batches_do_not_change_with_the_setting(patched, monkeypatch):
 
 def test_tokens_count_mode_token_and_end(patched):
     prompts = [task.prompt for task in ar.problems(8, difficulty=5, seed=14)]
-    assert evaluate.generate_rows(*patched, prompts, mode="fast").tokens == [3] * 8
-    assert evaluate.generate_rows(*patched, prompts, mode="slow").tokens == [9] * 8
+    assert measure.generate_rows(*patched, prompts, mode="fast").tokens == [3] * 8
+    assert measure.generate_rows(*patched, prompts, mode="slow").tokens == [9] * 8
 
 
 def test_generate_prints_mode_probability_tokens_and_text():

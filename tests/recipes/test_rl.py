@@ -18,7 +18,7 @@ import adapt_recipes as ar
 from adapt_recipes import commands, rl, sft
 from adapt_recipes.config import load_config
 from adapt_recipes.curve import Curve
-from adapt_recipes.evaluation import BIASES
+from adapt_recipes.evaluate import BIASES
 from adapt_recipes.frontier import frontier, levels, measure_modes, random_choice, spread_problems
 from adapt_recipes.generate import load
 from adapt_recipes.rl import RlConfig, train

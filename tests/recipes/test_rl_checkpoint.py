@@ -10,7 +10,7 @@ import pytest
 
 import adapt_kernels as ak
 import adapt_recipes as ar
-from adapt_recipes.evaluation import BIASES
+from adapt_recipes.evaluate import BIASES
 from adapt_recipes.frontier import frontier, levels, measure_modes, random_choice, spread_problems
 from adapt_recipes.generate import load
 

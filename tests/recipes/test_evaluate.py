@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import adapt_kernels as ak
 import adapt_recipes as ar
-from adapt_recipes import commands, evaluate
+from adapt_recipes import commands, measure
 from adapt_recipes.frontier import (
     Outcomes,
     area_over_random_choice,
@@ -91,7 +91,7 @@ def test_expectation_agrees_with_generating_at_the_bias():
     outcomes = measure_modes(model, tokenizer, modes, tasks, rows_per_call=500)
     for bias in (-2.0, 0.0, 3.0):
         (expected,) = frontier(outcomes, [bias])
-        drawn = evaluate.measure(model, tokenizer, tasks, "mode_bias", bias, seed=21)
+        drawn = measure.measure(model, tokenizer, tasks, "mode_bias", bias, seed=21)
         spread = 4 * 0.5 / len(tasks) ** 0.5  # four standard errors of a share, at the most
         assert drawn.p_fast == pytest.approx(expected.p_fast, abs=spread)
         assert drawn.accuracy == pytest.approx(expected.accuracy, abs=spread)
