@@ -149,3 +149,11 @@ class TestReporting:
         assert (out.sequences[0, WIDTH + 1 :] == PAD).all()
         assert out.modes[0] == -1
         assert (out.mode_probs[0] == 0).all()
+
+    @pytest.mark.parametrize("lengths", [[2, 6, 6, 6], [2, 2, 2, 2]])
+    def test_row_that_ends_at_the_gate_keeps_its_mode_whatever_the_others_do(self, ids, free, lengths):
+        a, b, c = free[0, :3].tolist()
+        modes, ends = ak.Modes(fast=(a, b, c + 1), slow=(a, b + 1)), [RowLengths(WIDTH, lengths)]
+        # Per-step outputs keep every row in the batch.
+        out = generate(ids, modes, eos_token_id=1, stopping_criteria=ends, output_scores=True)
+        assert out.stats.plan == "sample_only" and out.modes[0] == 0
