@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 import adapt_kernels as ak
 from adapt_recipes.frontier import measure_modes
+from adapt_recipes.rl_config import RlConfig
 from adapt_recipes.task import Problem
-
-if TYPE_CHECKING:
-    from adapt_recipes.rl import RlConfig
 
 # Names of the curve, and of the trainer's logs; {0} is the first mode, {1} the last.
 METRICS = {

@@ -1,0 +1,54 @@
+"""Settings of `adapt train rl`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from adapt_recipes.families import family_of
+
+
+@dataclass(frozen=True)
+class RlConfig:
+    """Everything that decides the trained weights; the defaults give the shipped checkpoint.
+
+    model: a shipped checkpoint ("sft") or a local model folder with modes. fast, slow: texts that open its modes;
+    None: its modes.json. task: a task family that draws problems. seed: of prompts and rollouts.
+    iterations: optimiser steps, each on its own rollout of `prompts` problems with `samples` answers each.
+    scheme: how the mode token and the response are credited ("separate", "reference", "degrpo", "adaptthink",
+    "length_penalty" ...). rollout: "balanced" forces both modes equally often, "auto" lets the model choose.
+    gamma: accuracy asked of the fast mode; higher favours slow. mode_weight: of the mode token's loss.
+    mode_margin_coef: of the penalty on (logit_slow - logit_fast)^2, without which forced modes drive the two apart
+    until no bias moves them; None: the scheme's own. max_new_tokens: None: the model's own. threads: of torch.
+    trainer: any other field of `adapt_kernels.trl.ADaPTConfig`, such as {length_penalty: 1.0}.
+    """
+
+    model: str = "sft"
+    fast: str | None = None
+    slow: str | None = None
+    task: str = "running_sum"
+    seed: int = 0
+    iterations: int = 100
+    prompts: int = 32
+    samples: int = 8
+    learning_rate: float = 2e-4
+    scheme: str = "separate"
+    rollout: str = "balanced"
+    gamma: float = 0.5
+    mode_weight: float = 3.0
+    mode_margin_coef: float | None = 0.15
+    max_new_tokens: int | None = None
+    threads: int = 1
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, least in (("iterations", 1), ("prompts", 1), ("samples", 2), ("threads", 1)):
+            if getattr(self, name) < least:
+                why = ": one answer has nothing to be compared with" if name == "samples" else ""
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}{why}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma is an accuracy, from 0 to 1, got {self.gamma}")
+        if not family_of(self.task).difficulties:
+            raise ValueError(f"the task family {self.task} draws no problems to train on")
