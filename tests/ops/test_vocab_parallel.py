@@ -2,7 +2,6 @@
 
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +16,11 @@ WORKER = """
 import sys
 import torch, torch.distributed as dist
 from test_vocab_parallel import compare
-rank, port, backend = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+rank, store, backend = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 compare(rank, backend)
+dist.barrier()
 print("equal")
 dist.destroy_process_group()
 """
@@ -74,24 +74,22 @@ def compare(rank, backend):
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
-def test_two_processes_equal_one(backend):
+def test_two_processes_equal_one(backend, tmp_path):
     if reason := ak.backends()[backend]:
         pytest.skip(reason)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", WORKER]
-    workers = [
-        subprocess.Popen(
-            [*command, str(rank), str(port), backend],
-            env={**os.environ, "PYTHONPATH": paths},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        output, _ = worker.communicate(timeout=120)
-        assert worker.returncode == 0 and "equal" in output, output
+    # The ranks meet in a file: a port found free here may be taken before they bind it.
+    environment = {**os.environ, "PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo"}
+    outputs = [tmp_path / f"rank{rank}.txt" for rank in range(2)]
+    workers = []
+    for rank, path in enumerate(outputs):
+        command = [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store"), backend]
+        with path.open("w") as output:
+            workers.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
+    try:
+        codes = [worker.wait(timeout=240) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    told = "\n".join(f"rank {rank}: {path.read_text()[-2000:]}" for rank, path in enumerate(outputs))
+    assert codes == [0, 0] and told.count("equal") == 2, told

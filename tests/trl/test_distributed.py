@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,14 +24,14 @@ def torchrun(folder, *kinds):
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
         "PYTHONPATH": os.pathsep.join([str(root), str(root / "python"), os.environ.get("PYTHONPATH", "")]),
     }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [*launch, "--master_port", str(port), str(HERE / "distributed_run.py"), str(folder), *kinds]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    # Port 0: the rendezvous binds a free port itself; one found free here may be taken before it does.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    launch += ["--rdzv_endpoint", "127.0.0.1:0", "--local_addr", "127.0.0.1"]
+    command = [*launch, str(HERE / "distributed_run.py"), str(folder), *kinds]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return {kind: json.loads(Path(folder, kind, "found.json").read_text()) for kind in kinds}
 
