@@ -27,7 +27,7 @@ void loss_row(const PolicyLossArguments& a, int64_t i, bool stream) {
   }
   const char* x = row_at<Type>(a.logits, i);
   const double temperature = a.temperature[i];
-  const RowStatistics s = row_statistics<Type>(x, vocab_size, temperature);
+  const RowStatistics s = row_statistics<Type>(x, vocab_size, temperature, row_ahead<Type>(a.logits, a.mask, i, a.threads));
   a.logprobs[i] = token_logprob<Type>(x, vocab_size, a.ids[i], s, temperature);
   a.entropy[i] = float(s.entropy());
   // The ratio sees the log-prob that is returned, so that given back as old_logprobs it makes exactly 1.

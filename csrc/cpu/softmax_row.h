@@ -24,29 +24,10 @@ struct RowStatistics {
   double entropy() const { return log_mass() - moment / mass; }
 };
 
-// log2(e) / T as a factor that keeps 0 * factor = 0 for any T.
+// log2(e) / T as a factor that keeps 0 * factor = 0 and inf * factor = inf for any T.
 inline float log2_scale(double temperature) {
-  return float(std::min(kLog2E / temperature, double(std::numeric_limits<float>::max())));
-}
-
-// Below this a weight of 2^a counts as nothing.
-constexpr float kVanishing = -126.0f;
-
-// NaN stays NaN.
-inline f32x8 at_least(f32x8 a, float low) {
-#if defined(__AVX__)
-  const f32x8 lows = splat(low);
-  const __m256 r = _mm256_max_ps(load<__m256>(&lows), load<__m256>(&a));
-  return load<f32x8>(&r);
-#else
-  return a < low ? splat(low) : a;
-#endif
-}
-
-// 2^a for kVanishing <= a <= 0: exp2_fast without its clamp, the same bits.
-inline f32x8 exp2_clamped(f32x8 a) {
-  const f32x8 shifted = a + 12582912.0f;
-  return scale_by_power(exp2_fraction(a - (shifted - 12582912.0f)), shifted);
+  using Limits = std::numeric_limits<float>;
+  return float(std::clamp(kLog2E / temperature, double(Limits::min()), double(Limits::max())));
 }
 
 // NaN does not count.
@@ -76,37 +57,39 @@ bool has_nan(const char* p, int64_t n) {
   return false;
 }
 
+// sums += (mass, moment / ln 2) of a group.
 template <typename Load>
-inline void add_group(Load load8, float max, float scale2, RowStatistics* statistics) {
+inline void add_group(Load load8, float max, float scale2, double* sums) {
   f32x8 mass{}, moment{};
   for (int i = 0; i < kGroup; i += 8) {
-    const f32x8 a = at_least((load8(i) - max) * scale2, kVanishing);
+    const f32x8 a = at_least((max - load8(i)) * -scale2, kVanishing);
     const f32x8 e = exp2_clamped(a);
     mass += e;
     moment = fma(e, a, moment);
   }
-  statistics->mass += sum(mass);
-  statistics->moment += sum(moment);
+  add_sums(mass, moment, sums);
 }
 
+// `ahead`: a row that is fetched from memory meanwhile; arithmetic alone leaves the memory idle.
 template <typename Type>
-RowStatistics row_statistics(const char* p, int64_t n, double temperature) {
+RowStatistics row_statistics(const char* p, int64_t n, double temperature, const char* ahead) {
   const float max = row_max<Type>(p, n), scale2 = log2_scale(temperature);
   if (max == -__builtin_inff()) return {max, has_nan<Type>(p, n) ? kNaN : 0.0, 0.0};
   if (!std::isfinite(max)) return {max, kNaN, kNaN};
-  RowStatistics statistics{max, 0, 0};
+  double sums[2]{};
   const int64_t whole = n / kGroup * kGroup;
-  for (int64_t g = 0; g < whole; g += kGroup)
-    add_group([&](int i) { return Type::load8(p + (g + i) * Type::kBytes); }, max, scale2, &statistics);
+  for (int64_t g = 0; g < whole; g += kGroup) {
+    for (int i = 0; i < kGroup * Type::kBytes; i += 64) __builtin_prefetch(ahead + g * Type::kBytes + i, 0, 2);
+    add_group([&](int i) { return Type::load8(p + (g + i) * Type::kBytes); }, max, scale2, sums);
+  }
   if (whole < n) {
     float rest[kGroup];
     for (int i = 0; i < kGroup; ++i)
       rest[i] = whole + i < n ? Type::load1(p + (whole + i) * Type::kBytes) : -__builtin_inff();
-    add_group([&](int i) { return load<f32x8>(rest + i); }, max, scale2, &statistics);
+    add_group([&](int i) { return load<f32x8>(rest + i); }, max, scale2, sums);
   }
-  statistics.moment *= kLn2;
-  if (std::isnan(statistics.moment)) statistics.mass = kNaN;  // a NaN that row_max passed over
-  return statistics;
+  // A NaN that row_max passed over is in the moment.
+  return {max, std::isnan(sums[1]) ? kNaN : sums[0], sums[1] * kLn2};
 }
 
 // NaN for an id outside the row.
@@ -124,6 +107,14 @@ inline const char* row_at(const LogitRows& rows, int64_t i) {
 template <typename Type>
 inline char* row_at(const GradientRows& rows, int64_t i) {
   return static_cast<char*>(rows.data) + rows.offset(i) * Type::kBytes;
+}
+
+// The row that the thread at row i probably takes next; row i itself if there is none.
+template <typename Type>
+inline const char* row_ahead(const LogitRows& rows, const bool* mask, int64_t i, int threads) {
+  for (int64_t next = i + threads; next < rows.count; ++next)
+    if (!mask || mask[next]) return row_at<Type>(rows, next);
+  return row_at<Type>(rows, i);
 }
 
 // Past the caches it pays not to read what is about to be overwritten.
@@ -167,7 +158,6 @@ void write_gradient(const char* x, char* out, int64_t n, int64_t id, const RowSt
   const double unit = 1 / (temperature * s.mass);
   const float level = float((entropy_slope * (s.moment / s.mass) - logprob_slope) * unit);
   const float tilt = float(-entropy_slope * kLn2 * unit);
-  const float vanished = std::isnan(level) ? level : 0.0f;
   // Before the row is written: it may be written over itself.
   const bool inside = id >= 0 && id < n;
   double at_token = 0;
@@ -178,15 +168,12 @@ void write_gradient(const char* x, char* out, int64_t n, int64_t id, const RowSt
   }
   if (entropy_slope == 0) {
     write_row<Type, true>(x, out, n, stream, [=](f32x8 v) {
-      const f32x8 a = (v - max) * scale2;
-      const f32x8 e = exp2_clamped(at_least(a, kVanishing)) * level;
-      return a < kVanishing ? splat(vanished) : e;
+      return exp2_clamped(at_least((max - v) * -scale2, kVanishing)) * level;
     });
   } else {
     write_row<Type, true>(x, out, n, stream, [=](f32x8 v) {
-      const f32x8 a = (v - max) * scale2;
-      const f32x8 e = exp2_clamped(at_least(a, kVanishing)) * fma(a, splat(tilt), splat(level));
-      return a < kVanishing ? splat(vanished) : e;
+      const f32x8 a = at_least((max - v) * -scale2, kVanishing);
+      return exp2_clamped(a) * fma(a, splat(tilt), splat(level));
     });
   }
   if (inside) {

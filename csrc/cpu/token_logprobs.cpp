@@ -14,7 +14,8 @@ void score_row(const TokenLogprobsArguments& a, int64_t i) {
     return;
   }
   const char* x = row_at<Type>(a.logits, i);
-  const RowStatistics s = row_statistics<Type>(x, a.logits.vocab_size, a.temperature[i]);
+  const RowStatistics s = row_statistics<Type>(x, a.logits.vocab_size, a.temperature[i],
+                                               row_ahead<Type>(a.logits, a.mask, i, a.threads));
   a.logprobs[i] = token_logprob<Type>(x, a.logits.vocab_size, a.ids[i], s, a.temperature[i]);
   a.entropy[i] = float(s.entropy());
   if (!a.statistics) return;
