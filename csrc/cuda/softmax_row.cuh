@@ -86,8 +86,7 @@ __device__ inline double log_mass(const RowStatistics& s) { return log(s.mass); 
 __device__ inline double entropy_of(const RowStatistics& s) { return log(s.mass) - s.moment / s.mass; }
 
 __device__ inline float log2_scale(double temperature) {
-  const double scale = 1.4426950408889634074 / temperature;
-  return scale < 3.4028234663852886e38 ? float(scale) : 3.4028234663852886e38f;
+  return float(fmin(fmax(1.4426950408889634074 / temperature, 1.1754943508222875e-38), 3.4028234663852886e38));
 }
 
 // The logit of a row's token; read before the row may be written over.

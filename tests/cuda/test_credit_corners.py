@@ -114,6 +114,15 @@ def test_rows_that_begin_with_tiles_of_minus_infinity(credit):
         check(credit.policy_loss(logits, ids, old, advantages), expected(logits, ids, old, advantages), dtype)
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e30, 1e300])
+def test_extreme_temperatures(credit, temperature):
+    logits = torch.tensor([[0.0, 1.0, -INF, 2.0]]).repeat(1, 31)
+    ids, temperatures = torch.tensor([3]), torch.tensor([temperature], dtype=torch.float64)
+    wanted = ak.token_logprobs(logits, ids, None, temperatures, entropy=True, backend="reference")
+    found = credit.token_logprobs(logits, ids, temperature=temperatures)
+    torch.testing.assert_close(found[:2], tuple(wanted))
+
+
 def test_infinite_advantages_stay_in_their_rows(credit):
     logits, ids, _, _ = problem(5, 2000, torch.float32, seed=9)
     old = credit.token_logprobs(logits, ids)[0].double()

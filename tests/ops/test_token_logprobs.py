@@ -92,6 +92,31 @@ def test_minus_infinity_in_a_first_tile_and_at_the_token(backend, dtype):
     check(logits[:1], ids[:1], None, 1.0, backend)
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e30, 1e300])
+def test_extreme_temperatures(backend, temperature):
+    logits = torch.tensor([[0.0, 1.0, -INF, 2.0]]).repeat(1, 31)  # fewer columns than are summed at a time
+    leaf, share = logits.clone().requires_grad_(), torch.tensor([[0.0, 0, 0, 1] if temperature < 1 else [1.0, 1, 0, 1]])
+    share = (share / share.sum() / 31).repeat(1, 31)
+    logprobs, entropy = ak.token_logprobs(leaf, torch.tensor([3]), None, temperature, entropy=True, backend=backend)
+    assert logprobs.item() == pytest.approx(share[0, 3].log().item(), rel=2e-6)
+    assert entropy.item() == pytest.approx(-torch.xlogy(share, share).sum().item(), rel=2e-6)
+    if 1e-38 < temperature < 1e38:  # else the gradient is beyond float32 as well
+        logprobs.sum().backward()
+        share[0, 3] -= 1
+        torch.testing.assert_close(leaf.grad.double() * temperature, -share.double(), rtol=2e-6, atol=2e-6)
+
+
+def test_the_gradient_far_below_the_maximum_is_exactly_zero(backend):
+    logits = torch.randn(1, 500, generator=torch.Generator().manual_seed(12))
+    logits[0, 100:200], logits[0, 200:300] = -150.0, -INF
+    for slopes in ((1.0, 0.0), (1.0, 1e30)):
+        leaf = logits.clone().requires_grad_()
+        logprobs, entropy = ak.token_logprobs(leaf, torch.tensor([3]), entropy=True, backend=backend)
+        (slopes[0] * logprobs + slopes[1] * entropy).sum().backward()
+        assert not leaf.grad[0, 200:300].any() and leaf.grad[0, :100].all()
+        assert leaf.grad[0, 100:200].abs().max() <= 1e-37 * max(slopes)
+
+
 ROWS_WITHOUT_A_DISTRIBUTION = {
     "nothing": [-INF] * 200,
     "nan": [0.0] * 150 + [NAN] + [0.0] * 49,
