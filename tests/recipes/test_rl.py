@@ -15,14 +15,15 @@ from typer.testing import CliRunner
 
 import adapt_kernels as ak
 import adapt_recipes as ar
-from adapt_recipes import commands, rl, sft
+from adapt_recipes import commands
 from adapt_recipes.config import load_config
-from adapt_recipes.curve import Curve
-from adapt_recipes.evaluate import BIASES
-from adapt_recipes.frontier import frontier, levels, measure_modes, random_choice, spread_problems
-from adapt_recipes.generate import load
-from adapt_recipes.rl import RlConfig, train
-from adapt_recipes.sft_batches import Phase
+from adapt_recipes.evaluation.compare import BIASES
+from adapt_recipes.evaluation.frontier import frontier, levels, measure_modes, random_choice, spread_problems
+from adapt_recipes.models import load
+from adapt_recipes.training import rl, sft
+from adapt_recipes.training.curve import Curve
+from adapt_recipes.training.rl import RlConfig, train
+from adapt_recipes.training.sft_batches import Phase
 
 TINY = RlConfig(iterations=6, prompts=4, samples=4, seed=5)
 

@@ -13,15 +13,21 @@ from transformers import GenerationConfig
 
 import adapt_kernels as ak
 from adapt_recipes import extras
-from adapt_recipes.curve import Curve
-from adapt_recipes.evaluate import model_folder
-from adapt_recipes.families import family_of, grade
-from adapt_recipes.generate import FALLBACK_MAX_NEW_TOKENS, load_model, load_modes, load_tokenizer, require_vocabulary
-from adapt_recipes.rl_config import RlConfig
-from adapt_recipes.rl_trainer import METRICS, build_trainer, trainer_config
-from adapt_recipes.run_state import load_run, save_run
-from adapt_recipes.sft import Clock, check_output, torch_threads
-from adapt_recipes.task import Problem
+from adapt_recipes.models import (
+    FALLBACK_MAX_NEW_TOKENS,
+    load_model,
+    load_modes,
+    load_tokenizer,
+    model_folder,
+    require_vocabulary,
+)
+from adapt_recipes.tasks.families import family_of, grade
+from adapt_recipes.tasks.problem import Problem
+from adapt_recipes.training.curve import Curve
+from adapt_recipes.training.rl_config import RlConfig
+from adapt_recipes.training.rl_trainer import METRICS, build_trainer, trainer_config
+from adapt_recipes.training.run_state import load_run, save_run
+from adapt_recipes.training.sft import Clock, check_output, torch_threads
 
 PROMPT_SEED = 1_000_000  # plus the seed: prompts of another stream than any that is evaluated
 

@@ -13,11 +13,11 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import adapt_kernels as ak
-from adapt_recipes.run_state import FOLDER, load_run, read_state, save_run
-from adapt_recipes.sft_batches import Phase
-from adapt_recipes.sft_tasks import SftTask, sft_task
-from adapt_recipes.task import EOS_TOKEN, FAST_TOKEN, PAD_TOKEN, SLOW_TOKEN
-from adapt_recipes.tokenizer import BOS_TOKEN, build_tokenizer, token_id
+from adapt_recipes.tasks.problem import EOS_TOKEN, FAST_TOKEN, PAD_TOKEN, SLOW_TOKEN
+from adapt_recipes.tasks.tokenizer import BOS_TOKEN, build_tokenizer, token_id
+from adapt_recipes.training.run_state import FOLDER, load_run, read_state, save_run
+from adapt_recipes.training.sft_batches import Phase
+from adapt_recipes.training.sft_tasks import SftTask, sft_task
 
 # Teaches the slow mode at every difficulty. Fast answers are mostly easy in both phases: drawn uniformly here, some
 # seeds learn half of every hard answer, and fast never falls to chance.

@@ -6,17 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapt_recipes.task import (
-    EOS_TOKEN,
-    FAST_TOKEN,
-    FILLER,
-    MAX_DIFFICULTY,
-    PAD_TOKEN,
-    QUESTION,
-    SLOW_END_TOKEN,
-    SLOW_TOKEN,
-)
-from adapt_recipes.tokenizer import BOS_TOKEN, DIGITS, OPERANDS, token_id
+from adapt_recipes.tasks.problem import EOS_TOKEN, FAST_TOKEN, PAD_TOKEN, SLOW_END_TOKEN, SLOW_TOKEN
+from adapt_recipes.tasks.running_sum import FILLER, MAX_DIFFICULTY, QUESTION
+from adapt_recipes.tasks.tokenizer import BOS_TOKEN, DIGITS, OPERANDS, token_id
 
 PROMPT_TOKENS = MAX_DIFFICULTY + 3  # BOS, start digit, operands and filler, question mark
 LONGEST = PROMPT_TOKENS + MAX_DIFFICULTY + 4  # slow: mode token, partial sums, end of trace, answer, EOS
