@@ -29,7 +29,8 @@ from adapt_recipes.evaluation.frontier import (
 )
 from adapt_recipes.models import load
 from adapt_recipes.training.curve import Curve
-from adapt_recipes.training.rl import RlConfig, train
+from adapt_recipes.training.rl import train
+from adapt_recipes.training.rl_config import RlConfig
 
 RESULTS = Path(__file__).resolve().parent / "results" / "adapt_miniature.json"
 SEEDS = (0, 1, 2)

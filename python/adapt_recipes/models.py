@@ -90,6 +90,15 @@ def load_modes(folder: str | Path, tokenizer: Any, fast: str | None, slow: str |
     return ak.Modes.from_pretrained(folder)
 
 
+def default_length(folder: Path) -> int:
+    """max_new_tokens of the model's generation settings, or 256 where they have none."""
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").is_file():
+        return FALLBACK_MAX_NEW_TOKENS
+    return GenerationConfig.from_pretrained(folder).max_new_tokens or FALLBACK_MAX_NEW_TOKENS
+
+
 def require_vocabulary(tokenizer: Any, prompts: Sequence[str], folder: str | Path) -> None:
     """Raise ValueError when a prompt has words that the tokenizer of `folder` does not know."""
     for prompt in prompts:

@@ -36,7 +36,8 @@ def sft(
     """Teach a small model both modes of a task, from random weights, in minutes."""
     with plain_errors():
         from adapt_recipes.config import load_config, parse_settings
-        from adapt_recipes.training.sft import SftConfig, train
+        from adapt_recipes.training.sft import train
+        from adapt_recipes.training.sft_config import SftConfig
 
         chosen = load_config(SftConfig, config, seed=seed, **parse_settings(settings))
         with _bar(chosen.total_steps, "loss") as update:
@@ -60,7 +61,8 @@ def rl(
     with plain_errors():
         extras.require("trl", "trl", "training by reinforcement")
         from adapt_recipes.config import load_config, parse_settings
-        from adapt_recipes.training.rl import RlConfig, train
+        from adapt_recipes.training.rl import train
+        from adapt_recipes.training.rl_config import RlConfig
 
         chosen = load_config(
             RlConfig, config, model=model, task=task, scheme=scheme, seed=seed, **parse_settings(settings)

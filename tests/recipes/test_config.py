@@ -7,8 +7,8 @@ import pytest
 
 from adapt_recipes.config import SHIPPED, load_config, parse_settings, shipped_configs
 from adapt_recipes.evaluation.compare import EvalConfig
-from adapt_recipes.training.rl import RlConfig
-from adapt_recipes.training.sft import SftConfig
+from adapt_recipes.training.rl_config import RlConfig
+from adapt_recipes.training.sft_config import SftConfig
 
 DEFAULTS = {"sft": SftConfig, "rl": RlConfig, "eval": EvalConfig}
 

@@ -14,7 +14,7 @@ import adapt_recipes as ar
 from adapt_recipes.evaluation.generate import encode
 from adapt_recipes.tasks import chain_sum, free_form
 from adapt_recipes.tasks.tokenizer import build_tokenizer
-from adapt_recipes.training.sft_batches import Phase
+from adapt_recipes.training.sft_config import Phase
 from adapt_recipes.training.sft_tasks import sft_task
 
 PHASE = Phase(steps=1, learning_rate=1e-3, fast_rows=40, slow_rows=40, fast_decay=0.5, fast_answer_weight=2.0)

@@ -22,8 +22,9 @@ from adapt_recipes.evaluation.frontier import frontier, levels, measure_modes, r
 from adapt_recipes.models import load
 from adapt_recipes.training import rl, sft
 from adapt_recipes.training.curve import Curve
-from adapt_recipes.training.rl import RlConfig, train
-from adapt_recipes.training.sft_batches import Phase
+from adapt_recipes.training.rl import train
+from adapt_recipes.training.rl_config import RlConfig
+from adapt_recipes.training.sft_config import Phase, SftConfig
 
 TINY = RlConfig(iterations=6, prompts=4, samples=4, seed=5)
 
@@ -185,7 +186,7 @@ def test_training_problems_are_another_stream_than_evaluated_ones():
 def test_second_family_trains_through_its_chat_template(tmp_path):
     """A few steps of both trainings; the prompts of the RL rollouts are those that the SFT batches taught."""
     phase = Phase(steps=2, learning_rate=1e-3, fast_rows=4, slow_rows=4, fast_decay=0.5, fast_answer_weight=1.0)
-    small = sft.SftConfig(task="chain_sum", phases=(phase,), hidden_size=16, layers=1, intermediate_size=32)
+    small = SftConfig(task="chain_sum", phases=(phase,), hidden_size=16, layers=1, intermediate_size=32)
     sft.train(small, tmp_path / "sft")
     config = RlConfig(
         model=str(tmp_path / "sft"), task="chain_sum", iterations=2, prompts=2, samples=2, mode_margin_coef=None,
@@ -245,7 +246,7 @@ def test_training_gives_the_shipped_figures(tmp_path, seed):
 @pytest.mark.full
 def test_second_family_is_learnt(tmp_path):
     """About five CPU minutes: both shipped configurations of chain_sum, one after the other."""
-    sft.train(load_config(sft.SftConfig, "sft_chain_sum"), tmp_path / "sft")
+    sft.train(load_config(SftConfig, "sft_chain_sum"), tmp_path / "sft")
     train(load_config(RlConfig, "rl_chain_sum", model=str(tmp_path / "sft")), tmp_path / "rl")
     tasks = spread_problems("chain_sum", 2000, seed=32)
     base, trained = (measured(tmp_path / name, tasks) for name in ("sft", "rl"))

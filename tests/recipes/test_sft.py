@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 import adapt_recipes as ar
 from adapt_recipes import commands
 from adapt_recipes.tasks.tokenizer import build_tokenizer, token_id
-from adapt_recipes.training.sft import PHASE_A, PHASE_B, SftConfig, learning_rate, train
+from adapt_recipes.training.sft import learning_rate, train
 from adapt_recipes.training.sft_batches import LONGEST, PROMPT_TOKENS, draw_batch
+from adapt_recipes.training.sft_config import PHASE_A, PHASE_B, SftConfig
 
 TINY = SftConfig(
     seed=3,
