@@ -17,9 +17,8 @@ import adapt_miniature_report
 
 import adapt_kernels as ak
 import adapt_recipes as ar
-from adapt_recipes.curve import Curve
-from adapt_recipes.evaluate import BIASES
-from adapt_recipes.frontier import (
+from adapt_recipes.evaluation.compare import BIASES
+from adapt_recipes.evaluation.frontier import (
     Outcomes,
     area_over_random_choice,
     frontier,
@@ -28,8 +27,10 @@ from adapt_recipes.frontier import (
     random_choice,
     spread_problems,
 )
-from adapt_recipes.generate import load
-from adapt_recipes.rl import RlConfig, train
+from adapt_recipes.models import load
+from adapt_recipes.training.curve import Curve
+from adapt_recipes.training.rl import train
+from adapt_recipes.training.rl_config import RlConfig
 
 RESULTS = Path(__file__).resolve().parent / "results" / "adapt_miniature.json"
 SEEDS = (0, 1, 2)

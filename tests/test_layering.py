@@ -37,6 +37,10 @@ BUILD_FILES = "|".join(
     f"adapt_kernels/{name}.py"
     for name in ("jit", "jit_cuda", "toolchain", "toolchain_cuda", "build_cache", "build", "env")
 )
+MODEL_USERS = ("evaluation", "training")
+PROGRAMS = tuple(
+    f"adapt_recipes.{name}" for name in ("cli", "commands", "train_commands", "terminal", "demo", "smollm2_demo")
+)
 RULES = [
     Rule("engine-below-recipes", "adapt_kernels/*", ("adapt_recipes",)),
     Rule("transformers-only-in-hf", "adapt_kernels/*", ("transformers", "tokenizers"), exempt=HF_ONLY),
@@ -55,6 +59,10 @@ RULES = [
     Rule("jit-only-where-it-runs", "adapt_kernels/*", JIT, exempt=JIT_USERS),
     Rule("build-needs-no-torch", BUILD_FILES, ("torch", "numpy", "pybind11", "ninja", "adapt_kernels.ops")),
     Rule("recipes-use-public-names", "adapt_recipes/*", ("triton",)),
+    Rule("tasks-below-models", "adapt_recipes/tasks/*", tuple(f"adapt_recipes.{n}" for n in ("models", *MODEL_USERS))),
+    Rule("models-below-their-users", "adapt_recipes/models.py", tuple(f"adapt_recipes.{n}" for n in MODEL_USERS)),
+    Rule("evaluation-below-training", "adapt_recipes/evaluation/*", ("adapt_recipes.training",)),
+    Rule("programs-below-commands", "adapt_recipes/*/*|adapt_recipes/models.py", ("typer", *PROGRAMS)),
     Rule("no-pickle", "*", ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")),
 ]
 BACKEND_FILES = ("reference", "triton_kernel", "native")
@@ -248,6 +256,12 @@ PLANTED = [
     ("adapt_kernels/jit.py", "def f():\n    import torch", "build-needs-no-torch"),
     ("adapt_kernels/jit_cuda.py", "import torch", "build-needs-no-torch"),
     ("adapt_kernels/toolchain.py", "import pybind11", "build-needs-no-torch"),
+    ("python/adapt_recipes/tasks/chain_sum.py", "from adapt_recipes.models import load", "tasks-below-models"),
+    ("python/adapt_recipes/tasks/chain_sum.py", "from ..training import sft", "tasks-below-models"),
+    ("python/adapt_recipes/models.py", "from adapt_recipes import evaluation", "models-below-their-users"),
+    ("python/adapt_recipes/evaluation/report.py", "from ..training.curve import Curve", "evaluation-below-training"),
+    ("python/adapt_recipes/training/rl.py", "def f():\n    import typer", "programs-below-commands"),
+    ("python/adapt_recipes/models.py", "from .demo import run_demo", "programs-below-commands"),
     ("python/adapt_recipes/demo.py", "import adapt_kernels.hf", "recipes-use-public-names"),
     ("python/adapt_recipes/demo.py", "from adapt_kernels.modes import Modes", "recipes-use-public-names"),
     ("python/adapt_recipes/demo.py", "from adapt_kernels import modes", "recipes-use-public-names"),
@@ -273,7 +287,10 @@ CLEAN = {
     "adapt_kernels/ops/branch/__init__.py": "from ..mode_sample import mode_sample",
     "adapt_kernels/trl/trainer.py": "import trl\nimport transformers",
     "python/adapt_recipes/__init__.py": "import adapt_kernels as ak\nfrom adapt_kernels import Modes\nak.patch",
-    "python/adapt_recipes/demo.py": "import safetensors.torch as st\nst.load('x')\nfrom . import task",
+    "python/adapt_recipes/demo.py": "import safetensors.torch as st\nst.load('x')\nfrom . import tasks",
+    "python/adapt_recipes/commands.py": "import typer\nfrom adapt_recipes.demo import run_demo",
+    "python/adapt_recipes/evaluation/frontier.py": "from adapt_recipes.models import load",
+    "python/adapt_recipes/training/rl.py": "from ..evaluation import frontier\nfrom ..tasks import families",
 }
 
 

@@ -135,13 +135,14 @@ def test_editable_install_finds_both_packages(source, tmp_path):
     # -S hides the environment's own packages, so only the editable hook can answer.
     code = (
         "import site, sys, importlib.util as u; site.addsitedir(sys.argv[1]); "
-        "print(*(u.find_spec(n).origin for n in ('adapt_kernels', 'adapt_recipes', 'adapt_kernels.ops')), sep='\\n')"
+        "print(*(u.find_spec(name).origin for name in sys.argv[2:]), sep='\\n')"
     )
-    command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "site")]
+    folders = ("adapt_kernels", "adapt_kernels/ops", "python/adapt_recipes", "python/adapt_recipes/tasks")
+    names = [folder.removeprefix("python/").replace("/", ".") for folder in folders]
+    command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "site"), *names]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    expected = ("adapt_kernels/__init__.py", "python/adapt_recipes/__init__.py", "adapt_kernels/ops/__init__.py")
-    assert done.stdout.splitlines() == [str(source / name) for name in expected]
+    assert done.stdout.splitlines() == [str(source / name / "__init__.py") for name in folders]
 
 
 @pytest.mark.parametrize("route", ["wheel", "editable"])

@@ -1,13 +1,16 @@
 """Programs that drive adapt_kernels through its public API: tasks of known difficulty, training, demo, command line.
 
+`tasks/` draws and grades problems, `models` loads model folders, `evaluation/` measures what a model gains and costs,
+`training/` teaches one; each imports only those named before it. The demos and the commands of `adapt` stand on top.
+
 `problems`, `grade`, `Problem` and `checkpoint_path` need nothing beyond the standard library for the default family
 of tasks; the others name the package that they lack.
 """
 
 from pathlib import Path
 
-from adapt_recipes.families import grade, problems
-from adapt_recipes.task import Problem
+from adapt_recipes.tasks.families import grade, problems
+from adapt_recipes.tasks.problem import Problem
 
 __all__ = ["Problem", "checkpoint_path", "grade", "problems"]
 

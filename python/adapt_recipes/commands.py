@@ -57,7 +57,8 @@ def generate(
     gate = {name: value for name, value in settings.items() if value is not None} or {"mode_bias": 0.0}
     with plain_errors():
         import adapt_kernels as ak
-        from adapt_recipes.generate import answer, load, load_modes
+        from adapt_recipes.evaluation.generate import answer
+        from adapt_recipes.models import load, load_modes
 
         loaded, tokenizer = load(model)
         modes = load_modes(model, tokenizer, fast, slow)
@@ -88,7 +89,7 @@ def evaluate(
     """Draw the accuracy/cost frontiers of several models in one plot, and write them as CSV files."""
     with plain_errors():
         from adapt_recipes.config import load_config
-        from adapt_recipes.evaluate import EvalConfig, run_eval
+        from adapt_recipes.evaluation.compare import EvalConfig, run_eval
 
         settings = load_config(
             EvalConfig, config, models=model, task=task, data=None if data is None else str(data), problems=problems,

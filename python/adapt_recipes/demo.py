@@ -10,12 +10,12 @@ from rich.progress import Progress
 
 import adapt_kernels as ak
 from adapt_recipes import checkpoint_path, problems
-from adapt_recipes.evaluate import BIASES
-from adapt_recipes.frontier import FrontierRow, Outcomes, measure_modes, random_choice
-from adapt_recipes.frontier_plot import Curve, save_frontiers
-from adapt_recipes.generate import load
-from adapt_recipes.measure import SweepRow, measure
-from adapt_recipes.report import demo_table, probability_table, save_rows
+from adapt_recipes.evaluation.compare import BIASES
+from adapt_recipes.evaluation.frontier import FrontierRow, Outcomes, measure_modes, random_choice
+from adapt_recipes.evaluation.measure import SweepRow, measure
+from adapt_recipes.evaluation.plot import Curve, save_frontiers
+from adapt_recipes.evaluation.report import demo_table, probability_table, save_rows
+from adapt_recipes.models import load
 
 FAST_PROBS = (0.1, 0.5, 0.9)
 UNUSED_SEED = 7  # any will do: training draws from another stream

@@ -16,7 +16,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 import adapt_kernels as ak
-from adapt_recipes.generate import answer, load
+from adapt_recipes.evaluation.generate import answer
+from adapt_recipes.models import load
 from adapt_recipes.smollm2 import fetch
 
 FAST_WORD = "The"

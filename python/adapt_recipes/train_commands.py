@@ -35,12 +35,13 @@ def sft(
 ) -> None:
     """Teach a small model both modes of a task, from random weights, in minutes."""
     with plain_errors():
-        from adapt_recipes import sft as training
         from adapt_recipes.config import load_config, parse_settings
+        from adapt_recipes.training.sft import train
+        from adapt_recipes.training.sft_config import SftConfig
 
-        chosen = load_config(training.SftConfig, config, seed=seed, **parse_settings(settings))
+        chosen = load_config(SftConfig, config, seed=seed, **parse_settings(settings))
         with _bar(chosen.total_steps, "loss") as update:
-            result = training.train(chosen, out, resume, checkpoint_every, on_step=update)
+            result = train(chosen, out, resume, checkpoint_every, on_step=update)
         _finish(out, chosen.task, result.wall_s, result.cpu_s)
 
 
@@ -59,14 +60,15 @@ def rl(
     """Teach a model with two modes which problems deserve the slow one (ADaPT); needs the extra `trl`."""
     with plain_errors():
         extras.require("trl", "trl", "training by reinforcement")
-        from adapt_recipes import rl as training
         from adapt_recipes.config import load_config, parse_settings
+        from adapt_recipes.training.rl import train
+        from adapt_recipes.training.rl_config import RlConfig
 
         chosen = load_config(
-            training.RlConfig, config, model=model, task=task, scheme=scheme, seed=seed, **parse_settings(settings)
+            RlConfig, config, model=model, task=task, scheme=scheme, seed=seed, **parse_settings(settings)
         )
         with _bar(chosen.iterations, "reward") as update:
-            result = training.train(chosen, out, resume, checkpoint_every, on_step=update)
+            result = train(chosen, out, resume, checkpoint_every, on_step=update)
         _finish(out, chosen.task, result.wall_s, result.cpu_s)
 
 
@@ -90,9 +92,9 @@ def _bar(total: int, value: str) -> Iterator[Any]:
 def _finish(folder: Path, task: str, wall_s: float, cpu_s: float) -> None:
     """Say what the run took, and what the model in `folder` can do."""
     import adapt_kernels as ak
-    from adapt_recipes.frontier import levels, measure_modes, spread_problems
-    from adapt_recipes.generate import load, load_modes
-    from adapt_recipes.report import level_table
+    from adapt_recipes.evaluation.frontier import levels, measure_modes, spread_problems
+    from adapt_recipes.evaluation.report import level_table
+    from adapt_recipes.models import load, load_modes
 
     console.print(f"saved {folder}: {wall_s:.0f} s wall time, {cpu_s:.0f} s CPU time", soft_wrap=True)
     model, tokenizer = load(folder)

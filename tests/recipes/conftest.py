@@ -1,4 +1,5 @@
 import pytest
+import tiny_runs
 import torch
 
 
@@ -9,3 +10,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def whole_sft(tmp_path_factory):
+    return tiny_runs.run(tiny_runs.SFT, tmp_path_factory.mktemp("sft") / "whole")
+
+
+@pytest.fixture(scope="session")
+def whole_rl(tmp_path_factory):
+    return tiny_runs.run(tiny_runs.RL, tmp_path_factory.mktemp("rl") / "whole")

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import adapt_kernels as ak
 import adapt_recipes as ar
-from adapt_recipes.task import FAST_TOKEN, SLOW_TOKEN
+from adapt_recipes.tasks.problem import FAST_TOKEN, SLOW_TOKEN
 
 COUNT = 200
 UNUSED_SEED = 77

@@ -6,9 +6,9 @@ from dataclasses import fields
 import pytest
 
 from adapt_recipes.config import SHIPPED, load_config, parse_settings, shipped_configs
-from adapt_recipes.evaluate import EvalConfig
-from adapt_recipes.rl import RlConfig
-from adapt_recipes.sft import SftConfig
+from adapt_recipes.evaluation.compare import EvalConfig
+from adapt_recipes.training.rl_config import RlConfig
+from adapt_recipes.training.sft_config import SftConfig
 
 DEFAULTS = {"sft": SftConfig, "rl": RlConfig, "eval": EvalConfig}
 

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 import adapt_kernels as ak
 import adapt_recipes as ar
-from adapt_recipes import commands, measure
+from adapt_recipes import commands
+from adapt_recipes.evaluation import measure
 
 PROBLEMS = 300
 

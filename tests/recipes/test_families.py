@@ -11,11 +11,11 @@ import pytest
 import reasoning_gym
 
 import adapt_recipes as ar
-from adapt_recipes import chain_sum, free_form
-from adapt_recipes.generate import encode
-from adapt_recipes.sft_batches import Phase
-from adapt_recipes.sft_tasks import sft_task
-from adapt_recipes.tokenizer import build_tokenizer
+from adapt_recipes.evaluation.generate import encode
+from adapt_recipes.tasks import chain_sum, free_form
+from adapt_recipes.tasks.tokenizer import build_tokenizer
+from adapt_recipes.training.sft_config import Phase
+from adapt_recipes.training.sft_tasks import sft_task
 
 PHASE = Phase(steps=1, learning_rate=1e-3, fast_rows=40, slow_rows=40, fast_decay=0.5, fast_answer_weight=2.0)
 
@@ -144,7 +144,7 @@ def test_unknown_family():
 def test_missing_package_is_named(family, package):
     script = (
         f"import sys; sys.modules[{package.replace('-', '_')!r}] = None; import adapt_recipes as ar\n"
-        f"try: ar.families.family_of({family!r}).require()\nexcept RuntimeError as error: print(error)"
+        f"try: ar.tasks.families.family_of({family!r}).require()\nexcept RuntimeError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"the task family {family} needs {package}: pip install 'adapt-kernels[tasks]'"

@@ -1,46 +1,33 @@
-"""`adapt train rl`: what it refuses, how it resumes, and (marked full) that it reproduces the shipped checkpoint."""
+"""`adapt train rl`: what it leaves, what it refuses, and (marked full) that it reproduces the shipped checkpoint."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file
+from tiny_runs import RL
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 import adapt_kernels as ak
 import adapt_recipes as ar
-from adapt_recipes import commands, rl, sft
+from adapt_recipes import commands
 from adapt_recipes.config import load_config
-from adapt_recipes.curve import Curve
-from adapt_recipes.evaluate import BIASES
-from adapt_recipes.frontier import frontier, levels, measure_modes, random_choice, spread_problems
-from adapt_recipes.generate import load
-from adapt_recipes.rl import RlConfig, train
-from adapt_recipes.sft_batches import Phase
-
-TINY = RlConfig(iterations=6, prompts=4, samples=4, seed=5)
-
-
-def weights(folder):
-    return (folder / "model.safetensors").read_bytes()
+from adapt_recipes.evaluation.compare import BIASES
+from adapt_recipes.evaluation.frontier import frontier, levels, measure_modes, random_choice, spread_problems
+from adapt_recipes.models import load
+from adapt_recipes.training import rl, sft
+from adapt_recipes.training.curve import Curve
+from adapt_recipes.training.rl import train
+from adapt_recipes.training.rl_config import RlConfig
+from adapt_recipes.training.sft_config import Phase, SftConfig
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    out = tmp_path_factory.mktemp("rl") / "whole"
-    rewards = []
-    train(TINY, out, on_step=lambda step, reward: rewards.append((step, reward)))
-    return out, rewards
-
-
-def test_result_is_a_model_folder_like_the_one_it_came_from(whole):
-    out, rewards = whole
+def test_result_is_a_model_folder_like_the_one_it_came_from(whole_rl):
+    out, rewards = whole_rl.out, whole_rl.reported
     start = ar.checkpoint_path("sft")
     assert [step for step, _ in rewards] == list(range(1, 7)) and all(0 <= reward <= 1 for _, reward in rewards)
     assert {path.suffix for path in out.rglob("*") if path.is_file()} == {".json", ".safetensors", ".csv"}
@@ -52,51 +39,12 @@ def test_result_is_a_model_folder_like_the_one_it_came_from(whole):
     assert all((before[name] != after[name]).any() for name in before)
 
 
-@pytest.mark.parametrize("stop", [1, 4])
-def test_resumed_run_is_the_same_run(whole, tmp_path, stop):
-    train(TINY, tmp_path, stop_after=stop)
-    assert not (tmp_path / "model.safetensors").exists()
-    rewards = []
-    train(TINY, tmp_path, resume=True, on_step=lambda step, reward: rewards.append((step, reward)))
-    assert rewards == whole[1][stop:]
-    assert Curve.rows(tmp_path) == Curve.rows(whole[0])
-    assert weights(tmp_path) == weights(whole[0])
-
-
-def test_resume_after_an_interruption(whole, tmp_path):
-    """The steps after the last saved state are done again, and their lines of the curve replaced."""
-
-    def interrupt(step, reward):
-        if step == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(TINY, tmp_path, checkpoint_every=2, on_step=interrupt)
-    assert json.loads((tmp_path / "training/state.json").read_text())["step"] == 4
-    assert len(Curve.rows(tmp_path)) == 5
-    train(TINY, tmp_path, resume=True, checkpoint_every=2)
-    assert Curve.rows(tmp_path) == Curve.rows(whole[0])
-    assert weights(tmp_path) == weights(whole[0])
-
-
-def test_the_seed_decides(whole, tmp_path):
-    train(replace(TINY, seed=6), tmp_path)
-    assert weights(tmp_path) != weights(whole[0])
-
-
 def test_a_rollout_without_one_mode_is_no_error(tmp_path):
     """Two samples of a model that chooses: often both are fast, and slow has no accuracy in that step."""
-    train(replace(TINY, prompts=1, samples=2, rollout="auto"), tmp_path)
+    train(replace(RL.config, prompts=1, samples=2, rollout="auto"), tmp_path)
     rows = Curve.rows(tmp_path)
     assert len(rows) == 6 and all(0 < float(row["p_fast"]) < 1 for row in rows)
     assert any("nan" in (row["fast_accuracy"], row["slow_accuracy"]) for row in rows)
-
-
-def test_another_configuration_is_no_resumption(whole, tmp_path):
-    with pytest.raises(ValueError, match=r"already holds a run at step 6: resume it \(--resume\)"):
-        train(TINY, whole[0])
-    with pytest.raises(ValueError, match=r"another configuration \(gamma: saved 0.5, asked 0.4\)"):
-        train(replace(TINY, gamma=0.4), whole[0], resume=True)
 
 
 def no_model(*_):
@@ -136,7 +84,7 @@ def test_bad_settings_fail_before_the_model_loads(monkeypatch, tmp_path, setting
         spoil(tmp_path / "model")
         settings = {"model": str(tmp_path / "model")}
     with pytest.raises(ValueError, match=said):
-        train(replace(TINY, **settings), tmp_path / "out")
+        train(replace(RL.config, **settings), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -184,7 +132,7 @@ def test_training_problems_are_another_stream_than_evaluated_ones():
 def test_second_family_trains_through_its_chat_template(tmp_path):
     """A few steps of both trainings; the prompts of the RL rollouts are those that the SFT batches taught."""
     phase = Phase(steps=2, learning_rate=1e-3, fast_rows=4, slow_rows=4, fast_decay=0.5, fast_answer_weight=1.0)
-    small = sft.SftConfig(task="chain_sum", phases=(phase,), hidden_size=16, layers=1, intermediate_size=32)
+    small = SftConfig(task="chain_sum", phases=(phase,), hidden_size=16, layers=1, intermediate_size=32)
     sft.train(small, tmp_path / "sft")
     config = RlConfig(
         model=str(tmp_path / "sft"), task="chain_sum", iterations=2, prompts=2, samples=2, mode_margin_coef=None,
@@ -201,22 +149,6 @@ def measured(folder, tasks):
     modes = ak.Modes.from_pretrained(folder)
     ak.patch(model, modes)
     return measure_modes(model, tokenizer, modes, tasks, rows_per_call=1024)
-
-
-@pytest.mark.full
-def test_a_killed_command_goes_on(tmp_path):
-    """Killed outright in the middle; the finished run equals one that was never interrupted."""
-    command = [sys.executable, "-m", "adapt_recipes.cli", "train", "rl", "--seed", "3", "--checkpoint-every", "5"]
-    command += ["--set", "iterations=30", "--set", "prompts=8"]
-    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
-    victim = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stdout=subprocess.DEVNULL)
-    while len(Curve.rows(tmp_path / "out")) < 12 and victim.poll() is None:
-        os.sched_yield()
-    victim.send_signal(signal.SIGKILL)
-    assert victim.wait() == -signal.SIGKILL and not (tmp_path / "out/model.safetensors").exists()
-    subprocess.run([*command, "--out", str(tmp_path / "out"), "--resume"], check=True, capture_output=True)
-    assert Curve.rows(tmp_path / "out") == Curve.rows(tmp_path / "whole")
-    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
 @pytest.mark.full
@@ -244,7 +176,7 @@ def test_training_gives_the_shipped_figures(tmp_path, seed):
 @pytest.mark.full
 def test_second_family_is_learnt(tmp_path):
     """About five CPU minutes: both shipped configurations of chain_sum, one after the other."""
-    sft.train(load_config(sft.SftConfig, "sft_chain_sum"), tmp_path / "sft")
+    sft.train(load_config(SftConfig, "sft_chain_sum"), tmp_path / "sft")
     train(load_config(RlConfig, "rl_chain_sum", model=str(tmp_path / "sft")), tmp_path / "rl")
     tasks = spread_problems("chain_sum", 2000, seed=32)
     base, trained = (measured(tmp_path / name, tasks) for name in ("sft", "rl"))

@@ -10,9 +10,9 @@ import pytest
 
 import adapt_kernels as ak
 import adapt_recipes as ar
-from adapt_recipes.evaluate import BIASES
-from adapt_recipes.frontier import frontier, levels, measure_modes, random_choice, spread_problems
-from adapt_recipes.generate import load
+from adapt_recipes.evaluation.compare import BIASES
+from adapt_recipes.evaluation.frontier import frontier, levels, measure_modes, random_choice, spread_problems
+from adapt_recipes.models import load
 
 COUNT = 1600
 UNUSED_SEED = 78

@@ -7,7 +7,8 @@ import pytest
 
 import adapt_kernels as ak
 from adapt_recipes import smollm2
-from adapt_recipes.generate import answer, load
+from adapt_recipes.evaluation.generate import answer
+from adapt_recipes.models import load
 from adapt_recipes.smollm2_demo import FAST_WORD, PROMPTS, SLOW_WORD
 
 CAP = 40

@@ -2,7 +2,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import adapt_recipes as ar
-from adapt_recipes.tokenizer import VOCABULARY, build_tokenizer, token_id
+from adapt_recipes.tasks.tokenizer import VOCABULARY, build_tokenizer, token_id
 
 
 @pytest.fixture(scope="module", params=["built", "reloaded", "shipped"])

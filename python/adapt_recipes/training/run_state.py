@@ -1,10 +1,16 @@
-"""Save and load a half-finished training run: tensors as safetensors, the rest as JSON, never pickle."""
+"""What every training run has: its folder, its saved state, its clock, its threads and its result.
+
+Half-finished runs are saved with tensors as safetensors and the rest as JSON, never pickle.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,31 @@ from safetensors.torch import load_file, save_file
 
 FOLDER = "training"
 STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The trained model, and the seconds its training took over all resumed parts."""
+
+    model: Any
+    wall_s: float
+    cpu_s: float
+
+
+def check_output(out: Path, resume: bool, checkpoint_every: int) -> None:
+    """Raise ValueError unless a run may begin in `out`, or continue there when `resume` is set."""
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; the output must be a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    state = read_state(out)
+    if state is None:
+        raise ValueError(f"{out} is not empty and holds no saved run ({FOLDER}/state.json): choose another folder")
+    if not resume:
+        raise ValueError(f"{out} already holds a run at step {state['step']}: "
+                         "resume it (--resume) or choose another folder")
 
 
 def save_run(out: Path, step: int, config: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
@@ -62,6 +93,28 @@ def read_state(out: Path) -> dict[str, Any] | None:
     """The JSON part of the run saved in `out`, or None when there is none."""
     path = out / FOLDER / STATE
     return json.loads(path.read_text()) if path.is_file() else None
+
+
+class Clock:
+    """Wall and CPU seconds, counted on from an earlier part of the run."""
+
+    def __init__(self, earlier: dict[str, float]) -> None:
+        self._wall = time.perf_counter() - earlier.get("wall_s", 0.0)
+        self._cpu = time.process_time() - earlier.get("cpu_s", 0.0)
+
+    def spent(self) -> dict[str, float]:
+        return {"wall_s": time.perf_counter() - self._wall, "cpu_s": time.process_time() - self._cpu}
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Inside the `with`, torch uses `count` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from adapt_recipes import extras
-from adapt_recipes.task import SLOW_END_TOKEN, Problem
+from adapt_recipes.tasks.problem import SLOW_END_TOKEN, Problem
 
 NAME = "math"
 SECONDS = 5  # for reading or comparing one answer

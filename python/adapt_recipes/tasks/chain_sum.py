@@ -15,7 +15,7 @@ import hashlib
 from functools import cache
 
 from adapt_recipes import extras
-from adapt_recipes.task import FAST_TOKEN, SLOW_END_TOKEN, SLOW_TOKEN, Problem, answer_text, require_int
+from adapt_recipes.tasks.problem import FAST_TOKEN, SLOW_END_TOKEN, SLOW_TOKEN, Problem, answer_text, require_int
 
 NAME = "chain_sum"
 MIN_TERMS, MAX_TERMS = 2, 6

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from adapt_recipes.task import (
-    EOS_TOKEN,
-    FAST_TOKEN,
-    FILLER,
-    MAX_DIFFICULTY,
-    PAD_TOKEN,
-    QUESTION,
-    SLOW_END_TOKEN,
-    SLOW_TOKEN,
-)
-from adapt_recipes.tokenizer import BOS_TOKEN, DIGITS, OPERANDS, token_id
+from adapt_recipes.tasks.problem import EOS_TOKEN, FAST_TOKEN, PAD_TOKEN, SLOW_END_TOKEN, SLOW_TOKEN
+from adapt_recipes.tasks.running_sum import FILLER, MAX_DIFFICULTY, QUESTION
+from adapt_recipes.tasks.tokenizer import BOS_TOKEN, DIGITS, OPERANDS, token_id
+from adapt_recipes.training.sft_config import Phase
 
 PROMPT_TOKENS = MAX_DIFFICULTY + 3  # BOS, start digit, operands and filler, question mark
 LONGEST = PROMPT_TOKENS + MAX_DIFFICULTY + 4  # slow: mode token, partial sums, end of trace, answer, EOS
@@ -25,24 +16,6 @@ _DIGIT0, _OPERAND0 = token_id(DIGITS[0]), token_id(OPERANDS[0])
 _PAD, _BOS, _EOS = token_id(PAD_TOKEN), token_id(BOS_TOKEN), token_id(EOS_TOKEN)
 _FILLER, _QUESTION = token_id(FILLER), token_id(QUESTION)
 _FAST, _SLOW, _SLOW_END = token_id(FAST_TOKEN), token_id(SLOW_TOKEN), token_id(SLOW_END_TOKEN)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One stretch of training with its own mix of sequences and its own learning-rate schedule.
-
-    steps: optimiser steps. learning_rate: peak, after warm-up. fast_rows, slow_rows: sequences per step.
-    fast_decay: a fast sequence has difficulty k with weight fast_decay^(k-1); 1 is uniform (slow ones always are).
-    fast_answer_weight: loss weight of the answer digit in fast sequences; every other response token has 1, apart from
-    the mode token of fast sequences, which is weighted so that both modes weigh the same at each difficulty.
-    """
-
-    steps: int
-    learning_rate: float
-    fast_rows: int
-    slow_rows: int
-    fast_decay: float
-    fast_answer_weight: float
 
 
 def draw_batch(phase: Phase, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:

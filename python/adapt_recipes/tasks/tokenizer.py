@@ -7,15 +7,8 @@ from collections.abc import Sequence
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from adapt_recipes.task import (
-    EOS_TOKEN,
-    FAST_TOKEN,
-    FILLER,
-    PAD_TOKEN,
-    QUESTION,
-    SLOW_END_TOKEN,
-    SLOW_TOKEN,
-)
+from adapt_recipes.tasks.problem import EOS_TOKEN, FAST_TOKEN, PAD_TOKEN, SLOW_END_TOKEN, SLOW_TOKEN
+from adapt_recipes.tasks.running_sum import FILLER, QUESTION
 
 BOS_TOKEN = "<bos>"
 UNK_TOKEN = "<unk>"

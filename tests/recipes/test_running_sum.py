@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 import adapt_recipes as ar
-from adapt_recipes.task import make_problem
+from adapt_recipes.tasks.running_sum import make_problem
 
 
 def test_known_problem():

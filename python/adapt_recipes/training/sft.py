@@ -3,75 +3,22 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import adapt_kernels as ak
-from adapt_recipes.run_state import FOLDER, load_run, read_state, save_run
-from adapt_recipes.sft_batches import Phase
-from adapt_recipes.sft_tasks import SftTask, sft_task
-from adapt_recipes.task import EOS_TOKEN, FAST_TOKEN, PAD_TOKEN, SLOW_TOKEN
-from adapt_recipes.tokenizer import BOS_TOKEN, build_tokenizer, token_id
-
-# Teaches the slow mode at every difficulty. Fast answers are mostly easy in both phases: drawn uniformly here, some
-# seeds learn half of every hard answer, and fast never falls to chance.
-PHASE_A = Phase(steps=976, learning_rate=3e-3, fast_rows=48, slow_rows=48, fast_decay=0.65, fast_answer_weight=2.0)
-# Teaches the fast mode, and its length decides how hard the task stays: sums mod 10 do not depend on order, so with
-# more steps the fast mode solves every difficulty and the slow mode loses its purpose. When that happens depends on the
-# seed (of 0 to 3, only 3 gets there within these steps), so look at the accuracy table of a seed before using it.
-PHASE_B = Phase(steps=1000, learning_rate=2.5e-3, fast_rows=96, slow_rows=16, fast_decay=0.65, fast_answer_weight=1.0)
-
-
-@dataclass(frozen=True)
-class SftConfig:
-    """Everything that decides the trained weights.
-
-    task: running_sum or chain_sum. seed: of the initial weights and of every batch; the shipped checkpoint has the
-    defaults.
-    phases: run one after the other with one optimiser.
-    hidden_size, layers, heads, intermediate_size: of the Llama model. init_std: of its random weights; with the
-    library's default of 0.02 a model this narrow learns nothing. betas, weight_decay, clip_norm: of AdamW and the
-    gradient norm. warmup_steps: linear warm-up of each phase. floor: where its cosine decay ends, as a share of the
-    peak. threads: of torch; a result may differ in the last bit for another number.
-    """
-
-    task: str = "running_sum"
-    seed: int = 1
-    phases: tuple[Phase, ...] = field(default=(PHASE_A, PHASE_B))
-    hidden_size: int = 64
-    layers: int = 3
-    heads: int = 4
-    intermediate_size: int = 160
-    init_std: float = 0.08
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    warmup_steps: int = 50
-    floor: float = 0.05
-    threads: int = 1
-
-    @property
-    def total_steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
-
-
-@dataclass(frozen=True)
-class SftResult:
-    """The trained model, and the seconds its training took over all resumed parts."""
-
-    model: LlamaForCausalLM
-    wall_s: float
-    cpu_s: float
+from adapt_recipes.tasks.problem import EOS_TOKEN, FAST_TOKEN, PAD_TOKEN, SLOW_TOKEN
+from adapt_recipes.tasks.tokenizer import BOS_TOKEN, build_tokenizer, token_id
+from adapt_recipes.training.run_state import Clock, RunResult, check_output, load_run, save_run, torch_threads
+from adapt_recipes.training.sft_config import Phase, SftConfig
+from adapt_recipes.training.sft_tasks import SftTask, sft_task
 
 
 def train(config: SftConfig, out: str | Path, resume: bool = False, checkpoint_every: int = 200,
-          on_step: Callable[[int, float], None] | None = None, stop_after: int | None = None) -> SftResult:
+          on_step: Callable[[int, float], None] | None = None, stop_after: int | None = None) -> RunResult:
     """Train by `config` and save model, tokenizer and resumable state in the folder `out`.
 
     resume: continue the run saved in `out` (same configuration), or begin if there is none; without it, a folder with
@@ -95,7 +42,7 @@ def train(config: SftConfig, out: str | Path, resume: bool = False, checkpoint_e
                 on_step(step + 1, loss)
         if end == config.total_steps:
             save_model(model, out, task)
-    return SftResult(model.eval(), **clock.spent())
+    return RunResult(model.eval(), **clock.spent())
 
 
 def build_model(config: SftConfig) -> LlamaForCausalLM:
@@ -160,41 +107,3 @@ def _loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> 
     targets, weights = ids[:, first:], weights[:, first:]
     each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     return (each * weights.flatten()).sum() / weights.sum()
-
-
-def check_output(out: Path, resume: bool, checkpoint_every: int) -> None:
-    """Raise ValueError unless a run may begin in `out`, or continue there when `resume` is set."""
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; the output must be a folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    state = read_state(out)
-    if state is None:
-        raise ValueError(f"{out} is not empty and holds no saved run ({FOLDER}/state.json): choose another folder")
-    if not resume:
-        raise ValueError(f"{out} already holds a run at step {state['step']}: "
-                         "resume it (--resume) or choose another folder")
-
-
-class Clock:
-    """Wall and CPU seconds, counted on from an earlier part of the run."""
-
-    def __init__(self, earlier: dict[str, float]) -> None:
-        self._wall = time.perf_counter() - earlier.get("wall_s", 0.0)
-        self._cpu = time.process_time() - earlier.get("cpu_s", 0.0)
-
-    def spent(self) -> dict[str, float]:
-        return {"wall_s": time.perf_counter() - self._wall, "cpu_s": time.process_time() - self._cpu}
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Inside the `with`, torch uses `count` threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -9,14 +9,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 import adapt_kernels as ak
-from adapt_recipes import checkpoint_path
-from adapt_recipes.families import family_of
-from adapt_recipes.free_form import read_problems
-from adapt_recipes.frontier import Outcomes, frontier, levels, measure_modes, random_choice, spread_problems
-from adapt_recipes.frontier_plot import Curve, save_frontiers
-from adapt_recipes.generate import load_model, load_modes, load_tokenizer, require_vocabulary
-from adapt_recipes.report import frontier_table, level_table, save_rows
-from adapt_recipes.task import Problem
+from adapt_recipes.evaluation.frontier import Outcomes, frontier, levels, measure_modes, random_choice, spread_problems
+from adapt_recipes.evaluation.plot import Curve, save_frontiers
+from adapt_recipes.evaluation.report import frontier_table, level_table, save_rows
+from adapt_recipes.models import load_model, load_modes, load_tokenizer, model_folder, require_vocabulary
+from adapt_recipes.tasks.families import family_of
+from adapt_recipes.tasks.free_form import read_problems
+from adapt_recipes.tasks.problem import Problem
 
 BIASES = (-8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 
@@ -55,16 +54,6 @@ class EvalConfig:
         if (self.data is None) != bool(family.difficulties):
             lacks = "takes no data file: it draws its problems" if family.difficulties else "needs a data file (--data)"
             raise ValueError(f"the task family {self.task} {lacks}")
-
-
-def model_folder(name: str) -> Path:
-    """The shipped checkpoint called `name`, or else the local folder at that path."""
-    try:
-        return checkpoint_path(name)
-    except ValueError as error:
-        if Path(name).is_dir():
-            return Path(name)
-        raise ValueError(f"{name} is neither a model folder nor a shipped checkpoint ({error})") from None
 
 
 def run_eval(config: EvalConfig, out: Path, console: Console | None = None) -> dict[str, Outcomes]:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapt_recipes.frontier import FrontierRow
-from adapt_recipes.report import signed
+from adapt_recipes.evaluation.frontier import FrontierRow
+from adapt_recipes.evaluation.report import signed
 
 COLOURS = ("0.45", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink")
 APART = 0.055  # of the width: labels closer than this would overlap

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 import adapt_kernels as ak
-from adapt_recipes.frontier import measure_modes
-from adapt_recipes.rl_config import RlConfig
-from adapt_recipes.task import Problem
+from adapt_recipes.evaluation.frontier import measure_modes
+from adapt_recipes.tasks.problem import Problem
+from adapt_recipes.training.rl_config import RlConfig
 
 # Names of the curve, and of the trainer's logs; {0} is the first mode, {1} the last.
 METRICS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from adapt_recipes import chain_sum, free_form, task
-from adapt_recipes.task import Problem
+from adapt_recipes.tasks import chain_sum, free_form, running_sum
+from adapt_recipes.tasks.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Family:
 FAMILIES = {
     family.name: family
     for family in (
-        Family("running_sum", tuple(range(1, task.MAX_DIFFICULTY + 1)), task.problems, task.grade),
+        Family("running_sum", tuple(range(1, running_sum.MAX_DIFFICULTY + 1)), running_sum.problems, running_sum.grade),
         Family(chain_sum.NAME, chain_sum.DIFFICULTIES, chain_sum.problems, chain_sum.grade, chain_sum.require),
         Family(free_form.NAME, (), free_form.problems, free_form.grade, free_form.require),
     )

@@ -1,17 +1,26 @@
-"""Answer prompts with any Hugging Face model folder under a mode setting."""
+"""Model folders: the shipped checkpoints and any other of Hugging Face's format; nothing is ever downloaded."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import adapt_kernels as ak
-from adapt_recipes.measure import Generated, count_tokens
+from adapt_recipes import checkpoint_path
 
 FALLBACK_MAX_NEW_TOKENS = 256  # for folders whose generation_config sets no limit
+
+
+def model_folder(name: str) -> Path:
+    """The shipped checkpoint called `name`, or else the local folder at that path."""
+    try:
+        return checkpoint_path(name)
+    except ValueError as error:
+        if Path(name).is_dir():
+            return Path(name)
+        raise ValueError(f"{name} is neither a model folder nor a shipped checkpoint ({error})") from None
 
 
 def load(folder: str | Path) -> tuple[Any, Any]:
@@ -81,37 +90,18 @@ def load_modes(folder: str | Path, tokenizer: Any, fast: str | None, slow: str |
     return ak.Modes.from_pretrained(folder)
 
 
+def default_length(folder: Path) -> int:
+    """max_new_tokens of the model's generation settings, or 256 where they have none."""
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").is_file():
+        return FALLBACK_MAX_NEW_TOKENS
+    return GenerationConfig.from_pretrained(folder).max_new_tokens or FALLBACK_MAX_NEW_TOKENS
+
+
 def require_vocabulary(tokenizer: Any, prompts: Sequence[str], folder: str | Path) -> None:
     """Raise ValueError when a prompt has words that the tokenizer of `folder` does not know."""
     for prompt in prompts:
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokenizer(prompt)["input_ids"]:
             raise ValueError(f"the tokenizer of {folder} does not know every word of {prompt!r}: choose a model that "
                              "was trained for this task")
-
-
-def answer(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int | None = None,
-           **arguments: Any) -> Generated:
-    """Generate once for all `prompts` on a patched model; the tokenizer's chat template is used when it has one."""
-    inputs = encode(tokenizer, prompts).to(model.device)
-    if max_new_tokens is None and model.generation_config.max_new_tokens is None:
-        max_new_tokens = FALLBACK_MAX_NEW_TOKENS
-    if max_new_tokens is not None:
-        arguments["max_new_tokens"] = max_new_tokens
-    began = time.perf_counter()
-    out = model.generate(**inputs, return_dict_in_generate=True, pad_token_id=tokenizer.pad_token_id, **arguments)
-    wall_s = time.perf_counter() - began
-    answers = out.sequences[:, inputs["input_ids"].shape[1] :]
-    eos = model.generation_config.eos_token_id
-    tokens = count_tokens(answers, [] if eos is None else eos)
-    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    return Generated(texts, tokens, out.modes.cpu(), out.mode_probs.cpu(), wall_s)
-
-
-def encode(tokenizer: Any, prompts: Sequence[str]) -> Any:
-    """Model inputs for `prompts`, each a user message of its own chat when the tokenizer has a chat template."""
-    if tokenizer.chat_template is None:
-        return tokenizer(list(prompts), return_tensors="pt", padding=True)
-    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    return tokenizer.apply_chat_template(
-        chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
-    )

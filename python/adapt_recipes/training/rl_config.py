@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapt_recipes.families import family_of
+from adapt_recipes.tasks.families import family_of
 
 
 @dataclass(frozen=True)

@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 import adapt_kernels as ak
 from adapt_recipes import extras
-from adapt_recipes.curve import Curve
-from adapt_recipes.evaluate import model_folder
-from adapt_recipes.families import family_of, grade
-from adapt_recipes.generate import FALLBACK_MAX_NEW_TOKENS, load_model, load_modes, load_tokenizer, require_vocabulary
-from adapt_recipes.rl_config import RlConfig
-from adapt_recipes.rl_trainer import METRICS, build_trainer, trainer_config
-from adapt_recipes.run_state import load_run, save_run
-from adapt_recipes.sft import Clock, check_output, torch_threads
-from adapt_recipes.task import Problem
+from adapt_recipes.models import (
+    default_length,
+    load_model,
+    load_modes,
+    load_tokenizer,
+    model_folder,
+    require_vocabulary,
+)
+from adapt_recipes.tasks.families import family_of, grade
+from adapt_recipes.tasks.problem import Problem
+from adapt_recipes.training.curve import Curve
+from adapt_recipes.training.rl_config import RlConfig
+from adapt_recipes.training.rl_trainer import METRICS, build_trainer, trainer_config
+from adapt_recipes.training.run_state import Clock, RunResult, check_output, load_run, save_run, torch_threads
 
 PROMPT_SEED = 1_000_000  # plus the seed: prompts of another stream than any that is evaluated
 
 
-@dataclass(frozen=True)
-class RlResult:
-    """The trained model (patched), and the seconds its training took over all resumed parts."""
-
-    model: Any
-    wall_s: float
-    cpu_s: float
-
-
 def train(config: RlConfig, out: str | Path, resume: bool = False, checkpoint_every: int = 25,
-          on_step: Callable[[int, float], None] | None = None, stop_after: int | None = None) -> RlResult:
+          on_step: Callable[[int, float], None] | None = None, stop_after: int | None = None) -> RunResult:
     """Train by `config` and save model, tokenizer, modes, curve.csv and resumable state in the folder `out`.
 
     Arguments as `sft.train`; on_step gets the mean reward of each step's rollout. Raises ValueError for settings that
@@ -73,7 +67,7 @@ def train(config: RlConfig, out: str | Path, resume: bool = False, checkpoint_ev
             model.config.use_cache = use_cache  # TRL turns it off
             for part in (model, tokenizer, modes):
                 part.save_pretrained(out)
-    return RlResult(model.eval(), **clock.spent())
+    return RunResult(model.eval(), **clock.spent())
 
 
 def checked(config: RlConfig, out: Path) -> tuple[Path, Any, ak.Modes, Any]:
@@ -102,10 +96,3 @@ def correct(completions: Sequence[Any], problem: Sequence[dict[str, Any]], **_: 
     """Reward function: 1 for a right answer, 0 for a wrong or malformed one."""
     texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
     return [float(grade(Problem(**given), text)) for given, text in zip(problem, texts, strict=True)]
-
-
-def default_length(folder: Path) -> int:
-    """max_new_tokens of the model's generation settings, or 256 where they have none."""
-    if not (folder / "generation_config.json").is_file():
-        return FALLBACK_MAX_NEW_TOKENS
-    return GenerationConfig.from_pretrained(folder).max_new_tokens or FALLBACK_MAX_NEW_TOKENS

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 import adapt_kernels as ak
-from adapt_recipes.families import grade
-from adapt_recipes.task import Problem
+from adapt_recipes.evaluation.generate import Generated, count_tokens
+from adapt_recipes.tasks.families import grade
+from adapt_recipes.tasks.problem import Problem
 
 ROWS_PER_CALL = 1024
 
@@ -31,17 +32,6 @@ class SweepRow:
     p_fast_expected: float
     accuracy: float
     mean_tokens: float
-    wall_s: float
-
-
-@dataclass(frozen=True)
-class Generated:
-    """What one pass of generate gave: text, token count and mode index per row, and mode_probs [rows, M]."""
-
-    texts: list[str]
-    tokens: list[int]
-    modes: torch.Tensor
-    mode_probs: torch.Tensor
     wall_s: float
 
 
@@ -65,12 +55,6 @@ def generate_rows(model: Any, tokenizer: Any, prompts: Sequence[str], *, seed: i
         modes.append(out.modes.cpu())
         mode_probs.append(out.mode_probs.cpu())
     return Generated(texts, tokens, torch.cat(modes), torch.cat(mode_probs), wall_s)
-
-
-def count_tokens(answers: torch.Tensor, eos: int | Sequence[int]) -> list[int]:
-    """Generated tokens of each row, EOS included and the padding after it not."""
-    ends = torch.isin(answers, torch.as_tensor(eos, device=answers.device))
-    return ((ends.cumsum(dim=1) - ends.long()) == 0).sum(dim=1).tolist()
 
 
 def measure(model: Any, tokenizer: Any, tasks: Sequence[Problem], setting: str, value: float, seed: int) -> SweepRow:

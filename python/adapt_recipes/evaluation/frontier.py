@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 import adapt_kernels as ak
-from adapt_recipes.families import family_of, grade, problems
-from adapt_recipes.generate import answer
-from adapt_recipes.task import Problem
+from adapt_recipes.evaluation.generate import answer
+from adapt_recipes.tasks.families import family_of, grade, problems
+from adapt_recipes.tasks.problem import Problem
 
 
 @dataclass(frozen=True)

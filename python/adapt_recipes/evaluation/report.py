@@ -11,8 +11,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from adapt_recipes.frontier import LevelRow
-from adapt_recipes.measure import SweepRow
+from adapt_recipes.evaluation.frontier import LevelRow
+from adapt_recipes.evaluation.measure import SweepRow
 
 
 def frontier_table(rows: Sequence[dict[str, Any]], base: str) -> Table:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapt_recipes import chain_sum, families, sft_batches
-from adapt_recipes.sft_batches import Phase
-from adapt_recipes.task import EOS_TOKEN, FILLER, MAX_DIFFICULTY, Problem
-from adapt_recipes.tokenizer import BOS_TOKEN, MODE_TOKENS, SPECIAL_TOKENS, VOCABULARY
+from adapt_recipes.tasks import chain_sum, families
+from adapt_recipes.tasks.problem import EOS_TOKEN, Problem
+from adapt_recipes.tasks.running_sum import FILLER, MAX_DIFFICULTY
+from adapt_recipes.tasks.tokenizer import BOS_TOKEN, MODE_TOKENS, SPECIAL_TOKENS, VOCABULARY
+from adapt_recipes.training import sft_batches
+from adapt_recipes.training.sft_config import Phase
 
 _QUESTION = ["State", "the", "final", "answer", "to", "the", "following", "arithmetic", "problem:"]
 _TOTALS = (str(total) for total in range(-chain_sum.LARGEST, chain_sum.LARGEST + 1))

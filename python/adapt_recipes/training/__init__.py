@@ -1,0 +1,1 @@
+"""Training by supervision (`sft`) and by reinforcement (`rl`), with runs that resume to the last bit."""
