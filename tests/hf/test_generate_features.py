@@ -5,7 +5,7 @@ import torch
 from char_tokenizer import char_tokenizer
 from recorders import RecordingStreamer, RowLengths, forward_calls
 from tiny_models import EOS, FAST, PAD, SLOW, build, left_padded, prompts, shared
-from transformers import DynamicCache, GenerationConfig, StaticCache, TextStreamer
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, StaticCache, TextStreamer
 
 import adapt_kernels as ak
 
@@ -210,6 +210,21 @@ class TestInputs:
             shared("llama"), lambda m: m.generate(inputs=prompts(3, WIDTH), generation_config=config)
         )
         assert torch.equal(unpatched, patched)
+
+    def test_settings_are_merged_once(self, monkeypatch):
+        merges, own = [], GenerationMixin._prepare_generation_config
+
+        def counted(*args, **kwargs):
+            merges.append(kwargs)
+            return own(*args, **kwargs)
+
+        monkeypatch.setattr(GenerationMixin, "_prepare_generation_config", counted)
+        config = GenerationConfig(**GREEDY, pad_token_id=PAD)
+        before = config.to_dict()
+        with ak.patched(shared("llama"), MODES) as model:
+            tokens = model.generate(prompts(3, WIDTH), config, max_new_tokens=2, mode="slow")
+        assert tokens.shape[1] == WIDTH + 2 and len(merges) == 1
+        assert config.to_dict() == before
 
     def test_num_return_sequences_from_the_models_own_config(self):
         model = build("llama")
