@@ -5,6 +5,9 @@ import re
 # One tag: <think>, </think>, <|im_start|>, [THINK].
 _TAG = re.compile(r"<[^<>\s]+>|\[[A-Za-z_/][^\[\]\s]*\]")
 
+# In no vocabulary: a model that makes one token of it has made its unknown token.
+_NONCHARACTER = "\U0010ffff"
+
 _WHY = {
     "ids": "One token must select the mode.",
     "closing": "A tag or a single word that closes a mode must be one token (other ids: pass them as a tuple).",
@@ -33,8 +36,19 @@ def mode_ids(tokenizer, name: str, text: str, field: str = "ids") -> tuple[int, 
 
 
 def _is_unknown(tokenizer, token_id: int, text: str) -> bool:
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    return token_id == unknown and text != tokenizer.unk_token
+    return token_id in _unknown_ids(tokenizer) and text != tokenizer.convert_ids_to_tokens([token_id])[0]
+
+
+def _unknown_ids(tokenizer) -> set[int]:
+    """Ids of what the vocabulary lacks: the declared one, and the one that the inner model maps to, declared or not."""
+    declared = getattr(tokenizer, "unk_token_id", None)
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    try:
+        pieces = [] if model is None else model.tokenize(_NONCHARACTER)
+    except Exception:  # what `tokenizers` raises where a model has no unknown token
+        pieces = []
+    inner = {piece.id for piece in pieces} if len(pieces) == 1 else set()
+    return inner if declared is None else inner | {declared}
 
 
 def _split_message(tokenizer, name: str, unit: str, ids, field: str) -> str:

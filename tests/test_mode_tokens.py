@@ -152,6 +152,24 @@ def test_an_unknown_token_is_not_a_mode():
         Modes.from_tokenizer(word_level("<answer>"), fast="<answer>", slow="<think>")
 
 
+VOCABULARY = {"[UNK]": 0, "<answer>": 1}
+WITH_UNKNOWN = {
+    "word level": lambda: models.WordLevel(VOCABULARY, unk_token="[UNK]"),
+    "word piece": lambda: models.WordPiece(VOCABULARY, unk_token="[UNK]"),
+    "bpe": lambda: models.BPE(VOCABULARY, [], unk_token="[UNK]", fuse_unk=True, ignore_merges=True),
+    "unigram": lambda: models.Unigram([("[UNK]", 0.0), ("<answer>", -1.0)], unk_id=0),
+}
+
+
+@pytest.mark.parametrize("kind", WITH_UNKNOWN)
+def test_an_unknown_token_that_only_the_inner_model_declares(kind):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WITH_UNKNOWN[kind]()))
+    assert tokenizer.unk_token_id is None and tokenizer.encode("<think>") == [0]
+    with pytest.raises(ValueError, match=r"(?s)'slow'.*'<think>' is not one token.*\['\[UNK\]'\].*ids \[0\]"):
+        Modes.from_tokenizer(tokenizer, fast="<answer>", slow="<think>")
+    assert Modes.from_tokenizer(tokenizer, fast="<answer>", slow="[UNK]").token_ids == (1, 0)
+
+
 def test_an_unknown_word_inside_a_text_is_not_a_mode():
     with pytest.raises(ValueError, match=r"(?s)'slow'.*'think deeply'.*UNK"):
         Modes.from_tokenizer(word_level("<answer>", "think"), fast="<answer>", slow="think deeply")

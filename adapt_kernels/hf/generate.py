@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput
 
 from adapt_kernels.hf.decode_loop import decode
 from adapt_kernels.hf.outputs import GenerateStats
-from adapt_kernels.hf.plan import original_reason
+from adapt_kernels.hf.plan import original_reason, own_loop_reason
 from adapt_kernels.hf.prompts import ROW_INPUTS, prompt_of_row
 from adapt_kernels.hf.request import ModeRequest, RowRequest
 from adapt_kernels.hf.state import STATES
@@ -19,19 +19,23 @@ _ACTIVE: ContextVar["GenerateCall | None"] = ContextVar("adapt_kernels_generate_
 
 
 class GenerateCall:
-    """State of one running `generate` call."""
+    """State of one running `generate` call. arguments: all but ours, by name."""
 
-    def __init__(self, model, state, request: ModeRequest):
-        self.model, self.modes, self.request = model, state.modes, request
+    def __init__(self, model, state, request: ModeRequest, arguments: dict):
+        self.model, self.modes, self.request, self.arguments = model, state.modes, request, arguments
         self.recent_lengths = state.recent_lengths
         self.rows: RowRequest | None = None
         self.prompt_modes: torch.Tensor | None = None
         self.prompt_length: int | None = None
         self.stats: GenerateStats | None = None
 
-    def plan(self, original_class, config, arguments: dict) -> None:
-        """Choose the plan and check the request against it and the batch; raises before anything is computed."""
-        reason = original_reason(self.model, original_class, config, arguments)
+    def plan(self, config) -> None:
+        """Choose the plan and check the request against it and the batch; raises before anything is computed.
+
+        config: the merged GenerationConfig.
+        """
+        arguments = self.arguments
+        reason = original_reason(self.model, config, arguments)
         if reason is not None:
             self.use_original(reason)
             return
@@ -55,6 +59,10 @@ class GenerateCall:
             prompts = prompt_of_row([tensor for tensor in (prompt, *given) if len(tensor) == batch])
         random = config.do_sample or self.request.fast_prob is not None
         self.rows = self.request.spread(batch, samples, random, prompts)
+
+    @property
+    def planned(self) -> bool:
+        return self.rows is not None or self.stats is not None
 
     def use_original(self, reason: str) -> None:
         """Take plan "original". Raises ValueError if the request cannot be honoured by it."""
@@ -130,13 +138,22 @@ class ModeGenerate:
         request = ModeRequest(
             state.modes, mode, mode_bias, fast_prob, seed, rng, bool(return_logprobs), compact_at, kv_layout
         )
-        call = GenerateCall(self, state, request)
-        arguments = _by_name(super().generate, args, kwargs)
-        call.plan(self.original_class, _merged_config(self, arguments), arguments)
+        call = GenerateCall(self, state, request, _by_name(super().generate, args, kwargs))
+        reason = own_loop_reason(self.original_class, call.arguments)
+        if reason is not None:
+            call.use_original(reason)
         with _running(state, call):
             output = super().generate(*args, **kwargs)
         state.last_stats = call.stats
         return call.finish(output)
+
+    def _prepare_generation_config(self, *args, **kwargs):
+        # Hugging Face merges the settings before it computes anything: here the call can be planned, or refused.
+        config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
+        call = _ACTIVE.get()
+        if call is not None and call.model is self and not call.planned:
+            call.plan(config)
+        return config, model_kwargs
 
     def _sample(
         self,
@@ -225,28 +242,6 @@ def _by_name(method, args, kwargs) -> dict:
 @cache
 def _signature(function) -> inspect.Signature:
     return inspect.signature(function)
-
-
-def _merged_config(model, arguments: dict):
-    # Hugging Face merges the same way a moment later; doing it here lets us refuse a call before it starts.
-    settings = {k: v for k, v in arguments.items() if not torch.is_tensor(v) and k not in _NOT_SETTINGS}
-    return model._prepare_generation_config(arguments.get("generation_config"), **settings)[0]
-
-
-_NOT_SETTINGS = {
-    "inputs",
-    "generation_config",
-    "logits_processor",
-    "stopping_criteria",
-    "prefix_allowed_tokens_fn",
-    "synced_gpus",
-    "assistant_model",
-    "streamer",
-    "custom_generate",
-    "tokenizer",
-    "assistant_tokenizer",
-    "past_key_values",
-}
 
 
 def _prompt(arguments: dict):

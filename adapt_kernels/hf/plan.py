@@ -29,10 +29,10 @@ _NEEDED = (
 _KNOWN_LOOPS = {"9f5d2e3906df6579": "5.17.0 to 5.23.0"}
 
 
-def original_reason(model, original_class, config, arguments: dict) -> str | None:
-    """Why this call must stay Hugging Face's own ("plan original"), or None.
+def own_loop_reason(original_class, arguments: dict) -> str | None:
+    """Why this call has a loop of its own, which may begin before a GenerationConfig is merged; or None.
 
-    config: the merged GenerationConfig; arguments: `generate`'s arguments by name.
+    arguments: `generate`'s, by name.
     """
     if original_class.generate is not GenerationMixin.generate:
         return f"{original_class.__name__} has its own generate"
@@ -40,6 +40,14 @@ def original_reason(model, original_class, config, arguments: dict) -> str | Non
         return f"{original_class.__name__} has its own sampling loop"
     if arguments.get("custom_generate") is not None:
         return "custom_generate replaces the decoding loop"
+    return None
+
+
+def original_reason(model, config, arguments: dict) -> str | None:
+    """Why a call without a loop of its own must stay Hugging Face's ("plan original"), or None.
+
+    config: the merged GenerationConfig; arguments: `generate`'s, by name.
+    """
     if config.cache_implementation == "paged":
         return "cache_implementation='paged' is Hugging Face's continuous batching"
     mode = config.get_generation_mode(arguments.get("assistant_model"))

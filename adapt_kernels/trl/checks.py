@@ -1,5 +1,6 @@
-"""What ADaPTTrainer refuses before a model is loaded."""
+"""What ADaPTTrainer refuses, before a model is loaded where that can be told."""
 
+import os
 from collections.abc import Mapping
 
 import trl
@@ -11,6 +12,8 @@ from adapt_kernels.trl.config import ADaPTConfig
 from adapt_kernels.trl.fused_logprobs import KNOWN_VERSIONS
 
 _NOT_HONOURED = ("tools", "environment_factory", "rollout_func")
+_AUX_LOSS = "the load-balancing loss of this model is not computed: set router_aux_loss_coef=0.0"
+_FSDP1 = "rollouts need FSDP2, which gathers parameters for them: set fsdp_config's version to 2"
 
 
 def check_arguments(args, reward_funcs, train_dataset, processing_class, others: dict) -> None:
@@ -38,6 +41,17 @@ def check_arguments(args, reward_funcs, train_dataset, processing_class, others:
             f"scheme 'adaptthink' needs each prompt's accuracy before training in a dataset column"
             f" {args.reference_accuracy_column!r} (reference_accuracy_column); got {', '.join(columns) or 'none'}"
         )
+    if _asked_fsdp_version(args) == 1:
+        raise ValueError(_FSDP1)
+
+
+def _asked_fsdp_version(args) -> int | None:
+    """The version that accelerate will take: of the training arguments, or else of the environment."""
+    if args.fsdp_plugin_args is not None:
+        return args.fsdp_plugin_args["fsdp_version"]
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return None
+    return int(os.environ.get("FSDP_VERSION", "1"))
 
 
 def reward_names(reward_funcs) -> list[str]:
@@ -58,8 +72,8 @@ def resolve_modes(modes: Modes | Mapping | None, folder: str, tokenizer) -> Mode
     return modes if isinstance(modes, Modes) else Modes.from_tokenizer(tokenizer, modes)
 
 
-def check_modes(modes: Modes, args: ADaPTConfig, model) -> None:
-    """Raises ValueError where the scheme, the rollout or the model's vocabulary cannot serve these modes."""
+def check_modes(modes: Modes, args: ADaPTConfig) -> None:
+    """Raises ValueError where the scheme or the rollout cannot serve these modes."""
     allowed = args.method.num_modes
     if allowed is not None and len(modes) not in allowed:
         raise ValueError(
@@ -77,11 +91,30 @@ def check_modes(modes: Modes, args: ADaPTConfig, model) -> None:
         raise ValueError(
             f"max_completion_length must hold the {opening} tokens that open a mode; got {args.max_completion_length}"
         )
-    config = AutoConfig.from_pretrained(model) if isinstance(model, str) else model.config
-    vocab_size = config.get_text_config().vocab_size
-    outside = [i for name in modes for i in modes[name].ids or () if i >= vocab_size]
+
+
+def check_model(model, modes: Modes, args: ADaPTConfig) -> None:
+    """Raises ValueError for a model, or a path to one, that lacks the modes' tokens or has a loss of its own."""
+    # Settings in model_init_kwargs change the config that the model is loaded with.
+    settings = args.model_init_kwargs or {}
+    config = AutoConfig.from_pretrained(model, **settings) if isinstance(model, str) else model.config
+    config = config.get_text_config()
+    outside = [i for name in modes for i in modes[name].ids or () if i >= config.vocab_size]
     if outside:
         raise ValueError(
-            f"token id {outside[0]} of {modes} is outside the model's vocabulary of {vocab_size}: after"
+            f"token id {outside[0]} of {modes} is outside the model's vocabulary of {config.vocab_size}: after"
             " tokenizer.add_special_tokens call model.resize_token_embeddings(len(tokenizer))"
         )
+    # As TRL tells whether it will add the loss.
+    coef = args.router_aux_loss_coef
+    coef = getattr(config, "router_aux_loss_coef", 0.0) if coef is None else coef
+    if coef != 0.0 and hasattr(config, "output_router_logits"):
+        raise ValueError(_AUX_LOSS)
+
+
+def check_prepared(trainer) -> None:
+    """The load-balancing loss and FSDP1 once more, by what TRL and accelerate made of the model and the arguments."""
+    if trainer.aux_loss_enabled:
+        raise ValueError(_AUX_LOSS)
+    if trainer._dist.fsdp_version == 1:
+        raise ValueError(_FSDP1)

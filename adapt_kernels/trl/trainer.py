@@ -12,7 +12,7 @@ from trl.trainer.utils import get_config_model_id
 
 from adapt_kernels.hf import patch
 from adapt_kernels.modes import Modes
-from adapt_kernels.trl.checks import check_arguments, check_modes, resolve_modes
+from adapt_kernels.trl.checks import check_arguments, check_model, check_modes, check_prepared, resolve_modes
 from adapt_kernels.trl.config import ADaPTConfig
 from adapt_kernels.trl.credit import credited, verdicts
 from adapt_kernels.trl.epochs import EpochSampler
@@ -66,7 +66,8 @@ class ADaPTTrainer(trl.GRPOTrainer):
             sides = {"padding_side": "left", "truncation_side": "left"}
             processing_class = AutoTokenizer.from_pretrained(name, revision=revision, **sides)
         self.modes = resolve_modes(modes, name, processing_class)
-        check_modes(self.modes, args, model)
+        check_modes(self.modes, args)
+        check_model(model, self.modes, args)
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -76,10 +77,7 @@ class ADaPTTrainer(trl.GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        if self.aux_loss_enabled:
-            raise ValueError("the load-balancing loss of this model is not computed: set router_aux_loss_coef=0.0")
-        if self._dist.fsdp_version == 1:
-            raise ValueError("rollouts need FSDP2, which gathers parameters for them: set fsdp_config's version to 2")
+        check_prepared(self)
         own_model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         add_policy_head(own_model)
         patch(own_model, self.modes)

@@ -4,6 +4,8 @@ from tiny_models import FAST, SLOW
 
 import adapt_kernels as ak
 
+pytest.register_assert_rewrite("parity")
+
 
 @pytest.fixture
 def modes():

@@ -8,6 +8,8 @@ from on_gpu import CUDA, moved
 
 import adapt_kernels as ak
 
+pytest.register_assert_rewrite("triton_mode_sample_check")
+
 CREDIT_OPS = ("token_logprobs", "policy_loss", "linear_policy_loss")
 
 
@@ -46,3 +48,18 @@ def credit_backend(request, monkeypatch):
     if reason is not None:
         pytest.skip(f"backend {request.param}: {reason}")
     return request.param
+
+
+@pytest.fixture
+def native():
+    if reason := ak.backends()["native"]:
+        pytest.skip(reason)
+    return "native"
+
+
+@pytest.fixture
+def poisoned_workspace():
+    """torch.empty returns NaN or the largest integer, so that nothing unwritten can pass."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

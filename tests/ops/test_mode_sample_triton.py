@@ -1,4 +1,4 @@
-"""Runs triton_mode_sample_cases.py under the Triton interpreter, in processes of its own.
+"""Runs triton_mode_sample_*cases.py under the Triton interpreter, in processes of its own.
 
 The variable must be set before the first import of triton and makes that process unable to compile.
 """
@@ -11,16 +11,21 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-CASES = Path(__file__).with_name("triton_mode_sample_cases.py")
+FOLDER = Path(__file__).parent
+FILES = {
+    "TestLargeNucleus": "triton_mode_sample_nucleus_cases.py",
+    "TestRandomStream": "triton_mode_sample_stream_cases.py",
+}
 SECTIONS = ["TestFilters", "TestNumbers", "TestLargeNucleus", "TestModes", "TestLayout", "TestRandomStream"]
 
 
 def run_cases(section, marks):
-    command = [sys.executable, "-m", "pytest", f"{CASES}::{section}", "-q", "-m", marks, "-p", "no:cacheprovider"]
+    cases = FOLDER / FILES.get(section, "triton_mode_sample_cases.py")
+    command = [sys.executable, "-m", "pytest", f"{cases}::{section}", "-q", "-m", marks, "-p", "no:cacheprovider"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     for name in [name for name in environment if name.startswith("PYTEST_")]:
         del environment[name]
-    done = subprocess.run(command, env=environment, cwd=CASES.parents[2], capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, cwd=FOLDER.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 

@@ -1,4 +1,4 @@
-"""policy_loss on every backend against NumPy float64: loss kinds, clip edges, masks, buffers, ADaPT's numbers."""
+"""policy_loss on every backend against NumPy float64: loss kinds, clip edges, masks, ADaPT's numbers."""
 
 import math
 
@@ -6,34 +6,16 @@ import numpy as np
 import pytest
 import torch
 from credit_oracle import row_distribution, row_gradient, row_loss, spacing
-from torch.utils._python_dispatch import TorchDispatchMode
+from policy_loss_rows import DTYPES, rows_of
 
 import adapt_kernels as ak
 
 INF, NAN = math.inf, math.nan
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.fixture
 def backend(credit_backend):
     return credit_backend
-
-
-@pytest.fixture
-def native():
-    if reason := ak.backends()["native"]:
-        pytest.skip(reason)
-    return "native"
-
-
-def rows_of(count, vocab_size, seed, dtype=torch.float32):
-    """Logits, ids and old log-probs at ratios on both sides of every clip."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = (3 * torch.randn(count, vocab_size, generator=generator)).to(dtype)
-    ids = torch.randint(0, vocab_size, (count,), generator=generator)
-    exact = torch.log_softmax(logits.double(), 1).gather(1, ids[:, None]).squeeze(1)
-    gaps = torch.tensor([0.0, 0.1, -0.15, 0.5, -0.6, 1.4, -2.0, 19.5, -19.5, 100.0, -100.0])
-    return logits, ids, (exact - gaps[torch.arange(count) % len(gaps)]).float()
 
 
 def check(logits, ids, old, advantages, backend, temperature=1.0, mask=None, kinds=None, **settings):
@@ -224,14 +206,6 @@ def test_what_multiplies_the_loss_reaches_the_gradient(backend, scale):
         torch.testing.assert_close(grad, grads[0], rtol=1e-6, atol=1e-9)
 
 
-def test_small_gradients_survive_float16_with_a_scale(native):
-    logits = torch.zeros(1, 60000, dtype=torch.float16, requires_grad=True)
-    arguments = (logits, torch.tensor([0]), -11.0, 1.0)
-    scaled = ak.policy_loss(*arguments, weights=1e-4, grad_scale=65536.0, backend=native).loss * 65536.0
-    scaled.backward()
-    assert (logits.grad != 0).all()
-
-
 def test_row_arguments_strides_and_shapes(backend):
     generator = torch.Generator().manual_seed(8)
     wide = torch.randn(4, 3, 77, generator=generator)
@@ -243,177 +217,3 @@ def test_row_arguments_strides_and_shapes(backend):
         out = ak.policy_loss(view, ids, -4.0, advantages, backend=backend)
         assert torch.equal(out.loss, expected.loss) and torch.equal(out.ratio, expected.ratio)
     assert expected.clipped.shape == expected.entropy.shape == (3, 4) and expected.clipped.dtype == torch.bool
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gradients_into_given_memory(native, dtype):
-    logits, ids, old = rows_of(12, 1001, 9, dtype)
-    mask = torch.arange(12) % 3 != 0
-    leaf = logits.clone().requires_grad_()
-    plain = ak.policy_loss(leaf, ids, old, 1.0, mask, backend=native)
-    plain.loss.backward()
-    wider = torch.full((12, 1010), 7.0, dtype=dtype)
-    target = wider[:, 4:1005]
-    other = logits.clone().requires_grad_()
-    out = ak.policy_loss(other, ids, old, 1.0, mask, grad_out=target, backend=native)
-    out.loss.backward()
-    assert torch.equal(target, leaf.grad) and torch.equal(other.grad, leaf.grad)
-    assert (wider[:, :4] == 7).all() and (wider[:, 1005:] == 7).all(), "nothing beside the rows is written"
-    source = logits.clone().requires_grad_()
-    inplace = source * 1
-    out = ak.policy_loss(inplace, ids, old, 1.0, mask, grad_out=inplace, backend=native)
-    for a, b in zip(out, plain, strict=True):
-        assert torch.equal(a, b)
-    out.loss.backward()
-    assert torch.equal(source.grad, leaf.grad) and torch.equal(inplace.detach(), leaf.grad)
-
-
-def test_a_buffer_that_is_written_again_is_noticed(native):
-    logits, ids, old = rows_of(3, 40, 10)
-    leaf, buffer = logits.clone().requires_grad_(), torch.empty(3, 40)
-    first = ak.policy_loss(leaf, ids, old, 1.0, grad_out=buffer, backend=native)
-    ak.policy_loss(leaf, ids, old, -1.0, grad_out=buffer, backend=native)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        first.loss.backward()
-
-
-def test_large_gradients_come_in_zeroed_pages(native):
-    """Past 4 MB the gradient is memory of the system's: rows without a gradient are left as they came, zero."""
-    logits, ids, old = rows_of(22, 60001, 11)
-    mask = torch.arange(22) % 2 == 0
-    leaf = logits.clone().requires_grad_()
-    ak.policy_loss(leaf, ids, old, 1.0, mask, backend=native).loss.backward()
-    assert not leaf.grad[~mask].any()
-    dense = logits.clone().requires_grad_()
-    filled = torch.full_like(logits, 5)
-    ak.policy_loss(dense, ids, old, 1.0, mask, grad_out=filled, backend=native).loss.backward()
-    assert torch.equal(filled, leaf.grad)
-
-
-def test_the_same_bits_twice_on_any_number_of_threads_and_as_token_logprobs(native):
-    logits, ids, old = rows_of(22, 5003, 12)
-    outs = []
-    for threads in (1, 1, 2):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        leaf = logits.clone().requires_grad_()
-        out = ak.policy_loss(leaf, ids, old, 1.0, entropy_coef=0.1, backend=native)
-        out.loss.backward()
-        torch.set_num_threads(before)
-        outs.append((*out, leaf.grad))
-    for other in outs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(outs[0], other, strict=True))
-    logprobs, entropy = ak.token_logprobs(logits, ids, entropy=True, backend=native)
-    assert torch.equal(outs[0][1], logprobs) and torch.equal(outs[0][2], entropy)
-    leaf = logits[5:6].clone().requires_grad_()
-    ak.policy_loss(leaf, ids[5:6], old[5:6], 1.0, entropy_coef=0.1, backend=native).loss.backward()
-    assert torch.equal(leaf.grad[0], outs[0][-1][5])
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nothing_as_wide_as_the_vocabulary_is_made_but_the_gradient(native, dtype):
-    """No float32 copy of 16-bit logits, no mask, no buffer: the largest tensors are those the caller sees."""
-    logits, ids, old = rows_of(64, 6007, 17, dtype)
-    sizes = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, (tuple, list)) else (out,):
-                if torch.is_tensor(tensor) and tensor.untyped_storage().data_ptr() != logits.data_ptr():
-                    sizes.append(tensor.untyped_storage().nbytes())
-            return out
-
-    leaf = logits.detach().requires_grad_()
-    with Watch():
-        ak.token_logprobs(logits, ids, entropy=True, backend=native)
-        before_gradient = max(sizes)
-        ak.policy_loss(leaf, ids, old, 1.0, backend=native).loss.backward()
-    assert before_gradient <= 64 * 3 * 8
-    wide = [size for size in sizes if size > 64 * 3 * 8]
-    assert wide and set(wide) == {logits.numel() * logits.element_size()}
-
-
-def test_gradcheck_of_the_reference():
-    generator = torch.Generator().manual_seed(13)
-    logits = torch.randn(9, 6, dtype=torch.float64, generator=generator).requires_grad_()
-    ids = torch.randint(0, 6, (9,), generator=generator)
-    old = torch.log_softmax(logits.detach(), 1).gather(1, ids[:, None]).squeeze(1) + torch.linspace(-0.9, 0.9, 9)
-    advantages, kinds = torch.tensor([1.0, -1, 2, -2, 1, -1, 1, -1, 3]), torch.tensor([1, 1, 1, 1, 1, 1, 3, 3, 0])
-
-    def loss(x):
-        return ak.policy_loss(
-            x, ids, old, advantages, None, kinds, ref_logprobs=old - 0.3, kl_coef=0.2, entropy_coef=0.1, temperature=0.8
-        ).loss
-
-    assert loss(logits).dtype == torch.float64
-    assert torch.autograd.gradcheck(loss, logits)
-
-
-def test_there_is_no_second_derivative(backend):
-    logits, ids, old = rows_of(3, 40, 16)
-    leaf = logits.clone().requires_grad_()
-    loss = ak.policy_loss(leaf, ids, old, 1.0, backend=backend).loss
-    with pytest.raises(RuntimeError, match="policy_loss has no second derivative"):
-        torch.autograd.grad(loss, leaf, create_graph=True)
-
-
-def test_compiles_without_a_graph_break(native):
-    logits, ids, old = rows_of(11, 60, 14)
-    mask = torch.arange(11) != 4
-
-    def step(x):
-        return ak.policy_loss(2 * x, ids, old, 1.0, mask, entropy_coef=0.1).loss * 1.0
-
-    grads = []
-    for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
-        leaf = logits.clone().requires_grad_()
-        run(leaf).backward()
-        grads.append(leaf.grad)
-    assert torch.equal(*grads)
-
-
-def test_the_ops_pass_torchs_own_checks(native):
-    logits, ids, old = rows_of(5, 40, 15)
-    tokens = (logits.unsqueeze(1).requires_grad_(), ids, None, 1.0, None)
-    torch.library.opcheck(torch.ops.adapt_kernels.token_logprobs.default, tokens)
-    rows = (*tokens, old.double(), torch.ones(5).double(), None, None, None, 0.2, 0.28, 3.0, 0.0, 0.0, 1.0)
-    torch.library.opcheck(torch.ops.adapt_kernels.policy_loss.default, (*rows, True))
-    detached = (logits.unsqueeze(1), *rows[1:], torch.empty(5, 1, 40))
-    torch.library.opcheck(torch.ops.adapt_kernels.policy_loss_.default, detached)
-
-
-BAD = [
-    ({"old_logprobs": None}, TypeError, "old_logprobs must be a number or a tensor"),
-    ({"old_logprobs": torch.zeros(2)}, ValueError, r"old_logprobs must be a scalar or .*\(3,\); got \(2,\)"),
-    ({"advantages": "big"}, TypeError, "advantages must be a number"),
-    ({"advantages": torch.zeros(3, dtype=torch.complex64)}, TypeError, "advantages must hold real numbers"),
-    ({"kinds": torch.tensor([0, 4, 1])}, ValueError, r"kinds must be 0 \(none\), 1 \(PPO\).*got 4"),
-    ({"kinds": torch.zeros(3)}, TypeError, "kinds must hold integers"),
-    ({"weights": torch.zeros(3, 2)}, ValueError, "weights must be a scalar"),
-    ({"kl_coef": 0.1}, ValueError, "kl_coef=0.1 needs ref_logprobs"),
-    ({"kl_coef": NAN, "ref_logprobs": 0.0}, ValueError, "kl_coef must be finite"),
-    ({"clip_low": 1.5}, ValueError, r"clip_low must be in \[0, 1\]"),
-    ({"clip_high": -0.1}, ValueError, "clip_high must be at least 0"),
-    ({"clip_high": "wide"}, TypeError, "clip_high must be a number"),
-    ({"dual_clip": 1.0}, ValueError, "dual_clip must be above 1, or None"),
-    ({"entropy_coef": INF}, ValueError, "entropy_coef must be finite"),
-    ({"ids": torch.tensor([0, 9, 0])}, ValueError, "ids must be in"),
-    ({"grad_scale": 0.0}, ValueError, "grad_scale must be a number above 0"),
-    ({"grad_out": 3}, TypeError, "grad_out must be a tensor or None"),
-    ({"grad_out": torch.zeros(3, 5)}, ValueError, "grad_out must have the logits' shape"),
-    ({"grad_out": torch.zeros(3, 4).half()}, ValueError, "grad_out must have the logits' shape, dtype"),
-    ({"grad_out": torch.zeros(4, 3).t()}, ValueError, "contiguous in the last dimension, its rows apart"),
-    ({"grad_out": torch.zeros(1, 4).expand(3, 4)}, ValueError, "its rows apart"),
-    ({"grad_out": torch.zeros(3, 4), "backend": "reference"}, ValueError, "reference' cannot write into grad_out"),
-    ({"backend": "triton"}, ValueError, "policy_loss has no backend='triton'"),
-]
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "text"), BAD, ids=[f"{next(iter(c))}-{i}" for i, (c, _, _) in enumerate(BAD)]
-)
-def test_bad_input(change, error, text):
-    base = {"logits": torch.zeros(3, 4), "ids": torch.zeros(3).long(), "old_logprobs": 0.0, "advantages": 1.0}
-    with pytest.raises(error, match=text):
-        ak.policy_loss(**{**base, **change})

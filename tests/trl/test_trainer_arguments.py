@@ -7,6 +7,8 @@ trl = pytest.importorskip("trl", reason="trl is not installed: pip install '.[tr
 import tiny_trainer  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from tiny_trainer import FAST, MODES, make_config, make_model, make_tokenizer, make_trainer  # noqa: E402
+from transformers import Qwen2MoeConfig  # noqa: E402
+from trl.distributed import DistributedBackend  # noqa: E402
 
 import adapt_kernels as ak  # noqa: E402
 from adapt_kernels.trl import ADaPTTrainer  # noqa: E402
@@ -75,6 +77,69 @@ def test_arguments(tmp_path, monkeypatch):
     refused(ValueError, "must hold the 2 tokens that open a mode; got 1", short, modes=ak.Modes(a=(8, 2), b=(8, 3)))
     with pytest.raises(AssertionError, match="the model was loaded"):
         build(tmp_path, monkeypatch, model=folder)
+
+
+AUX_LOSS = "load-balancing loss of this model is not computed: set router_aux_loss_coef=0.0"
+FSDP1 = "rollouts need FSDP2"
+LOADED = "the model was loaded"
+
+
+def test_the_load_balancing_loss(tmp_path, monkeypatch):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Qwen2MoeConfig(vocab_size=31, num_experts=2, num_experts_per_tok=1, router_aux_loss_coef=0.01, **sizes)
+    config.save_pretrained(tmp_path / "experts")
+    folder = str(tmp_path / "experts")
+    with pytest.raises(ValueError, match=AUX_LOSS):
+        build(tmp_path, monkeypatch, model=folder)
+    off = {"router_aux_loss_coef": 0.0}
+    for settings in (off, {"model_init_kwargs": off}):
+        with pytest.raises(AssertionError, match=LOADED):
+            build(tmp_path, monkeypatch, make_config(tmp_path, **settings), folder)
+    make_model().save_pretrained(tmp_path / "dense")
+    # Without experts TRL refuses the setting itself, by the loaded model.
+    with pytest.raises(AssertionError, match=LOADED):
+        build(tmp_path, monkeypatch, make_config(tmp_path, router_aux_loss_coef=0.1), str(tmp_path / "dense"))
+
+
+def test_fsdp1(tmp_path, monkeypatch):
+    make_model().save_pretrained(tmp_path / "model")
+    folder = str(tmp_path / "model")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # the training arguments write it
+
+    def asked(version):
+        return make_config(tmp_path, fsdp=True, fsdp_config={"version": version})
+
+    plain = make_config(tmp_path)
+    environments = [({}, 1), ({"FSDP_VERSION": "1"}, 1), ({"FSDP_VERSION": "2"}, 2)]
+    cases = [(asked(1), {}, 1), (asked(2), {}, 2), (asked(2), {"ACCELERATE_USE_FSDP": "true"}, 2)]
+    cases += [(plain, {"FSDP_VERSION": "1"}, 2)]
+    cases += [(plain, {"ACCELERATE_USE_FSDP": "true", **variables}, version) for variables, version in environments]
+    for args, variables, version in cases:
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            error, text = (ValueError, FSDP1) if version == 1 else (AssertionError, LOADED)
+            with pytest.raises(error, match=text):
+                build(tmp_path, patch, args, folder)
+
+
+def test_what_only_the_prepared_trainer_shows(tmp_path, monkeypatch):
+    """The checks after TRL's own set-up, reached by leaving out the earlier ones."""
+
+    class FSDP1Backend(DistributedBackend):
+        def __init__(self, accelerator):
+            super().__init__(accelerator)
+            self.fsdp_version = 1
+
+    monkeypatch.setattr("trl.trainer.grpo_trainer.DistributedBackend", FSDP1Backend)
+    with pytest.raises(ValueError, match=FSDP1):
+        make_trainer(tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr("adapt_kernels.trl.trainer.check_model", lambda *_: None)
+    model = make_model()
+    model.config.output_router_logits, model.config.router_aux_loss_coef = False, 0.01
+    with pytest.raises(ValueError, match=AUX_LOSS):
+        make_trainer(tmp_path, model)
 
 
 def test_a_prompt_that_already_chose_and_other_versions_of_trl(tmp_path, monkeypatch):

@@ -1,0 +1,38 @@
+"""One call on the unpatched and on the patched model, and the comparison of what comes out."""
+
+import torch
+from tiny_models import FAST, SLOW, left_padded, prompts
+
+import adapt_kernels as ak
+
+MODES = ak.Modes(fast=FAST, slow=SLOW)
+WIDTH, NEW = 8, 9
+GREEDY = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
+
+
+def padded_inputs():
+    return left_padded(prompts(3, WIDTH), [8, 3, 6])
+
+
+def both(model, call, plan="full"):
+    """call(model) on the unpatched and on the patched model; the latter must take `plan`."""
+    unpatched = call(model)
+    with ak.patched(model, MODES):
+        patched = call(model)
+        assert ak.last_stats(model).plan == plan
+    return unpatched, patched
+
+
+def assert_same(ours, theirs):
+    """Equal nested tuples of tensors."""
+    assert type(ours) is type(theirs)
+    if isinstance(theirs, tuple):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            assert_same(a, b)
+    elif theirs is not None:
+        assert torch.equal(ours, theirs)
+
+
+def cached(cache):
+    return [(layer.keys, layer.values) for layer in cache.layers]
