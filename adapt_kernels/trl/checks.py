@@ -1,9 +1,9 @@
 """What ADaPTTrainer refuses, before a model is loaded where that can be told."""
 
-import os
 from collections.abc import Mapping
 
 import trl
+from accelerate.utils import get_int_from_env, parse_flag_from_env
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from trl.trainer.utils import get_callable_name
 
@@ -49,9 +49,7 @@ def _asked_fsdp_version(args) -> int | None:
     """The version that accelerate will take: of the training arguments, or else of the environment."""
     if args.fsdp_plugin_args is not None:
         return args.fsdp_plugin_args["fsdp_version"]
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return None
-    return int(os.environ.get("FSDP_VERSION", "1"))
+    return get_int_from_env(["FSDP_VERSION"], 1) if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
 
 
 def reward_names(reward_funcs) -> list[str]:
