@@ -63,7 +63,8 @@ def _steps(model, config, batch, selector, ends, record, streamer, stop, input_i
             batch.kwargs = model._update_model_kwargs_for_generation(outputs, batch.kwargs, is_encoder_decoder=False)
             logits = batch.row_logits(outputs, device)
             tokens, scores, logprobs = selector(step, batch.take(input_ids), logits, ends.alive)
-            record.add(outputs, logits, scores, batch.spread(logprobs, 0.0), ends.alive)
+            record.add(outputs, logits, scores)
+            record.add_rows(batch.spread(logprobs, 0.0), batch.spread(selector.forced, False), ends.alive)
             tokens = ends.pad(batch.spread(tokens, ends.pad_token))
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
             step += 1
@@ -103,9 +104,9 @@ class _Record:
         self._logits = () if asked and config.output_logits else None
         self._attentions = () if asked and config.output_attentions else None
         self._hidden_states = () if asked and config.output_hidden_states else None
-        self._logprobs = []
+        self._logprobs, self._forced = [], []
 
-    def add(self, outputs, logits, scores, logprobs, alive) -> None:
+    def add(self, outputs, logits, scores) -> None:
         if self.scores is not None:
             self.scores += (scores,)
         if self._logits is not None:
@@ -114,12 +115,16 @@ class _Record:
             self._attentions += (outputs.attentions,)
         if self._hidden_states is not None:
             self._hidden_states += (outputs.hidden_states,)
+
+    def add_rows(self, logprobs, forced, alive) -> None:
+        """[rows] of one step under return_logprobs, else None."""
         if logprobs is not None:
             self._logprobs.append(torch.where(alive, logprobs, 0.0))
+            self._forced.append(forced & alive)
 
     def drop_last(self) -> None:
         """Plan "full" records nothing else per step."""
-        del self._logprobs[-1:]
+        del self._logprobs[-1:], self._forced[-1:]
 
     def fields(self) -> dict:
         return {
@@ -128,6 +133,7 @@ class _Record:
             "attentions": self._attentions,
             "hidden_states": self._hidden_states,
             "logprobs": torch.stack(self._logprobs, 1) if self._logprobs else None,
+            "forced": torch.stack(self._forced, 1) if self._forced else None,
         }
 
 

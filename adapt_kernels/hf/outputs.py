@@ -33,14 +33,16 @@ class ModeGenerateOutput(GenerateDecoderOnlyOutput):
     modes: int8 [rows], index into `modes.names`, -1 = none. mode_probs: float32 [rows, M], the model's own at T = 1
     before any bias, renormalised over the modes; one-hot where the prompt already chose, 0 where no mode token was
     reached. logprobs: float32 [rows, T] under `return_logprobs=True`: of each new token after bias and temperature,
-    before filters; 0 after a row's end. mode_logprobs: float32 [rows] with it, of the token at the gate over the whole
-    vocabulary, after temperature, before bias; 0 in rows that had ended before. lengths: int64 [rows], new tokens of
-    each row, its EOS included, padding not. stats: GenerateStats.
+    before filters; 0 after a row's end. forced: bool [rows, T] with it, tokens that were written whatever the model
+    gave (a mode's prefix, suffix and closing, the token of a named mode). mode_logprobs: float32 [rows] with it, of the
+    token at the gate over the whole vocabulary, after temperature, before bias; 0 in rows that had ended before.
+    lengths: int64 [rows], new tokens of each row, its EOS included, padding not. stats: GenerateStats.
     """
 
     modes: torch.Tensor | None = None
     mode_probs: torch.Tensor | None = None
     logprobs: torch.Tensor | None = None
+    forced: torch.Tensor | None = None
     mode_logprobs: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
     stats: GenerateStats | None = None

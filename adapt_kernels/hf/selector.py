@@ -40,6 +40,7 @@ class TokenSelector:
         self.mode_probs = torch.nn.functional.one_hot(self.modes.clamp(min=0).long(), len(modes)).float()
         self.mode_probs[self.modes < 0] = 0
         self.mode_logprobs = torch.zeros(len(self.modes), device=device) if return_logprobs else None
+        self.forced = None  # [slots] bool with return_logprobs: whose latest token was written, not drawn
         self._on_prefix = self.modes < 0
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
         self._suffixes = suffix_table(modes, device)
@@ -75,6 +76,8 @@ class TokenSelector:
         if self._head or self.records:
             shaped = self._head(input_ids, logits.to(copy=True, dtype=torch.float32))
         forced = self._forced_tokens(step, input_ids)
+        if self.return_logprobs:
+            self.forced = torch.zeros_like(logits[:, 0], dtype=torch.bool) if forced is None else forced >= 0
         gate = self._gate() if at_gate and self.gated else {}
         tokens, scores, logprobs = self._select(step, input_ids, shaped, gate, forced)
         if at_gate and self.return_logprobs:
