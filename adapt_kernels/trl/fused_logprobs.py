@@ -1,5 +1,6 @@
 """TRL's log-probs by our kernels: `with fused_logprobs(): trainer.train()`."""
 
+import functools
 import sys
 from contextlib import contextmanager
 
@@ -8,12 +9,15 @@ import trl
 import trl.trainer.utils as trl_functions
 from trl.kernels.chunked_logprob import OPTIONAL_OUTPUTS
 
+from adapt_kernels.dispatch import choose_name
+from adapt_kernels.ops import native_kernels
 from adapt_kernels.ops.lm_head import HeadGradients, LmHead
 from adapt_kernels.ops.token_logprobs import token_logprobs
 
 KNOWN_VERSIONS = ("1.16.0",)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_SELECTIVE = ("selective_log_softmax", "selective_log_softmax_and_entropy")
+
+_active = False
 
 
 @contextmanager
@@ -26,53 +30,73 @@ def fused_logprobs():
     - `selective_log_softmax` and `selective_log_softmax_and_entropy`, in every TRL module that has imported them. They
       return float32 whatever the logits are (TRL: the dtype of the logits).
 
-    What the kernels do not take (other devices than the CPU, float64, several ids per row) goes to TRL's own function.
-    Raises RuntimeError for a TRL version this was not written for. Not reentrant, and one per process: TRL's modules
-    are changed for everyone.
+    Served where `token_logprobs` has kernels of its own that can run: tensors on a CPU, and on CUDA (not yet run on a
+    GPU). What they do not take (float64, several ids per row, other devices) goes to TRL's own function. A module that
+    imports a function inside the `with` has TRL's own after it, and a reference that is kept elsewhere does what TRL's
+    does. Raises RuntimeError for a TRL version this was not written for. Not reentrant, and one per process: TRL's
+    modules are changed for everyone.
     """
+    global _active
     if trl.__version__ not in KNOWN_VERSIONS:
         raise RuntimeError(
             f"fused_logprobs() knows trl {', '.join(KNOWN_VERSIONS)}; got {trl.__version__}. "
             f"Install a known one (pip install trl=={KNOWN_VERSIONS[-1]}), or leave fused_logprobs() out"
         )
-    if isinstance(trl_functions._ChunkedLogProbFunction, _ChunkedHead):
+    if _active:
         raise RuntimeError("fused_logprobs() is active already")
-    replaced = [(trl_functions, "_ChunkedLogProbFunction", _ChunkedHead(trl_functions._ChunkedLogProbFunction))]
-    # There it only decides whether positions without a label are left out.
-    replaced.append((trl_functions, "_use_triton", lambda device: True))
-    for name, substitute in zip(_SELECTIVE, _selective_functions(), strict=True):
-        original = getattr(trl_functions, name)
-        modules = [module for key, module in list(sys.modules.items()) if key.partition(".")[0] == "trl"]
-        replaced += [(module, name, substitute) for module in modules if vars(module).get(name) is original]
-    originals = [(module, name, getattr(module, name)) for module, name, _ in replaced]
+    pairs = [(getattr(trl_functions, name), make(getattr(trl_functions, name))) for name, make in _SUBSTITUTES.items()]
+    _active = True
     try:
-        for module, name, substitute in replaced:
-            setattr(module, name, substitute)
+        for name, (original, ours) in zip(_SUBSTITUTES, pairs, strict=True):
+            _replace(original, ours, "trl" if name in _WHEREVER_IMPORTED else trl_functions.__name__)
         yield
     finally:
-        for module, name, original in originals:
-            setattr(module, name, original)
+        _active = False
+        for original, ours in pairs:
+            _replace(ours, original)
 
 
-def _selective_functions():
-    original, original_both = (getattr(trl_functions, name) for name in _SELECTIVE)
+def _replace(old, new, within: str = "") -> None:
+    """Under any name, in every module that is imported by now, or those of the package or module `within`."""
+    for key, module in list(sys.modules.items()):
+        if f"{key}.".startswith(within and f"{within}."):
+            for name in [name for name, value in list(getattr(module, "__dict__", {}).items()) if value is old]:
+                setattr(module, name, new)
 
+
+def _selective(original):
+    @functools.wraps(original)
     def selective_log_softmax(logits, index, temperature=1.0, row_mask=None):
         if not _served(logits, index):
             return original(logits, index, temperature, row_mask)
         return token_logprobs(logits, index, row_mask, temperature)[0]
 
+    return selective_log_softmax
+
+
+def _selective_with_entropy(original):
+    @functools.wraps(original)
     def selective_log_softmax_and_entropy(logits, index, entropy_requires_grad=True, temperature=1.0, row_mask=None):
         if not _served(logits, index):
-            return original_both(logits, index, entropy_requires_grad, temperature, row_mask)
+            return original(logits, index, entropy_requires_grad, temperature, row_mask)
         logprobs, entropy = token_logprobs(logits, index, row_mask, temperature, entropy=True)
         return logprobs, entropy if entropy_requires_grad else entropy.detach()
 
-    return selective_log_softmax, selective_log_softmax_and_entropy
+    return selective_log_softmax_and_entropy
+
+
+def _compacting(original):
+    # TRL asks this only to decide whether positions without a label are left out.
+    def leaves_out(device):
+        return original(device) or (_active and device.type in native_kernels.DEVICES)
+
+    return leaves_out
 
 
 def _served(logits, index=None) -> bool:
-    if logits.device.type != "cpu" or logits.dtype not in _DTYPES:
+    if not _active or logits.device.type not in native_kernels.DEVICES or logits.dtype not in _DTYPES:
+        return False
+    if choose_name("token_logprobs", "auto", logits) != "native":
         return False
     return index is None or (
         logits.ndim in (2, 3) and index.shape == logits.shape[:-1] and (logits.shape[-1] == 1 or logits.stride(-1) == 1)
@@ -174,3 +198,14 @@ def _score(head: LmHead, hidden, targets, ctx, outputs):
     if "is_top1" in outputs:
         top = logits.argmax(-1) == targets
     return logprobs, entropy if "entropy" in outputs else None, squares, mean, top, statistics
+
+
+# What is replaced in TRL's functions, and what makes our form of it from TRL's.
+_SUBSTITUTES = {
+    "_ChunkedLogProbFunction": _ChunkedHead,
+    "_use_triton": _compacting,
+    "selective_log_softmax": _selective,
+    "selective_log_softmax_and_entropy": _selective_with_entropy,
+}
+# The others mean something else in the modules that TRL's functions have them from.
+_WHEREVER_IMPORTED = ("selective_log_softmax", "selective_log_softmax_and_entropy")

@@ -1,5 +1,10 @@
 """TRL on our kernels: the same numbers as TRL's own functions, also in a trainer's step; everything is restored."""
 
+import contextlib
+import sys
+import types
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -120,6 +125,65 @@ def test_everything_is_restored_and_unknown_versions_are_refused(monkeypatch):
     with pytest.raises(RuntimeError, match=rf"knows trl {KNOWN_VERSIONS[0]}; got 9.9.9.*pip install trl=="):
         fused_logprobs().__enter__()
     assert [getattr(trl_functions, name) for name in names] == before
+
+
+IMPORTER = """
+import trl.trainer.utils
+from trl.trainer.utils import selective_log_softmax, selective_log_softmax_and_entropy as both
+from trl.trainer.utils import _ChunkedLogProbFunction, _use_triton
+kept = [selective_log_softmax, both]
+"""
+
+
+@pytest.mark.parametrize("package", ["trl.", ""])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_module_imported_inside_has_trls_own_functions_after(calls, monkeypatch, tmp_path, package, fails):
+    """Of TRL or not, under any name; and what it keeps elsewhere does what TRL's does."""
+    module = types.ModuleType(f"{package}imported_inside")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    names = ("selective_log_softmax", "selective_log_softmax_and_entropy", "_ChunkedLogProbFunction", "_use_triton")
+    before = {name: getattr(trl_functions, name) for name in names}
+    logits, ids = torch.randn(2, 3, 11, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 3, dtype=torch.long)
+    with contextlib.suppress(ZeroDivisionError), fused_logprobs():
+        exec(IMPORTER, vars(module))
+        assert module.selective_log_softmax is not before["selective_log_softmax"]
+        inside = module.selective_log_softmax(logits, ids), module.both(logits, ids)
+        assert calls["token_logprobs_cpu"] == 2
+        if fails:
+            raise ZeroDivisionError
+    for name in names:
+        assert getattr(trl_functions, name) is before[name]
+        if name != "selective_log_softmax_and_entropy":
+            assert getattr(module, name) is before[name]
+    assert module.both is before["selective_log_softmax_and_entropy"]
+    outside = module.kept[0](logits, ids), module.kept[1](logits, ids)
+    assert calls["token_logprobs_cpu"] == 2, "outside of the block TRL computes"
+    torch.testing.assert_close(outside, inside, rtol=1e-5, atol=1e-5)
+    assert torch.equal(outside[0], before["selective_log_softmax"](logits, ids))
+
+
+def test_our_kernels_serve_where_they_can_run(calls, monkeypatch):
+    """The choice is that of `token_logprobs`: by device and by what can be compiled there."""
+    asked, answers = [], iter(["reference", "native", "native"])
+
+    def choose_name(op, backend, logits):
+        asked.append((op, backend, logits.device.type))
+        return next(answers)
+
+    module = sys.modules["adapt_kernels.trl.fused_logprobs"]  # the package's attribute is the function
+    monkeypatch.setattr(module, "choose_name", choose_name)
+    logits, ids = torch.randn(2, 3, 11), torch.zeros(2, 3, dtype=torch.long)
+    with fused_logprobs():
+        for count in (0, 1):
+            trl_functions.selective_log_softmax(logits, ids)
+            assert calls["token_logprobs_cpu"] == count
+        served = trl.trainer.utils.selective_log_softmax
+        on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, ndim=3, shape=logits.shape)
+        on_gpu.stride = logits.stride
+        monkeypatch.setattr(module, "token_logprobs", lambda *_, **__: ("ours", None))
+        assert served(on_gpu, ids) == "ours" and trl_functions._use_triton(torch.device("cuda"))
+        assert trl_functions._use_triton(torch.device("cpu")) and not trl_functions._use_triton(torch.device("meta"))
+    assert asked == [("token_logprobs", "auto", "cpu")] * 2 + [("token_logprobs", "auto", "cuda")]
 
 
 def train(tmp_path, fused):
