@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_runs import run, weights
+from tiny_runs import RL, SFT, run, weights
 
 from adapt_recipes.training.curve import Curve
 
@@ -97,6 +97,28 @@ def test_folders_that_are_refused(whole, tmp_path):
         train(config, tmp_path / "notes.txt")
     with pytest.raises(ValueError, match="checkpoint_every must be at least 1, got 0"):
         train(config, tmp_path / "new", checkpoint_every=0)
+
+
+@pytest.mark.parametrize("recipe", [SFT, RL], ids=["sft", "rl"])
+def test_there_must_be_a_run_to_resume(recipe, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder in ("missing", "empty"):
+        with pytest.raises(ValueError, match=rf"{folder} holds no run to resume: .*leave --resume out to begin"):
+            recipe.train(recipe.config, tmp_path / folder, resume=True)
+        assert not list(tmp_path.glob("*/*"))
+
+
+@pytest.mark.parametrize("file", ["state.json", "step_*.safetensors"])
+def test_a_saved_state_that_is_not_whole_is_named(whole, tmp_path, file):
+    out = shutil.copytree(whole.out, tmp_path / "out")
+    (path,) = (out / "training").glob(file)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=rf"training/{path.name} is not whole"):
+        whole.recipe.train(whole.recipe.config, out, resume=True)
+    if path.suffix == ".json":
+        path.write_text("[]")
+        with pytest.raises(ValueError, match=r"training/state.json is not whole"):
+            whole.recipe.train(whole.recipe.config, out, resume=True)
 
 
 @pytest.mark.full

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 FOLDER = "training"
@@ -37,6 +38,8 @@ def check_output(out: Path, resume: bool, checkpoint_every: int) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; the output must be a folder")
     if not out.is_dir() or not any(out.iterdir()):
+        if resume:
+            raise ValueError(f"{out} holds no run to resume: look at the folder's name, or leave --resume out to begin")
         return
     state = read_state(out)
     if state is None:
@@ -79,7 +82,11 @@ def load_run(out: Path, config: Any, model: torch.nn.Module, optimizer: torch.op
     if state["config"] != ours:
         raise ValueError(f"{out} holds a run with another configuration ({_differences(state['config'], ours)}): "
                          "resume with the same settings or choose another folder")
-    tensors = load_file(out / FOLDER / state["tensors"])
+    path = out / FOLDER / state["tensors"]
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not whole ({error}): begin the run again in another folder") from error
     with torch.no_grad():
         for name, value in _parameters(model):
             value.copy_(tensors[f"model.{name}"])
@@ -92,7 +99,13 @@ def load_run(out: Path, config: Any, model: torch.nn.Module, optimizer: torch.op
 def read_state(out: Path) -> dict[str, Any] | None:
     """The JSON part of the run saved in `out`, or None when there is none."""
     path = out / FOLDER / STATE
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        state = json.loads(path.read_text())
+        return {name: state[name] for name in ("step", "tensors", "config", "spent")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not whole ({error}): begin the run again in another folder") from error
 
 
 class Clock:

@@ -21,8 +21,8 @@ def train(config: SftConfig, out: str | Path, resume: bool = False, checkpoint_e
           on_step: Callable[[int, float], None] | None = None, stop_after: int | None = None) -> RunResult:
     """Train by `config` and save model, tokenizer and resumable state in the folder `out`.
 
-    resume: continue the run saved in `out` (same configuration), or begin if there is none; without it, a folder with
-    anything in it is an error. on_step(finished_steps, loss) is called after every step. stop_after: leave after that
+    resume: continue the run saved in `out` (same configuration), an error if there is none; without it, a folder with
+    anything in it is one. on_step(finished_steps, loss) is called after every step. stop_after: leave after that
     many steps with the state saved but no final model, as an interruption would.
     """
     out = Path(out)
