@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 
@@ -19,16 +20,25 @@ def save_rollouts(folder, rank: int, ranks: int, step: int, batches: list[dict] 
 
 
 def load_rollouts(folder, rank: int, ranks: int, device) -> tuple[int, list[dict] | None] | None:
-    """(step, batches or None) as saved by as many ranks; None if this checkpoint has none of theirs."""
+    """(step, batches or None) as saved by as many ranks; None if this checkpoint has none of theirs.
+
+    Raises ValueError naming the file if it is not whole.
+    """
     path = _file(folder, rank, ranks)
     if not path.is_file():
         return None
-    tensors = {key: tensor.to(device) for key, tensor in load_file(path).items()}
-    step = int(tensors.pop("step"))
-    batches: dict[int, dict] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        batches.setdefault(int(index), {})[name] = tensor
+    try:
+        tensors = {key: tensor.to(device) for key, tensor in load_file(path).items()}
+        step = int(tensors.pop("step"))
+        batches: dict[int, dict] = {}
+        for key, tensor in tensors.items():
+            index, name = key.split(".", 1)
+            batches.setdefault(int(index), {})[name] = tensor
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a whole saved rollout ({error}): resume from an earlier checkpoint, or delete the file to"
+            " go on from this one with a new rollout"
+        ) from error
     return step, [batches[index] for index in sorted(batches)] or None
 
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 
 pytest.importorskip("trl", reason="trl is not installed: pip install '.[trl]'")
 
@@ -86,6 +88,20 @@ def test_a_resumed_run_continues_its_curve(tmp_path, schedule):
     again = trainer_of("single", str(tmp_path / "again"), **settings)
     again.train(resume_from_checkpoint=str(checkpoint))
     assert again._step == whole._step, "a checkpoint of other ranks: a new rollout, from new seeds"
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "another file"])
+def test_a_rollout_that_is_not_whole_is_named(tmp_path, damage):
+    trainer_of("single", str(tmp_path), **SAVING, num_iterations=2, max_steps=1).train()
+    path = tmp_path / "checkpoint-1" / "rollout_0_of_1.safetensors"
+    data = path.read_bytes()
+    path.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "another file": save({"x": torch.ones(1)})}[damage])
+    again = trainer_of("single", str(tmp_path), **SAVING, num_iterations=2, max_steps=2)
+    with pytest.raises(ValueError, match=rf"checkpoint-1/{path.name} is not a whole saved rollout .*delete the file"):
+        again.train(resume_from_checkpoint=True)
+    path.unlink()
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 2, "with a new rollout, as the error says"
 
 
 @pytest.mark.full
