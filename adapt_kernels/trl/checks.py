@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from trl.trainer.utils import get_callable_name
 
 from adapt_kernels.modes import Modes
+from adapt_kernels.trl.columns import check_columns
 from adapt_kernels.trl.config import ADaPTConfig
 from adapt_kernels.trl.fused_logprobs import KNOWN_VERSIONS
 
@@ -16,7 +17,7 @@ _AUX_LOSS = "the load-balancing loss of this model is not computed: set router_a
 _FSDP1 = "rollouts need FSDP2, which gathers parameters for them: set fsdp_config's version to 2"
 
 
-def check_arguments(args, reward_funcs, train_dataset, processing_class, others: dict) -> None:
+def check_arguments(args, reward_funcs, train_dataset, eval_dataset, processing_class, others: dict) -> None:
     """Raises RuntimeError, TypeError or ValueError for a TRL version or arguments that the trainer would not honour."""
     if trl.__version__ not in KNOWN_VERSIONS:
         raise RuntimeError(
@@ -35,12 +36,7 @@ def check_arguments(args, reward_funcs, train_dataset, processing_class, others:
         raise ValueError("reward_funcs must hold at least one reward function; one of them says what is correct")
     if args.correct_reward is not None and args.correct_reward not in names:
         raise ValueError(f"correct_reward must be one of {', '.join(map(repr, names))}; got {args.correct_reward!r}")
-    columns = getattr(train_dataset, "column_names", None) or ()
-    if args.scheme == "adaptthink" and args.reference_accuracy_column not in columns:
-        raise ValueError(
-            f"scheme 'adaptthink' needs each prompt's accuracy before training in a dataset column"
-            f" {args.reference_accuracy_column!r} (reference_accuracy_column); got {', '.join(columns) or 'none'}"
-        )
+    check_columns(args, train_dataset, eval_dataset)
     if _asked_fsdp_version(args) == 1:
         raise ValueError(_FSDP1)
 

@@ -1,5 +1,7 @@
 """ADaPTConfig: TRL's GRPOConfig with the mode token's settings; refuses what the trainer would not honour."""
 
+import math
+import warnings
 from dataclasses import dataclass, field, fields
 
 from trl import GRPOConfig
@@ -17,7 +19,7 @@ _NOT_HONOURED = {
     "cache_implementation": "rollouts keep KV in segments of their own",
     "delta": "use dual_clip",
     "off_policy_mask_threshold": "rollouts are the policy's own",
-    "use_bias_correction_kl": "the KL term has no importance weight",
+    "use_bias_correction_kl": "the KL term has no importance weight here, so set it to False",
     "use_adaptive_entropy": "use entropy_coef",
 }
 _FIXED = {
@@ -53,6 +55,8 @@ class ADaPTConfig(GRPOConfig):
     loss_type: the normaliser: "dapo" (tokens of all the batches of an optimizer step), "bnpo" (tokens of the local
         batch), "dr_grpo" (rows * max_completion_length), "grpo" (each row's length, so the mode token of a long row
         counts less).
+    use_bias_correction_kl: False, unlike TRL's default: the KL term has no importance weight. Left out with a beta,
+        that is said in a warning.
     mask_truncated_completions: leaves out the response of rows that did not end; their mode token stays in the loss.
 
     Constants of the schemes (gamma, degrpo_alpha, length_penalty ...) are fields of the same name: `SchemeSettings`.
@@ -71,7 +75,9 @@ class ADaPTConfig(GRPOConfig):
     correct_threshold: float = field(default=0.5, metadata={"help": "Reward from which an answer is correct."})
     reference_accuracy_column: str = field(default="reference_accuracy", metadata={"help": "AdaptThink's baseline."})
     dual_clip: float | None = field(default=None, metadata={"help": "Bound where the advantage is negative; 0 = none."})
-    use_bias_correction_kl: bool = field(default=False, metadata={"help": "Not honoured: no weight on the KL term."})
+    use_bias_correction_kl: bool | None = field(
+        default=None, metadata={"help": "Not honoured: the KL term has no importance weight. None = False, said so."}
+    )
     loss_type: str | None = field(default=None, metadata={"help": "The loss's normaliser."})
 
     gamma: float = field(default=0.5, metadata={"help": "Accuracy asked of the fast mode (ADaPT, AdaCoT)."})
@@ -99,6 +105,14 @@ class ADaPTConfig(GRPOConfig):
         self.loss_type = SCHEMES[self.scheme].loss_type if self.loss_type is None else self.loss_type
         self._check_own()
         self._check_trl()
+        if self.use_bias_correction_kl is None:
+            if self.beta:
+                warnings.warn(
+                    "the KL term of ADaPTTrainer has no importance weight, which TRL's use_bias_correction_kl=True (its"
+                    " default) gives it: set use_bias_correction_kl=False to say that this is meant",
+                    stacklevel=3,
+                )
+            self.use_bias_correction_kl = False
         super().__post_init__()
 
     @property
@@ -144,6 +158,9 @@ class ADaPTConfig(GRPOConfig):
                 raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
         if self.dual_clip is not None and self.dual_clip != 0 and not self.dual_clip > 1:
             raise ValueError(f"dual_clip must be above 1, or 0 to leave it out; got {self.dual_clip}")
+        weights = self.reward_weights or ()
+        if not all(math.isfinite(weight) for weight in weights):
+            raise ValueError(f"reward_weights must be finite; got {weights}")
         if (self.num_generations or 0) < 2:
             raise ValueError(f"num_generations must be at least 2 to compare samples; got {self.num_generations}")
         if (self.max_completion_length or 0) < 1:

@@ -5,7 +5,8 @@ import torch
 from adapt_kernels.modes import Modes
 from adapt_kernels.schemes import Rollouts
 from adapt_kernels.trl.config import ADaPTConfig
-from adapt_kernels.trl.rollout import Rollout
+from adapt_kernels.trl.finite import check_advantages
+from adapt_kernels.trl.rollout import RolloutRows
 
 
 def verdicts(rewards: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -16,7 +17,7 @@ def verdicts(rewards: torch.Tensor, threshold: float) -> torch.Tensor:
 def credited(
     args: ADaPTConfig,
     modes: Modes,
-    everyone: Rollout,
+    everyone: RolloutRows,
     outcome: torch.Tensor,
     correct: torch.Tensor,
     group_size: int,
@@ -26,13 +27,13 @@ def credited(
     """[2, N] float32: advantages of the mode tokens and of the responses of N rows, `group_size` rows a group.
 
     everyone, outcome [N] and correct [N] (as `verdicts` gives) span all ranks. Rows that were not graded get 0, and
-    the others are compared without them.
+    the others are compared without them. Raises ValueError for rows whose advantage is not finite.
     """
     graded = ~correct.isnan()
     samples = {
         "outcome": outcome,
         "correct": correct == 1,
-        "lengths": everyone.free_lengths(modes),
+        "lengths": everyone.drawn,
         "groups": torch.arange(len(correct), device=correct.device) // group_size,
         "modes": everyone.modes,
     }
@@ -43,4 +44,5 @@ def credited(
     found = args.method.advantages(rollouts, args.scheme_settings)
     advantages = torch.zeros(2, len(correct), device=correct.device)
     advantages[:, graded] = torch.stack([found.mode, found.rest])
+    check_advantages(outcome, advantages, args.scheme)
     return advantages

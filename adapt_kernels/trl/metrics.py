@@ -21,8 +21,11 @@ def mode_metrics(modes: Modes, chosen, mode_probs, correct, lengths) -> dict[str
     return found
 
 
+NOT_FINITE = ("log-probs of the policy", "the loss")  # what the last two of `loss_sums` count
+
+
 def loss_sums(out: dict, mask, gate: int, ref_logprobs) -> torch.Tensor:
-    """[7] float64 sums over this rank's tokens, for `loss_metrics` after adding up the ranks'."""
+    """[10] float64 sums over this rank's tokens, for `loss_metrics` after adding up the ranks'."""
     logprobs, entropy, ratio, clipped = (out[name].detach() for name in ("logprobs", "entropy", "ratio", "clipped"))
     at_mode = mask[:, gate]
     delta = torch.zeros_like(logprobs) if ref_logprobs is None else (ref_logprobs - logprobs)
@@ -35,14 +38,22 @@ def loss_sums(out: dict, mask, gate: int, ref_logprobs) -> torch.Tensor:
         at_mode.sum(),
         torch.where(at_mode, ratio[:, gate], 0.0).sum(),
         (clipped[:, gate] & at_mode).sum(),
+        torch.where(mask, ratio, 1.0).log().abs().index_fill(1, torch.tensor(gate, device=mask.device), 0.0).sum(),
+        (mask & ~logprobs.isfinite()).sum(),
+        (~out["loss"].detach().isfinite()).sum(),
     )
     return torch.stack([value.double() for value in sums])
 
 
 def loss_metrics(sums: torch.Tensor, with_kl: bool) -> dict[str, float]:
     """Means over the tokens of all ranks, from their summed `loss_sums`."""
-    tokens, entropy, clipped, kl, at_mode, ratio, mode_clipped = sums.tolist()
+    tokens, entropy, clipped, kl, at_mode, ratio, mode_clipped = sums[:7].tolist()
     found = {"entropy": entropy / max(tokens, 1), "clip_ratio/region_mean": clipped / max(tokens, 1)}
     if at_mode:
         found |= {"modes/ratio": ratio / at_mode, "modes/clip_ratio": mode_clipped / at_mode}
     return found | ({"kl": kl / max(tokens, 1)} if with_kl else {})
+
+
+def response_drift(sums: torch.Tensor) -> float:
+    """Mean |log ratio| of the response tokens, from `loss_sums`: rounding as long as the policy has not moved."""
+    return (sums[7] / (sums[0] - sums[4]).clamp(min=1)).item()

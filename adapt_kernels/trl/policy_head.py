@@ -1,36 +1,103 @@
-"""The trainer's loss as a head of the model: hidden states in, `linear_policy_loss` and the margin penalty out."""
+"""A head in the place of the model's own: hidden states in, `linear_policy_loss` or plain log-probs out."""
 
 import functools
+import inspect
 import types
 from dataclasses import dataclass
 
 import torch
 
+from adapt_kernels.hf.positions import position_ids
 from adapt_kernels.ops.linear_policy_loss import linear_policy_loss
+from adapt_kernels.ops.lm_head import LmHead
+from adapt_kernels.ops.token_logprobs import token_logprobs
 
 
-def add_policy_head(model) -> None:
+def add_policy_head(model, float32: bool = False) -> None:
     """Make `model(..., policy_head=head)` return `head(hidden states, weight, bias)`; other calls are unchanged.
 
     The head runs in the forward of the output embeddings, inside the model's: there wrappers (DDP, FSDP) have their
-    weights ready and see them used. It is passed as an object because wrappers cast and copy tensors among arguments.
-    """
-    output_embeddings = model.get_output_embeddings()
-    model_forward, projection = model.forward, output_embeddings.forward
+    weights ready and see them used, and PEFT's wrappers give the weight they compute with. It is passed as an object
+    because wrappers cast and copy tensors among arguments. Without position_ids, those of `generate` are passed on.
 
-    @functools.wraps(type(model).forward)
-    def forward_to_head(self, *args, policy_head=None, **kwargs):
+    TRL's fused head is taken away: it holds the model it was made for, so that copies would compute with its weights.
+    A copy of the model has the head too, on its own weights; a pickle is the model without it.
+
+    float32: other calls project in float32 as well, autocast or not. Raises ValueError for a model without a head, or
+    with an adapter on it.
+    """
+    embeddings = model.get_output_embeddings()
+    if embeddings is None:
+        raise ValueError(f"{type(model).__name__} has no output embeddings to train: a causal language model is needed")
+    if hasattr(embeddings, "base_layer"):
+        raise ValueError(
+            f"the output embeddings carry an adapter of their own ({type(embeddings).__name__}), whose weight is no"
+            " plain matrix: leave them out of target_modules, or train them by modules_to_save or"
+            " trainable_token_indices"
+        )
+    # Set once: a second trainer finds the head of the first one there.
+    vars(model).setdefault("_forward_under_head", _without_trl(vars(model).get("forward"), type(model)))
+    model.forward = types.MethodType(_forward_of(type(model)), model)
+    if not isinstance(found := vars(embeddings).get("forward"), functools.partial) or found.func is not _project:
+        # TRL's projection in float32 is a closure over its module.
+        embeddings._forward_under_head = None if float32 else found
+    embeddings._projects_in_float32 = float32
+    # A partial, not a method: those are pickled by the name of their function.
+    embeddings.forward = functools.partial(_project, embeddings)
+
+
+def _without_trl(forward, model_class):
+    """The forward that a model had of its own, beside its class's, before TRL put its fused head over it; or None."""
+    function = getattr(forward, "__func__", None)
+    closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
+    replaced = closure.get("original_forward")
+    forward = forward if replaced is None else replaced
+    return None if getattr(forward, "__func__", None) is model_class.forward else forward
+
+
+def _forward_of(model_class):
+    # Nothing of the instance in here, or copies would share it. `generate` reads the signature.
+    @functools.wraps(model_class.forward)
+    def forward(self, *args, policy_head=None, **kwargs):
         if policy_head is None:
-            return model_forward(*args, **kwargs)
+            own = self._forward_under_head
+            return type(self).forward(self, *args, **kwargs) if own is None else own(*args, **kwargs)
         kwargs.pop("labels", None)  # PEFT passes None
-        hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+        hidden = backbone(self)(*args, use_cache=False, **_positioned(self, kwargs)).last_hidden_state
         return self.get_output_embeddings()(hidden, policy_head=policy_head)
 
-    def project_or_head(self, hidden, policy_head=None):
-        return projection(hidden) if policy_head is None else policy_head(hidden, self.weight, self.bias)
+    return forward
 
-    model.forward = types.MethodType(forward_to_head, model)
-    output_embeddings.forward = types.MethodType(project_or_head, output_embeddings)
+
+def _project(embeddings, hidden, policy_head=None):
+    if policy_head is not None:
+        return policy_head(hidden, embeddings.weight, getattr(embeddings, "bias", None))
+    if embeddings._projects_in_float32:
+        bias = getattr(embeddings, "bias", None)
+        with torch.autocast(hidden.device.type, enabled=False):
+            bias = None if bias is None else bias.float()
+            return torch.nn.functional.linear(hidden.float(), embeddings.weight.float(), bias)
+    own = embeddings._forward_under_head
+    return type(embeddings).forward(embeddings, hidden) if own is None else own(hidden)
+
+
+def backbone(model):
+    """The model below its head. Raises ValueError where it cannot be told."""
+    below = model.base_model
+    if below is model:  # base_model_prefix names a part of a larger model
+        below = getattr(model, "model", model)
+    if below is model:
+        raise ValueError(f"{type(model).__name__} does not tell its head from what is below: no loss can go there")
+    return below
+
+
+def _positioned(model, kwargs: dict) -> dict:
+    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+    # Virtual tokens make the mask wider, and PEFT generates without position ids then.
+    if kwargs.get("position_ids") is not None or ids is None or mask is None or mask.shape != ids.shape:
+        return kwargs
+    positions = position_ids(model, ids, mask)
+    return kwargs if positions is None else {**kwargs, "position_ids": positions}
 
 
 @dataclass
@@ -56,15 +123,11 @@ class PolicyHead:
 
     def __call__(self, hidden, weight, bias) -> dict:
         """{"loss": scalar, "logprobs", "entropy", "ratio", "clipped": [B, T]} from the hidden states [B, P + T, D]."""
-        width = self.ids.shape[1]
-        dtype = _compute_dtype(hidden, self.lm_head["float32"])
-        hidden, weight = hidden[:, -width - 1 : -1].to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-        logit_scale, softcap = self.lm_head["logit_scale"], self.lm_head["softcap"]
+        hidden, head = before(hidden, self.ids, weight, bias, self.lm_head)
         with torch.autocast(hidden.device.type, enabled=False):
             out = linear_policy_loss(
                 hidden,
-                weight,
+                head.weight,
                 self.ids,
                 self.old_logprobs,
                 self.advantages,
@@ -72,66 +135,60 @@ class PolicyHead:
                 kinds=self.kinds,
                 weights=self.weights,
                 ref_logprobs=self.ref_logprobs,
-                bias=bias,
-                softcap=softcap,
-                logit_scale=logit_scale,
+                bias=head.bias,
+                softcap=head.softcap,
+                logit_scale=head.logit_scale,
                 **self.settings,
             )
             loss = out.loss
             if self.mode_ids is not None:
-                logits = torch.nn.functional.linear(
-                    hidden[:, self.gate], weight[self.mode_ids], None if bias is None else bias[self.mode_ids]
-                )
-                logits = logits.to(out.loss.dtype) * logit_scale
-                logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+                logits = mode_logits(hidden[:, self.gate], head, self.mode_ids).to(loss.dtype)
                 loss = loss + (self.margin_weights.to(logits.dtype) * mode_spread(logits)).sum()
         return {"loss": loss, **{name: getattr(out, name) for name in ("logprobs", "entropy", "ratio", "clipped")}}
+
+
+@dataclass
+class LogprobHead:
+    """Log-probs of B rows' T completion tokens, without a gradient. lm_head: `logit_settings` of the model."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    temperature: float
+    lm_head: dict
+
+    def __call__(self, hidden, weight, bias) -> torch.Tensor:
+        """[B, T] float32 from the hidden states [B, P + T, D]; 0 where the mask is false."""
+        hidden, head = before(hidden, self.ids, weight, bias, self.lm_head)
+        hidden, ids = hidden.flatten(0, 1), self.ids.flatten()
+        logprobs = torch.zeros(self.ids.shape, dtype=torch.float32, device=ids.device)
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+            for rows in head.chunks(self.mask.flatten().nonzero()[:, 0], None):
+                logits = head.project(hidden[rows])
+                found = token_logprobs(logits, ids[rows], temperature=head.divisor(self.temperature))[0]
+                logprobs.view(-1)[rows] = found.float()
+        return logprobs
+
+
+def before(hidden, ids, weight, bias, lm_head: dict) -> tuple[torch.Tensor, LmHead]:
+    """The hidden states [B, T, D] that predict the ids [B, T] which end the rows, and the head, in one dtype."""
+    dtype = hidden.dtype
+    if lm_head["float32"]:
+        dtype = torch.float32
+    elif torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+    weight, bias = (None if x is None else x[: lm_head["columns"]].to(dtype) for x in (weight, bias))
+    head = LmHead(weight, bias, lm_head["softcap"], lm_head["logit_scale"])
+    return hidden[:, -ids.shape[1] - 1 : -1].to(dtype), head
+
+
+def mode_logits(hidden, head: LmHead, mode_ids) -> torch.Tensor:
+    """[B, M] logits of the modes alone, of hidden states [B, D]."""
+    bias = None if head.bias is None else head.bias[mode_ids]
+    logits = torch.nn.functional.linear(hidden, head.weight[mode_ids], bias)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * head.logit_scale
+    return head.softcap * torch.tanh(logits / head.softcap) if head.softcap else logits
 
 
 def mode_spread(logits: torch.Tensor) -> torch.Tensor:
     """[B] from the modes' logits [B, M]: 2 sum_m (logit_m - mean)^2, the squared difference where there are two."""
     return 2 * (logits - logits.mean(-1, keepdim=True)).square().sum(-1)
-
-
-def logit_settings(config, float32: bool) -> dict:
-    """What the model does to its logits, read from its config as TRL reads it; `float32`: whatever its dtype."""
-    text = config.get_text_config()
-    named = [getattr(text, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")]
-    scale = next((value for value in named if value is not None), None)
-    divisor = getattr(text, "logits_scaling", None)
-    if scale is None and divisor is not None:
-        scale = divisor if text.model_type == "hyperclovax" else 1 / divisor
-    softcap = getattr(text, "final_logit_softcapping", None)
-    return {"logit_scale": 1.0 if scale is None else float(scale), "softcap": softcap, "float32": float32}
-
-
-def loss_weights(mask, gate: int, loss_type: str, mode_mean: str, alpha: float, batch: dict) -> torch.Tensor:
-    """[B, T] normaliser of every token: sum(weights * term) over ranks' mean and accumulated batches is the loss.
-
-    mask [B, T] bool. batch: "window_tokens" and "window_response", this rank's share of the tokens (mode tokens
-    included or not) of an optimizer step, "accumulation", its number of batches, and "max_length".
-    """
-    rows, accumulation = mask.shape[0], batch["accumulation"]
-    apart = mode_mean == "sequences"
-    counted = mask.clone()
-    if apart:
-        counted[:, gate] = False
-    if loss_type == "dapo":
-        divisor = batch["window_response" if apart else "window_tokens"].clamp(min=1).to(mask.device).expand(rows, 1)
-    elif loss_type == "bnpo":
-        divisor = (counted.sum().clamp(min=1) * accumulation).expand(rows, 1)
-    elif loss_type == "dr_grpo":
-        divisor = torch.full((rows, 1), rows * batch["max_length"] * accumulation, device=mask.device)
-    else:
-        divisor = counted.sum(1, keepdim=True).clamp(min=1) * rows * accumulation
-    weights = (1 / divisor.double()).expand(mask.shape).clone()
-    if apart:
-        weights[:, gate] = alpha / (rows * accumulation)
-    return weights
-
-
-def _compute_dtype(hidden, float32: bool) -> torch.dtype:
-    if float32:
-        return torch.float32
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

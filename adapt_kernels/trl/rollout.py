@@ -18,17 +18,23 @@ class Rollout(NamedTuple):
     mode_probs: torch.Tensor  # [B, M] float32, the model's own
     mode_logprobs: torch.Tensor  # [B] float32, of the mode token over the whole vocabulary
     lengths: torch.Tensor  # [B] int64, new tokens, EOS included
+    forced: torch.Tensor | None = None  # [B, T] bool, tokens that were written, not drawn; None: those that open a mode
 
     def segments(self, modes: Modes, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(mode token, response) as bool [B, width]; ids that were forced before and after the mode token are none."""
+        """(mode token, response) as bool [B, width]; of what was forced, only the mode token is in one of them."""
         gate, position = len(modes.prefix), torch.arange(width, device=self.modes.device)
         inside = position < self.lengths[:, None]
         first = gate + 1 + self._suffix(modes)
-        return inside & (position == gate), inside & (position >= first[:, None])
+        response = inside & (position >= first[:, None])
+        if self.forced is not None:
+            response[:, : self.forced.shape[1]] &= ~self.forced[:, :width]
+        return inside & (position == gate), response
 
-    def free_lengths(self, modes: Modes) -> torch.Tensor:
-        """[B] int64: tokens of each row without the forced ones, the mode token included."""
-        return (self.lengths - len(modes.prefix) - self._suffix(modes)).clamp(min=1)
+    def rows(self, modes: Modes) -> "RolloutRows":
+        """What the schemes and the logs see of each row."""
+        at_mode, response = self.segments(modes, int(self.lengths.max()))
+        drawn = (at_mode | response).sum(1).clamp(min=1)
+        return RolloutRows(self.modes, self.mode_probs, self.lengths, drawn)
 
     def _suffix(self, modes: Modes) -> torch.Tensor:
         return torch.tensor([len(ids) for ids in modes.suffixes], device=self.modes.device)[self.modes]
@@ -37,6 +43,15 @@ class Rollout(NamedTuple):
         """[B] bool: rows whose last token is one of `end_ids`; the others were cut."""
         last = completion_ids.gather(1, self.lengths[:, None] - 1)[:, 0]
         return torch.isin(last, torch.tensor(end_ids, device=last.device))
+
+
+class RolloutRows(NamedTuple):
+    """A rollout's rows without their tokens; of all ranks once it is gathered."""
+
+    modes: torch.Tensor  # [N] int64
+    mode_probs: torch.Tensor  # [N, M] float32
+    lengths: torch.Tensor  # [N] int64, new tokens
+    drawn: torch.Tensor  # [N] int64, new tokens that may carry credit: the mode token and what was drawn after it
 
 
 def left_padded(prompt_ids, pad_token_id: int, multiple: int | None, device) -> dict:

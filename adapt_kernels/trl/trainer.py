@@ -10,16 +10,20 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id
 
-from adapt_kernels.hf import patch
 from adapt_kernels.modes import Modes
 from adapt_kernels.trl.checks import check_arguments, check_model, check_modes, check_prepared, resolve_modes
+from adapt_kernels.trl.columns import check_columns
 from adapt_kernels.trl.config import ADaPTConfig
 from adapt_kernels.trl.credit import credited, verdicts
 from adapt_kernels.trl.epochs import EpochSampler
+from adapt_kernels.trl.finite import check_counts, check_gradients, check_rewards, checked_rewards, not_finite
+from adapt_kernels.trl.generation_settings import own_settings_only
 from adapt_kernels.trl.kept_rollouts import load_rollouts, save_rollouts
-from adapt_kernels.trl.metrics import loss_metrics, loss_sums, mode_metrics
-from adapt_kernels.trl.policy_head import PolicyHead, add_policy_head, logit_settings, loss_weights
-from adapt_kernels.trl.rollout import Rollout, left_padded, rollout_seeds, row_modes, whole_parameters
+from adapt_kernels.trl.metrics import NOT_FINITE, loss_metrics, loss_sums, mode_metrics, response_drift
+from adapt_kernels.trl.micro_batch import policy_head, token_scores
+from adapt_kernels.trl.policy_head import PolicyHead
+from adapt_kernels.trl.preparation import prepare, warn_of_drift
+from adapt_kernels.trl.rollout import Rollout, RolloutRows, left_padded, rollout_seeds, row_modes, whole_parameters
 
 
 class ADaPTTrainer(trl.GRPOTrainer):
@@ -59,7 +63,7 @@ class ADaPTTrainer(trl.GRPOTrainer):
         **kwargs,
     ):
         args = ADaPTConfig() if args is None else args
-        check_arguments(args, reward_funcs, train_dataset, processing_class, kwargs)
+        check_arguments(args, reward_funcs, train_dataset, eval_dataset, processing_class, kwargs)
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if processing_class is None:
             revision = (args.model_init_kwargs or {}).get("revision", "main")
@@ -78,10 +82,10 @@ class ADaPTTrainer(trl.GRPOTrainer):
             **kwargs,
         )
         check_prepared(self)
-        own_model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        add_policy_head(own_model)
-        patch(own_model, self.modes)
-        self._lm_head = logit_settings(own_model.config, args.cast_lm_head_to_fp32)
+        reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
+        self._lm_head, random = prepare(self.model, reference, self.modes, args, stacklevel=2)
+        self._policy_name = name or type(self.model).__name__
+        self._checks_drift, self._is_fresh = not random, False
         self._correct = 0 if args.correct_reward is None else self.reward_func_names.index(args.correct_reward)
         self.generation_config.return_dict_in_generate = True
         # Ours keeps the mode token; TRL's would hide the whole row.
@@ -98,9 +102,18 @@ class ADaPTTrainer(trl.GRPOTrainer):
     def _get_train_sampler(self, dataset=None):
         return EpochSampler(super()._get_train_sampler(dataset), epoch=lambda: int(self.state.epoch or 0))
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, eval_dataset=None, *args, **kwargs):
+        if not isinstance(eval_dataset, str):  # the name of one that was checked
+            check_columns(self.args, eval_dataset=eval_dataset)
         self._evaluated_batches = 0
-        return super().evaluate(*args, **kwargs)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def training_step(self, model, inputs, num_items_in_batch):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        # A scaler leaves such steps out itself, and lowers its scale.
+        if self.accelerator.sync_gradients and self.accelerator.scaler is None:
+            check_gradients(self.model, self._policy_name, self.state.global_step)
+        return loss
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         """TRL's hook: completion ids and their log-probs, two lists of lists; the rest goes to `self._rollout`."""
@@ -117,6 +130,7 @@ class ADaPTTrainer(trl.GRPOTrainer):
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
             torch.no_grad(),
+            own_settings_only(model),
             whole_parameters(model, bool(getattr(plugin, "reshard_after_forward", False))),
         ):
             model.eval()
@@ -128,7 +142,7 @@ class ADaPTTrainer(trl.GRPOTrainer):
                 synced_gpus=False,
             )
             model.train(training)
-        self._rollout = Rollout(out.modes.long(), out.mode_probs, out.mode_logprobs, out.lengths)
+        self._rollout = Rollout(out.modes.long(), out.mode_probs, out.mode_logprobs, out.lengths, out.forced)
         ends = out.lengths.tolist()
         tokens = out.sequences[:, generate_inputs["input_ids"].shape[1] :]
         return tuple(
@@ -149,20 +163,25 @@ class ADaPTTrainer(trl.GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         chosen = self._rollout.modes.tolist()
         inputs = [{**x, "mode": self.modes.names[mode]} for x, mode in zip(inputs, chosen, strict=True)]
-        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        with checked_rewards(self):
+            self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        check_rewards(self._rewards, self)
         return self._rewards
 
-    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=0, **_):
         # TRL first scores a rollout whose steps outlive it; that is known already. A reference model may come next.
         if self._scores_rollout:
             self._scores_rollout = False
             return None, None, None
-        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        masked = attention_mask, logits_to_keep, batch_size or len(input_ids)
+        with self.accelerator.autocast():
+            return token_scores(model, input_ids, *masked, self.temperature, self._lm_head), None, None
 
     def _generate_and_score_completions(self, inputs):
         outlives = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations)
         self._scores_rollout = bool(outlives) and self.args.old_logprobs == "rollout"
         batch = super()._generate_and_score_completions(inputs)
+        self._is_fresh = self.model.training
         rollout = self._rollout
         at_mode, response = rollout.segments(self.modes, batch["completion_ids"].shape[1])
         if self.args.mask_truncated_completions:
@@ -171,8 +190,11 @@ class ADaPTTrainer(trl.GRPOTrainer):
         batch["old_logprobs"] = self._old_logprobs(batch, at_mode)
         mode, rest = self._credit(inputs)
         batch["advantages"] = torch.where(at_mode, mode[:, None], rest[:, None])
-        counts = torch.stack([batch["loss_mask"].sum(), response.sum()])
-        batch["num_items_in_batch"], batch["num_response_tokens"] = self.accelerator.reduce(counts, reduction="sum")
+        bad = not_finite(batch, batch["loss_mask"])
+        counts = torch.stack([batch["loss_mask"].sum(), response.sum(), *bad.values()])
+        counts = self.accelerator.reduce(counts, reduction="sum")
+        check_counts(counts[2:], tuple(bad), self._policy_name, self.state.global_step)
+        batch["num_items_in_batch"], batch["num_response_tokens"] = counts[:2]
         return batch
 
     def _old_logprobs(self, batch, at_mode) -> torch.Tensor:
@@ -194,7 +216,7 @@ class ADaPTTrainer(trl.GRPOTrainer):
 
     def _credit(self, inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Advantages of this rank's mode tokens and responses, [B] each, from the groups of all ranks."""
-        everyone: Rollout = self.accelerator.gather(self._rollout)
+        everyone: RolloutRows = self.accelerator.gather(self._rollout.rows(self.modes))
         outcome = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
         correct = verdicts(self._rewards[:, self._correct], self.args.correct_threshold)
         reference = None
@@ -219,52 +241,33 @@ class ADaPTTrainer(trl.GRPOTrainer):
                 policy_head=head,
             )
         sums = self.accelerator.reduce(loss_sums(out, head.mask, head.gate, head.ref_logprobs), reduction="sum")
+        check_counts(sums[-2:], NOT_FINITE, self._policy_name, self.state.global_step)
+        if self.model.training and self._is_fresh and self._checks_drift:
+            self._checks_drift = False
+            half = self.accelerator.mixed_precision != "no" or self.model.dtype != torch.float32
+            warn_of_drift(response_drift(sums), half, stacklevel=2)
         self._log(loss_metrics(sums, with_kl=head.ref_logprobs is not None))
         return out["loss"]
 
     def _policy_head(self, inputs) -> PolicyHead:
-        args, gate, mask = self.args, len(self.modes.prefix), inputs["loss_mask"]
-        accumulation = self.current_gradient_accumulation_steps if self.model.training else 1
+        args, training = self.args, self.model.training
+        accumulation = self.current_gradient_accumulation_steps if training else 1
         # Counts span the rollout; this is one rank's share of an optimizer step.
-        share = 1 / self.accelerator.num_processes
-        if self.model.training:
-            share *= accumulation / args.steps_per_generation
+        share = (accumulation / args.steps_per_generation if training else 1) / self.accelerator.num_processes
         counts = {
             "window_tokens": inputs["num_items_in_batch"] * share,
             "window_response": inputs["num_response_tokens"] * share,
             "accumulation": accumulation,
             "max_length": self.max_completion_length,
         }
-        weights = loss_weights(mask, gate, args.loss_type, args.method.mode_mean, args.degrpo_alpha, counts)
-        margin_weights = args.margin_coef * weights[:, gate]
-        weights[:, gate] *= args.mode_weight
-        kinds = torch.full(mask.shape, args.kinds[1], device=mask.device)
-        kinds[:, gate] = args.kinds[0]
-        return PolicyHead(
-            ids=inputs["completion_ids"],
-            old_logprobs=inputs["old_logprobs"],
-            advantages=inputs["advantages"],
-            mask=mask,
-            kinds=kinds,
-            weights=weights,
-            ref_logprobs=inputs.get("ref_per_token_logps"),
-            gate=gate,
-            mode_ids=torch.tensor(self.modes.token_ids, device=mask.device) if args.margin_coef else None,
-            margin_weights=margin_weights,
-            lm_head=self._lm_head,
-            settings={
-                **args.clipping,
-                "kl_coef": self.beta,
-                "entropy_coef": args.entropy_coef,
-                "temperature": self.temperature,
-            },
-        )
+        settings = {"kl_coef": self.beta, "entropy_coef": args.entropy_coef, "temperature": self.temperature}
+        return policy_head(args, self.modes.token_ids, len(self.modes.prefix), inputs, counts, self._lm_head, settings)
 
     def _log(self, metrics: dict) -> None:
         for name, value in metrics.items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
 
-    def _log_rows(self, everyone: Rollout, advantages) -> None:
+    def _log_rows(self, everyone: RolloutRows, advantages) -> None:
         """TRL's table of completions: the response's advantage in the place of its own, and two columns."""
         logged = self._logs["advantages"]
         for _ in range(min(len(logged), len(everyone.modes))):

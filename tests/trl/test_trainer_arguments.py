@@ -5,7 +5,7 @@ import pytest
 trl = pytest.importorskip("trl", reason="trl is not installed: pip install '.[trl]'")
 
 import tiny_trainer  # noqa: E402
-from datasets import Dataset  # noqa: E402
+from datasets import Dataset, DatasetDict, IterableDataset  # noqa: E402
 from tiny_trainer import FAST, MODES, make_config, make_model, make_tokenizer, make_trainer  # noqa: E402
 from transformers import Qwen2MoeConfig  # noqa: E402
 from trl.distributed import DistributedBackend  # noqa: E402
@@ -77,6 +77,58 @@ def test_arguments(tmp_path, monkeypatch):
     refused(ValueError, "must hold the 2 tokens that open a mode; got 1", short, modes=ak.Modes(a=(8, 2), b=(8, 3)))
     with pytest.raises(AssertionError, match="the model was loaded"):
         build(tmp_path, monkeypatch, model=folder)
+
+
+def stream(columns):
+    """As a generator gives it: its columns are not known before the first example."""
+
+    def rows():
+        for _ in range(8):
+            yield dict.fromkeys(columns, 0.5) | {"prompt": "a b"}
+
+    found = IterableDataset.from_generator(rows)
+    assert found.column_names is None
+    return found
+
+
+def table(columns):
+    return Dataset.from_dict({"prompt": ["a b"] * 4, **{name: [0.5] * 4 for name in columns}})
+
+
+@pytest.mark.parametrize("make", [table, stream])
+def test_columns(tmp_path, monkeypatch, make):
+    """Those that the trainer writes, and those it needs, in every data set it is given."""
+    plain = make_config(tmp_path)
+    thinking = make_config(tmp_path, scheme="adaptthink")
+    both = make(["reference_accuracy"])
+    cases = [
+        (plain, {"train_dataset": make(["mode"])}, "train_dataset has a column 'mode'.*rename_column"),
+        (plain, {"eval_dataset": make(["mode"])}, "eval_dataset has a column 'mode'"),
+        (plain, {"eval_dataset": {"a": both, "b": make(["mode"])}}, r"eval_dataset\['b'\] has a column 'mode'"),
+        (thinking, {"train_dataset": make([])}, "column 'reference_accuracy'.*; train_dataset has prompt"),
+        (thinking, {"train_dataset": both, "eval_dataset": make([])}, "; eval_dataset has prompt"),
+        (thinking, {"train_dataset": both, "eval_dataset": DatasetDict(a=table([]))}, r"dataset\['a'\] has prompt"),
+    ]
+    for args, sets, text in cases:
+        with pytest.raises(ValueError, match=text):
+            build(tmp_path, monkeypatch, args, **sets)
+    make_model().save_pretrained(tmp_path / "model")
+    with pytest.raises(AssertionError, match=LOADED):
+        sets = {"train_dataset": both, "eval_dataset": {"a": both}}
+        build(tmp_path, monkeypatch, thinking, str(tmp_path / "model"), **sets)
+
+
+def test_a_stream_with_the_column_trains_and_late_data_sets_are_checked(tmp_path):
+    args = make_config(tmp_path, scheme="adaptthink", max_steps=1)
+    given = {"processing_class": make_tokenizer(), "train_dataset": stream(["reference_accuracy"])}
+    trainer = ADaPTTrainer(make_model(), tiny_trainer.letters, MODES, args, **given)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    with pytest.raises(ValueError, match="; eval_dataset has prompt"):
+        trainer.evaluate(table([]))
+    with pytest.raises(ValueError, match="eval_dataset has a column 'mode'"):
+        trainer.evaluate(table(["mode", "reference_accuracy"]))
+    assert "eval_loss" in trainer.evaluate(table(["reference_accuracy"]))
 
 
 AUX_LOSS = "load-balancing loss of this model is not computed: set router_aux_loss_coef=0.0"

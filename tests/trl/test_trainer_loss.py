@@ -123,7 +123,7 @@ def test_scheme_grpo_is_trls_own_loss(tmp_path, loss_type):
     make_model().save_pretrained(folder)
     settings = {
         "loss_type": loss_type, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "beta": 0.1,
-        "model_init_kwargs": {"dtype": "float32"}, "temperature": 0.7,
+        "use_bias_correction_kl": False, "model_init_kwargs": {"dtype": "float32"}, "temperature": 0.7,
     }  # fmt: skip
     ours = make_trainer(tmp_path / "ours", str(folder), scheme="grpo", **settings)
     given = {**make_config(tmp_path, **settings).to_dict()}

@@ -5,7 +5,7 @@ import math
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from adapt_kernels.trl import ADaPTConfig, ADaPTTrainer
 
@@ -50,6 +50,8 @@ def make_config(folder, **settings):
 
 
 def make_trainer(folder, model=None, modes=MODES, reward=letters, prompts=PROMPTS, eval_dataset=None, **settings):
+    """`settings` that are not of the config go to the trainer."""
+    others = {name: settings.pop(name) for name in ("peft_config", "reward_processing_classes") if name in settings}
     return ADaPTTrainer(
         model=make_model() if model is None else model,
         reward_funcs=reward,
@@ -58,7 +60,43 @@ def make_trainer(folder, model=None, modes=MODES, reward=letters, prompts=PROMPT
         train_dataset=Dataset.from_dict({"prompt": prompts, "reference_accuracy": [0.25] * len(prompts)}),
         eval_dataset=eval_dataset,
         processing_class=make_tokenizer(),
+        **others,
     )
+
+
+def small_config(name, **settings):
+    """Of that type of model: small where its sizes have the usual names, over the same words, without dropout."""
+    sizes = {
+        **dict.fromkeys(("hidden_size", "n_embd", "word_embed_proj_dim", "d_model"), 16),
+        **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size"), 32),
+        **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 2),
+        **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "attention_heads"), 2),
+        **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok"), 2),
+        **{"num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64, "n_positions": 64, "rotary_dim": 4},
+        **{"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": EOS, "vocab_size": len(WORDS)},
+    }
+    usual = AutoConfig.for_model(name)
+    given = {key: value for key, value in sizes.items() if getattr(usual, key, None) is not None or "token" in key}
+    off = {key: 0.0 for key, value in usual.to_dict().items() if "drop" in key and isinstance(value, float)}
+    return AutoConfig.for_model(name, **{**given, **off, **settings})
+
+
+def make_architecture(name, **settings):
+    """A causal model of that type with varied logits."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(small_config(name, **settings))
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            torch.nn.init.normal_(parameter, std=math.sqrt(1.5 / parameter.shape[-1]))
+    return model
+
+
+def first_batch(trainer, prompts=PROMPTS[:2]):
+    """The first rollout, as the trainer's own loop would make it."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    rows = [{"prompt": p, "reference_accuracy": 0.25} for p in prompts for _ in range(trainer.num_generations)]
+    return trainer._generate_and_score_completions(rows)
 
 
 def losses(trainer):
