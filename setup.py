@@ -29,6 +29,7 @@ TEST = [
     "scipy>=1.11",
     "ruff>=0.9",
     "packaging>=23.0",
+    "peft>=0.18",  # adapters under patch and in the trainer
     "setuptools>=77",  # the packaging test builds wheels without a network
 ]
 
