@@ -11,6 +11,7 @@ from adapt_kernels.hf.outputs import cache_bytes
 from adapt_kernels.hf.prompts import ROW_INPUTS, first_rows, prompt_of_row, select_rows
 from adapt_kernels.hf.rebuilt_cache import RebuiltCache, rebuild
 from adapt_kernels.hf.segments import KVLedger, SegmentedLayer, bytes_per_position, other_bytes, reorder, segment
+from adapt_kernels.hf.shared_prompts import SharedPromptLayer
 from adapt_kernels.ops.branch import branch
 
 
@@ -81,7 +82,8 @@ class BranchedBatch(WholeBatch):
         self._slots = torch.arange(self._rows)  # the row of each slot, on the CPU
         self._device = input_ids.device
         mask = model_kwargs.get("attention_mask")
-        self._choice = LayoutChoice(call.request.kv_layout, model, self._first, self._rows, mask, self._device)
+        faults = call.reading_faults
+        self._choice = LayoutChoice(call.request.kv_layout, model, faults, self._first, self._rows, mask, self._device)
 
     def prefill(self, input_ids):
         if self._shared:
@@ -104,7 +106,16 @@ class BranchedBatch(WholeBatch):
     def attention(self):
         return self._layout.attention()
 
+    def _settle_layout(self) -> None:
+        """A model that turns out not to read shared prompts rightly goes on with rows of its own."""
+        cache = cache_of(self.kwargs)
+        layout = self._choice.settle(self._layout, cache, self._prompt_length)
+        if layout is not self._layout:
+            self._layout, self._allotment = layout, self._allotment.behind(layout.kept_prompt)
+            cache.layers = [self._layer(x.detach()) if isinstance(x, SharedPromptLayer) else x for x in cache.layers]
+
     def row_logits(self, outputs, device):
+        self._settle_layout()
         logits = super().row_logits(outputs, device)
         return logits[self._on_device(self._prompts)] if self._shared and not self._expanded else logits
 

@@ -59,7 +59,7 @@ def _steps(model, config, batch, selector, ends, record, streamer, stop, input_i
     forward = _decode_forward(model, config, batch.kwargs)
     outputs = batch.prefill(input_ids)
     step = 0
-    with model._optimize_model_for_decode(), batch.attention():
+    with model._optimize_model_for_decode():
         while True:
             batch.kwargs = model._update_model_kwargs_for_generation(outputs, batch.kwargs, is_encoder_decoder=False)
             logits = batch.row_logits(outputs, device)
@@ -84,7 +84,8 @@ def _steps(model, config, batch, selector, ends, record, streamer, stop, input_i
             inputs = model.prepare_inputs_for_generation(
                 batch.take(input_ids), next_sequence_length=1 if batch.kwargs["use_cache"] else None, **batch.kwargs
             )
-            outputs = forward(**inputs, return_dict=True)
+            with batch.attention():
+                outputs = forward(**inputs, return_dict=True)
 
 
 def _batch(reason, model, call, config, input_ids, model_kwargs, most_new):

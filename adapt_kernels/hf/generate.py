@@ -23,7 +23,7 @@ class GenerateCall:
 
     def __init__(self, model, state, request: ModeRequest, arguments: dict):
         self.model, self.modes, self.request, self.arguments = model, state.modes, request, arguments
-        self.recent_lengths = state.recent_lengths
+        self.recent_lengths, self.reading_faults = state.recent_lengths, state.reading_faults
         self.rows: RowRequest | None = None
         self.prompt_modes: torch.Tensor | None = None
         self.prompt_length: int | None = None

@@ -63,8 +63,7 @@ class SegmentedLayer(DynamicLayer):
         width = self._length - start
         self._view(0, start, width).copy_(key_states)
         self._view(1, start, width).copy_(value_states)
-        self._show()
-        return self.keys, self.values
+        return self._show()
 
     @property
     def capacity(self) -> int:
@@ -100,7 +99,8 @@ class SegmentedLayer(DynamicLayer):
         """Give the segments back; the layer is empty afterwards."""
         for buffer in self._buffers:
             self._ledger.release(buffer)
-        self._buffers, self._layouts, self.keys, self.values = [], [], None, None
+        self._hide()
+        self._buffers, self._layouts = [], []
         self.is_initialized, self._length = False, 0
 
     def detach(self) -> DynamicLayer:
@@ -112,7 +112,7 @@ class SegmentedLayer(DynamicLayer):
         return layer
 
     def _rebuild(self, index, capacity: int) -> None:
-        self.keys = self.values = None
+        self._hide()
         for i, old in enumerate(self._buffers):
             new = self._ledger.allocate(old, (len(index), old.shape[1], capacity, old.shape[3]))
             # Positions that are about to be written may lie beyond the old buffer.
@@ -127,8 +127,13 @@ class SegmentedLayer(DynamicLayer):
         self._layouts = [(t.shape[1], t.shape[3], t.stride(), t.storage_offset()) for t in self._buffers]
         self._show()
 
-    def _show(self) -> None:
+    def _show(self) -> tuple[torch.Tensor, torch.Tensor]:
         self.keys, self.values = self._view(0, 0, self._length), self._view(1, 0, self._length)
+        return self.keys, self.values
+
+    def _hide(self) -> None:
+        """Before the buffers go: no view keeps them."""
+        self.keys = self.values = None
 
     def _view(self, i: int, start: int, width: int) -> torch.Tensor:
         """Positions of buffer i. Every layer makes four per step: as_strided takes half the time of a slice."""

@@ -11,12 +11,13 @@ from adapt_kernels.modes import Modes
 @dataclass
 class PatchState:
     """running: `generate` calls under way. last_stats: of the latest finished one. recent_lengths: what
-    fast rows needed lately."""
+    fast rows needed lately. reading_faults: whether the model reads shared prompts rightly, see `LayoutChoice`."""
 
     modes: Modes
     running: int = 0
     last_stats: GenerateStats | None = None
     recent_lengths: RecentLengths = field(default_factory=RecentLengths)
+    reading_faults: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
 
 STATES: "WeakKeyDictionary[object, PatchState]" = WeakKeyDictionary()
