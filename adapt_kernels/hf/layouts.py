@@ -122,17 +122,21 @@ class LayoutChoice:
         return SharedLayout(self._model, self._prompts, starts, drop_at, self._device, proof)
 
     def settle(self, layout, cache, prompt_length: int):
-        """After a decode step: the layout to go on with. The layers of `cache` go with the shared one only."""
+        """After a forward: the layout to go on with; another one needs other layers in `cache`.
+
+        Raises RuntimeError where a model that was proved to read segments has not read some.
+        """
+        layers = [layer for layer in cache.layers if isinstance(layer, SharedPromptLayer)]
+        if layout.proof is None and any(layer.unread for layer in layers):
+            raise RuntimeError(f"this model's attention {UNREAD}: call generate with kv_layout='rows'")
         if layout.proof is None or not layout.proof.begun:
             return layout
         fault = self._faults[self._kind] = layout.proof.finish()
         if fault is not None:
             self._refuse_model(fault)
             return RowsLayout(prompt_length)
-        layout.proof = None
-        for layer in cache.layers:
-            if isinstance(layer, SharedPromptLayer):
-                layer.proof = None
+        for holder in (layout, *layers):
+            holder.proof = None
         return layout
 
     def _pays(self, cache, prompt_length: int) -> bool:

@@ -90,7 +90,7 @@ class ReadingProof:
 
 
 class KeyMarks(list):
-    """One per cache layer and update of a prefill: whether attention read keys and values as the layer returned them."""
+    """One per cache layer and update of a prefill: whether attention read keys and values as they were returned."""
 
     def all_read(self) -> bool:
         return all(mark.read for mark in self)

@@ -53,13 +53,14 @@ class SharedPromptLayer(SegmentedLayer):
     """Prompts [P, heads, length, head_dim] once, and the new positions of every slot in segments of its own.
 
     `reorder_cache` moves slots; the prompts stay until `keep_prompts`, and `PromptRows.place` says which slot reads
-    which. proof: while the model is not known to read segments rightly, its `segment_reading.ReadingProof`; else None.
+    which. unread: whether attention has still to read what `update` returned. proof: while the model is not known to
+    read segments rightly, its `segment_reading.ReadingProof`; else None.
     """
 
     keys, values = _read_by_the_model(0), _read_by_the_model(1)
 
     def __init__(self, layer: DynamicLayer, ledger, allotment, rows: PromptRows, proof=None):
-        self.rows, self.proof, self._unread = rows, proof, False
+        self.rows, self.proof, self.unread = rows, proof, False
         self._prompt = [ledger.adopt(layer.keys.contiguous()), ledger.adopt(layer.values.contiguous())]
         self._prompt_length = layer.keys.shape[-2]
         own = DynamicLayer()
@@ -68,20 +69,16 @@ class SharedPromptLayer(SegmentedLayer):
         super().__init__(own, ledger, allotment)
 
     def update(self, key_states, value_states, *args, **kwargs):
-        if self._unread:
-            raise RuntimeError(
-                "this model's attention does not read the keys its cache returns: call generate with kv_layout='rows'"
-            )
         keys, values = super().update(key_states, value_states)
         if self.proof is not None:
             self.proof.issue(self)
             keys, values = self._whole(0), self._whole(1)
-        keys.segments_of, self._unread, self.shown_values = self, self.proof is None, values
+        keys.segments_of, self.unread, self.shown_values = self, self.proof is None, values
         return keys, values
 
     def attend(self, query, **settings) -> torch.Tensor:
         """[slots, Hq, Dv] for query [slots, Hq, D]; settings of `segment_attention`."""
-        self._unread = False
+        self.unread = False
         segments = (Segment(*self._prompt, self.rows.groups), Segment(*self._own))
         return segment_attention(query, segments, starts=self.rows.starts, **settings)
 

@@ -90,7 +90,6 @@ def test_peak_bytes_against_huggingfaces():
         if step == 49:
             layer.reorder_cache(torch.arange(8))
         layer.update(*torch.zeros(2, layer._slots, 1, 1, 1))
-        layer._unread = False
     huggingface = 2 * 64 * (512 + 1999) * 4
     assert huggingface / ledger.peak_bytes >= 5
     layer.release()
