@@ -28,6 +28,7 @@ _HOME = {
     "unpatch": "hf",
     "patched": "hf",
     "last_stats": "hf",
+    "row_independent": "hf",
     "ModeBias": "hf",
     "calibrate": "hf",
     "Calibration": "hf",

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 
 import torch
+from transformers.cache_utils import Cache
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from adapt_kernels.hf.allotment import Allotment
@@ -14,11 +15,16 @@ from adapt_kernels.hf.segments import KVLedger, SegmentedLayer, bytes_per_positi
 from adapt_kernels.hf.shared_prompts import SharedPromptLayer
 from adapt_kernels.ops.branch import branch
 
+NO_CACHE = "the model's output carries no cache"
+
 
 class WholeBatch:
-    """Plan "sample_only": every row in Hugging Face's order and cache, to the end."""
+    """Plan "sample_only": every row in Hugging Face's order and cache, to the end.
 
-    plan = "sample_only"
+    declined: why the batch cannot go on after its prefill, None while it can.
+    """
+
+    plan, declined = "sample_only", None
 
     def __init__(self, model, config, input_ids, model_kwargs):
         self._model, self._config, self.kwargs, self._rows = model, config, model_kwargs, len(input_ids)
@@ -42,7 +48,8 @@ class WholeBatch:
         return per_row
 
     def spread(self, per_slot, elsewhere):
-        """[rows] from [slots] (None stays None); `elsewhere`, a number or a scalar tensor, for rows that have left."""
+        """[rows] from [slots] (None stays None); `elsewhere`, a number or a scalar tensor, for rows that have left
+        (None where none can have left)."""
         return per_slot
 
     def attention(self):
@@ -78,11 +85,12 @@ class BranchedBatch(WholeBatch):
         self._prompt_kwargs = {n: v for n, v in model_kwargs.items() if n not in ALL_CACHE_NAMES}
         self._call, self._most_new, self._ledger, self._peak = call, most_new, KVLedger(), 0
         self._shared, self._expanded = len(self._first) < self._rows, False
+        self._virtual = False  # whether the cache holds more positions than the mask
         self._others = False  # whether the cache has layers that are not segmented
         self._slots = torch.arange(self._rows)  # the row of each slot, on the CPU
         self._device = input_ids.device
         mask = model_kwargs.get("attention_mask")
-        faults = call.reading_faults
+        faults = call.state.reading_faults
         self._choice = LayoutChoice(call.request.kv_layout, model, faults, self._first, self._rows, mask, self._device)
 
     def prefill(self, input_ids):
@@ -92,9 +100,17 @@ class BranchedBatch(WholeBatch):
         with self._choice.watching(cache_of(self.kwargs)) as marks:
             outputs = super().prefill(input_ids)
         cache = cache_of(outputs)
+        if cache is not cache_of(self.kwargs) or not cache_bytes(cache):
+            # The model may keep its states in fields of its output that nobody can reorder.
+            self._call.state.no_cache = training_state(self._model)
+            self.declined = NO_CACHE
+            return outputs
+        self._virtual = cached_tokens(outputs) not in (0, _given_width(input_ids, self._prompt_kwargs))
+        if self._virtual:
+            self._choice.refuse_virtual_tokens()
         self._layout = self._choice.choose(marks, cache, self._prompt_length, self._compact_at)
         limits = (self._layout.kept_prompt, self._most_new - 1)
-        self._allotment = Allotment(self._call.modes, self._call.recent_lengths, *limits)
+        self._allotment = Allotment(self._call.modes, self._call.state.recent_lengths, *limits)
         self._allotment.check_memory(self._call.rows.forced_mode, bytes_per_position(cache), self._device)
         segment(cache, self._layer)
         self._others = not all(isinstance(layer, SegmentedLayer) for layer in cache.layers)
@@ -119,14 +135,20 @@ class BranchedBatch(WholeBatch):
         logits = super().row_logits(outputs, device)
         return logits[self._on_device(self._prompts)] if self._shared and not self._expanded else logits
 
+    @property
+    def _leave(self) -> bool:
+        """Whether finished rows leave: virtual tokens are not to be had again for a cache that is returned."""
+        return not (self._virtual and self._config.return_dict_in_generate)
+
     def take(self, per_row):
         return per_row if self.row_of_slot is None else per_row[self.row_of_slot]
 
     def spread(self, per_slot, elsewhere):
         if self.row_of_slot is None or per_slot is None:
             return per_slot
-        full = per_slot.new_empty(self._rows)
-        full[...] = elsewhere
+        full = per_slot.new_zeros(self._rows)
+        if elsewhere is not None:
+            full[...] = elsewhere
         return full.index_copy_(0, self.row_of_slot, per_slot)
 
     def advance(self, gone, modes, at_mode: bool) -> bool:
@@ -156,8 +178,8 @@ class BranchedBatch(WholeBatch):
             return cache, self._peak
         release(cache)
         name = next(name for name in ALL_CACHE_NAMES if self.kwargs.get(name) is cache)
-        arguments = (self._model, self._config, self._prompt_kwargs, name, self._prompt_length, sequences)
-        return RebuiltCache(lambda: rebuild(*arguments)), self._peak
+        arguments = (self._config, self._prompt_kwargs, name, self._prompt_length, sequences)
+        return RebuiltCache(self._model, lambda model: rebuild(model, *arguments)), self._peak
 
     def abandon(self) -> None:
         if (cache := cache_of(self.kwargs)) is not None:
@@ -165,6 +187,7 @@ class BranchedBatch(WholeBatch):
 
     def _branch(self, modes, gone) -> None:
         """Longest allotment first, finished rows out."""
+        gone = gone & self._leave
         rows, device = self._slots, modes.device
         vectors = (modes[rows.to(device)], self._prompts[rows].to(device), self._allotment.kv_tokens.to(device))
         order = branch(*vectors, len(self._first), ~gone[rows].to(device)).order.cpu()
@@ -175,6 +198,8 @@ class BranchedBatch(WholeBatch):
 
     def _compact(self, gone) -> bool:
         # NumPy: this runs at every step.
+        if not self._leave:
+            return False
         living, slots = len(self._slots) - int(gone.numpy()[self._slots.numpy()].sum()), len(self._slots)
         if living == slots or not (living <= self._compact_at * slots or self._is_full()):
             return False
@@ -206,6 +231,12 @@ class BranchedBatch(WholeBatch):
         self._peak = max(self._peak, self._ledger.recent_peak() + other_bytes(cache_of(self.kwargs)))
 
 
+def training_state(model) -> tuple[bool, bool]:
+    """What a model may leave its cache unused for at one time and not at another."""
+    checkpoints = ("is_activation_checkpointing", "is_gradient_checkpointing")  # from transformers 5.24 on; before
+    return model.training, next(getattr(model, name) for name in checkpoints if hasattr(model, name))
+
+
 def cache_of(holder):
     """The cache in model inputs or outputs, or None."""
     return next((holder[name] for name in ALL_CACHE_NAMES if holder.get(name) is not None), None)
@@ -214,8 +245,10 @@ def cache_of(holder):
 def cached_tokens(holder) -> int:
     """Positions in the cache of model inputs or outputs; 0 for one that keeps no length."""
     cache = cache_of(holder)
+    if not isinstance(cache, Cache):  # tuples and lists of models with states of their own
+        return 0
     try:
-        return int(cache.get_seq_length()) if cache is not None else 0
+        return int(cache.get_seq_length() or 0)
     except ValueError:  # only linear-attention layers
         return 0
 
@@ -233,3 +266,9 @@ def _prefill_width(input_ids, model_kwargs, cached: int) -> int:
     # No cache, or one without a length: the prompt was computed as it came.
     embeds = model_kwargs.get("inputs_embeds")
     return input_ids.shape[1] if embeds is None else embeds.shape[1]
+
+
+def _given_width(input_ids, model_kwargs) -> int:
+    """Positions of a prompt, as the attention mask has them where there is one."""
+    mask = model_kwargs.get("attention_mask")
+    return _prefill_width(input_ids, model_kwargs, 0) if mask is None else mask.shape[1]

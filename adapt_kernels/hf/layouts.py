@@ -93,6 +93,10 @@ class LayoutChoice:
         elif self._possible and (fault := faults.get(self._kind)) is not None:
             self._refuse_model(fault)
 
+    def refuse_virtual_tokens(self) -> None:
+        """Zeros of the mask are then not where padding is."""
+        self._refuse("the cache holds other positions than the attention mask (virtual tokens). Leave kv_layout out")
+
     def _refuse(self, reason: str) -> None:
         """No shared layout in this call. Raises ValueError where it was asked for by name."""
         if self._asked == "shared":

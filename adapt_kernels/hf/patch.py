@@ -1,5 +1,6 @@
 """patch, unpatch, patched: a model instance gets a subclass of its own class, and gets its class back."""
 
+import functools
 import threading
 import warnings
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from adapt_kernels.hf.plan import unknown_loop_warning
 from adapt_kernels.hf.state import STATES, PatchState
 from adapt_kernels.modes import Modes
 
+_OVERRIDDEN = ("_prepare_generation_config", "_prepare_generated_length", "_sample")
 _CLASSES: dict[type, type] = {}
 _LOCK = threading.Lock()
 
@@ -121,8 +123,20 @@ def _patched_class(original: type) -> type:
         # The same names: code that looks at them (save_pretrained, cache defaults) must see the original class.
         namespace = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
         namespace.update(original_class=original, __reduce_ex__=_reduce_unpatched)
+        namespace |= {name: _with_their_signature(original, name) for name in _OVERRIDDEN}
         _CLASSES[original] = type(original.__name__, (ModeGenerate, original), namespace)
     return _CLASSES[original]
+
+
+def _with_their_signature(original: type, name: str):
+    # Hugging Face asks the signatures of its methods what to pass.
+    ours = getattr(ModeGenerate, name)
+
+    @functools.wraps(getattr(original, name))
+    def method(self, *args, **kwargs):
+        return ours(self, *args, **kwargs)
+
+    return method
 
 
 def _reduce_unpatched(self, protocol):

@@ -12,9 +12,10 @@ from transformers.generation import logits_process as lp
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import ALL_CACHE_NAMES, GenerationMixin
 
-from adapt_kernels.hf.batch import cache_of
+from adapt_kernels.hf.batch import NO_CACHE, cache_of, training_state
 from adapt_kernels.hf.compat import CACHE
 from adapt_kernels.hf.prompts import ROW_INPUTS
+from adapt_kernels.hf.row_hooks import row_hook_reason
 
 # Names of Hugging Face's loop that ours is built from.
 _NEEDED = (
@@ -112,8 +113,12 @@ def whole_batch_reason(model, call, config, processors, rows: int, model_kwargs)
         return "rng='hf' draws for the whole batch in Hugging Face's order"
     if model.training and _has_dropout(model):
         return "the model is in training mode: dropout depends on the whole batch"
+    if call.state.no_cache is not None and call.state.no_cache == training_state(model):
+        return NO_CACHE
     return (
         _output_reason(config)
+        or row_hook_reason(model)
+        or _virtual_token_reason(model)
         or _processor_reason(processors)
         or _cache_reason(model, config, model_kwargs)
         or _input_reason(rows, model_kwargs)
@@ -125,6 +130,12 @@ def _has_dropout(model) -> bool:
     settings = model.config.get_text_config().to_dict()
     rates = [v for name, v in settings.items() if "drop" in name and isinstance(v, float)]
     return any(rates) or any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p for m in model.modules())
+
+
+def _virtual_token_reason(model) -> str | None:
+    if "prepare_inputs_for_generation" in vars(model):
+        return "prepare_inputs_for_generation was replaced on the model: it may put virtual tokens before the prompt"
+    return None
 
 
 def _output_reason(config) -> str | None:

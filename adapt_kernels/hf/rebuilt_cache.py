@@ -1,27 +1,85 @@
 """The cache that plan "full" returns when rows have left: computed again, if anybody looks at it."""
 
+import weakref
+
 import torch
 from transformers import DynamicCache
+
+from adapt_kernels.hf.row_hooks import row_hook_reason
+
+
+class ModelState:
+    """What a model's forward depends on beside its inputs: parameters, adapters, hooks, autocast."""
+
+    def __init__(self, model):
+        self._parameters, self._adapters, self._training = _versions(model), _adapters(model), model.training
+        self._device = model.device.type
+        self._autocast = torch.is_autocast_enabled(self._device), torch.get_autocast_dtype(self._device)
+
+    def change(self, model) -> str | None:
+        """What of the model is different now; or None. Changes by way of `detach()` or `.data` in place go unseen."""
+        if self._adapters != _adapters(model):
+            return "the model's active adapters changed"
+        if self._parameters != _versions(model):
+            return "the model's parameters changed"
+        if self._training != model.training:
+            return "the model changed between training and evaluation"
+        return row_hook_reason(model)
+
+    def autocast(self):
+        """A context with the autocast that this was taken under."""
+        enabled, dtype = self._autocast
+        return torch.autocast(self._device, dtype=dtype, enabled=enabled)
+
+
+def _versions(model) -> list[tuple]:
+    tensors = [*model.parameters(), *model.buffers()]
+    return [(id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+
+
+def _adapters(model) -> list[tuple]:
+    """Of every PEFT layer: what is active, merged, switched off, and how it is scaled."""
+    names = ("_disable_adapters", "_active_adapter", "merged_adapters", "scaling")
+    layers = [module for module in model.modules() if "_disable_adapters" in vars(module)]
+    return [tuple(str(vars(layer).get(name)) for name in names) for layer in layers]
 
 
 class RebuiltCache(DynamicCache):
     """A `DynamicCache` of all rows and positions, equal to Hugging Face's up to rounding.
 
-    Finished rows gave their KV back during the call, so the first access runs one forward of the model over the
-    returned sequences. Holds the model and the call's inputs until then.
+    Finished rows gave their KV back during the call, so the first access, a copy or a pickle runs one forward of the
+    model over the returned sequences, and this becomes a plain `DynamicCache`. It does not keep the model alive; the
+    call's inputs it holds until then. Raises RuntimeError where the model is gone or is not what it was in the call.
     """
 
-    def __init__(self, rebuild):
-        self.__dict__["_rebuild"] = rebuild
+    def __init__(self, model, build):
+        """build(model): the cache."""
+        self.__dict__["_source"] = weakref.ref(model), ModelState(model), build
 
     def __getattr__(self, name: str):
-        rebuild = self.__dict__.pop("_rebuild", None)
-        if rebuild is None or name.startswith("__"):
-            if rebuild is not None:
-                self.__dict__["_rebuild"] = rebuild
+        if name.startswith("__") or "_source" not in self.__dict__:
             raise AttributeError(name)
-        self.__dict__.update(vars(rebuild()))
+        self._become_real()
         return getattr(self, name)
+
+    def __reduce_ex__(self, protocol):
+        self._become_real()
+        return self.__reduce_ex__(protocol)
+
+    def _become_real(self) -> None:
+        reference, state, build = self.__dict__["_source"]
+        model = reference()
+        changed = "the model is gone" if model is None else state.change(model)
+        if changed is not None:
+            raise RuntimeError(
+                f"the returned cache can no longer be computed: {changed}. Read it before that, or let the next call"
+                " start from the returned sequences"
+            )
+        with state.autocast():
+            built = build(model)
+        self.__dict__.clear()
+        self.__dict__.update(vars(built))
+        self.__class__ = type(built)
 
 
 @torch.no_grad()

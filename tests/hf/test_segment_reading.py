@@ -130,6 +130,7 @@ def test_a_model_that_reads_its_cache_by_itself(monkeypatch):
     attention = model.model.layers[1].self_attn
     forward = attention.forward
 
+    @ak.row_independent
     def reading(*args, **kwargs):
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         assert cache.layers[0].keys.shape[-2] == cache.get_seq_length(0)

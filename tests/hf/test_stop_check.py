@@ -12,7 +12,7 @@ from transformers import StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 import adapt_kernels as ak
-from adapt_kernels.hf import decode_loop, shared_prompts
+from adapt_kernels.hf import decode_loop, segment_reading
 from adapt_kernels.hf.stop_check import may_be_late
 
 MODES = ak.Modes(fast=ak.Mode(FAST, max_new_tokens=3), slow=SLOW)
@@ -95,7 +95,7 @@ def test_a_step_reads_nothing_from_the_device(monkeypatch, sampling):
 
     monkeypatch.setattr(decode_loop.StopCheck, "put", observed)
     monkeypatch.setattr(decode_loop, "may_be_late", lambda *_: True)
-    monkeypatch.setattr(shared_prompts, "_waits", lambda device: True)
+    monkeypatch.setattr(segment_reading, "_waits", lambda device: True)
     model = ak.patch(build("llama"), ak.Modes(fast=FAST, slow=SLOW))
     samples = {} if sampling.get("do_sample") is False else {"num_return_sequences": 3}
     given = {**call(new=12), "kv_layout": "shared", "num_return_sequences": 1, **samples, **sampling}
