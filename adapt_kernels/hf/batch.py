@@ -3,14 +3,14 @@
 from contextlib import nullcontext
 
 import torch
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.utils import ALL_CACHE_NAMES
 
 from adapt_kernels.hf.allotment import Allotment
 from adapt_kernels.hf.layouts import LayoutChoice
 from adapt_kernels.hf.outputs import cache_bytes
 from adapt_kernels.hf.prompts import ROW_INPUTS, first_rows, prompt_of_row, select_rows
-from adapt_kernels.hf.rebuilt_cache import RebuiltCache, rebuild
+from adapt_kernels.hf.rebuilt_cache import RebuiltCache, Witness, rebuild
 from adapt_kernels.hf.segments import KVLedger, SegmentedLayer, bytes_per_position, other_bytes, reorder, segment
 from adapt_kernels.hf.shared_prompts import SharedPromptLayer
 from adapt_kernels.ops.branch import branch
@@ -97,15 +97,19 @@ class BranchedBatch(WholeBatch):
         if self._shared:
             self.kwargs = select_rows(self.kwargs, self._first)
             input_ids = input_ids[self._first.to(self._device)]
+        generators = _random_states(self._device) if self._model.training else None
         with self._choice.watching(cache_of(self.kwargs)) as marks:
             outputs = super().prefill(input_ids)
-        cache = cache_of(outputs)
-        if cache is not cache_of(self.kwargs) or not cache_bytes(cache):
+        if generators is not None and _drawn_from(generators, self._device):
+            self.declined = "the model is in training mode and draws random numbers for the whole batch"
+            return outputs
+        cache, returned = cache_of(self.kwargs), cache_of(outputs)
+        if returned not in (None, cache) or not cache_bytes(cache):
             # The model may keep its states in fields of its output that nobody can reorder.
             self._call.state.no_cache = training_state(self._model)
             self.declined = NO_CACHE
             return outputs
-        self._virtual = cached_tokens(outputs) not in (0, _given_width(input_ids, self._prompt_kwargs))
+        self._virtual = cached_tokens(self.kwargs) not in (0, _given_width(input_ids, self._prompt_kwargs))
         if self._virtual:
             self._choice.refuse_virtual_tokens()
         self._layout = self._choice.choose(marks, cache, self._prompt_length, self._compact_at)
@@ -115,6 +119,12 @@ class BranchedBatch(WholeBatch):
         segment(cache, self._layer)
         self._others = not all(isinstance(layer, SegmentedLayer) for layer in cache.layers)
         return outputs
+
+    def restart(self) -> dict:
+        """After it declined: the model inputs that it was given, with an empty cache."""
+        name = next(name for name in ALL_CACHE_NAMES if self.kwargs.get(name) is not None)
+        config = self._model.config.get_text_config(decoder=True)
+        return {**self._prompt_kwargs, name: DynamicCache(config=config)}
 
     def _layer(self, plain):
         return self._layout.layer(plain, self._ledger, self._allotment)
@@ -176,10 +186,11 @@ class BranchedBatch(WholeBatch):
             self._place(torch.arange(self._rows), self._slots.argsort() if self._expanded else self._prompts)
             cache.layers = [x.detach() if isinstance(x, SegmentedLayer) else x for x in cache.layers]
             return cache, self._peak
-        release(cache)
         name = next(name for name in ALL_CACHE_NAMES if self.kwargs.get(name) is cache)
         arguments = (self._config, self._prompt_kwargs, name, self._prompt_length, sequences)
-        return RebuiltCache(self._model, lambda model: rebuild(model, *arguments)), self._peak
+        witness = Witness.of(cache, int(self._slots[0]), surplus)
+        release(cache)
+        return RebuiltCache(self._model, lambda model: witness.checked(rebuild(model, *arguments))), self._peak
 
     def abandon(self) -> None:
         if (cache := cache_of(self.kwargs)) is not None:
@@ -229,6 +240,21 @@ class BranchedBatch(WholeBatch):
 
     def _observe_bytes(self) -> None:
         self._peak = max(self._peak, self._ledger.recent_peak() + other_bytes(cache_of(self.kwargs)))
+
+
+def _random_states(device) -> list[torch.Tensor]:
+    """States of the generators that a forward on this device can draw from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _drawn_from(before: list[torch.Tensor], device) -> bool:
+    """Whether a generator was used since; it is then put back."""
+    if all(map(torch.equal, before, _random_states(device))):
+        return False
+    torch.set_rng_state(before[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(before[1], device)
+    return True
 
 
 def training_state(model) -> tuple[bool, bool]:

@@ -30,7 +30,7 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
         outputs = batch.prefill(input_ids)
         if batch.declined is not None:
             reason, prefilled = batch.declined, batch.prefill_tokens
-            batch = _batch(reason, model, call, config, input_ids, model_kwargs, most_new)
+            batch = _batch(reason, model, call, config, input_ids, batch.restart(), most_new)
             outputs = batch.prefill(input_ids)
             batch.prefill_tokens += prefilled
         late = reason is None and may_be_late(stopping_criteria, config, streamer, device)

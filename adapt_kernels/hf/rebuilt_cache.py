@@ -1,11 +1,13 @@
 """The cache that plan "full" returns when rows have left: computed again, if anybody looks at it."""
 
 import weakref
+from typing import NamedTuple
 
 import torch
 from transformers import DynamicCache
 
 from adapt_kernels.hf.row_hooks import row_hook_reason
+from adapt_kernels.hf.segments import SegmentedLayer
 
 
 class ModelState:
@@ -42,6 +44,36 @@ def _adapters(model) -> list[tuple]:
     names = ("_disable_adapters", "_active_adapter", "merged_adapters", "scaling")
     layers = [module for module in model.modules() if "_disable_adapters" in vars(module)]
     return [tuple(str(vars(layer).get(name)) for name in names) for layer in layers]
+
+
+class Witness(NamedTuple):
+    """Keys of one row that stayed to the end, of the last segmented layer: a forward over whole sequences gives other
+    ones where a model's decoding depends on how many tokens it is given at once."""
+
+    row: int
+    layer: int | None  # None: no layer is segmented
+    keys: torch.Tensor | None  # [heads, T, head_dim]
+
+    @classmethod
+    def of(cls, cache, row: int, surplus: bool) -> "Witness":
+        """row: whose keys slot 0 holds. surplus: the last position is to be left out."""
+        segmented = [i for i, layer in enumerate(cache.layers) if isinstance(layer, SegmentedLayer)]
+        if not segmented:
+            return cls(row, None, None)
+        keys = cache.layers[segmented[-1]].row_keys(0)
+        return cls(row, segmented[-1], keys[:, : keys.shape[1] - surplus].clone())
+
+    def checked(self, cache) -> DynamicCache:
+        """The rebuilt cache. Raises RuntimeError where it does not hold what the call had computed."""
+        if self.keys is not None:
+            found, had = cache.layers[self.layer].keys[self.row], self.keys
+            tolerance = max(1e-3, 16 * torch.finfo(had.dtype).eps) * float(had.abs().max())
+            if found.shape != had.shape or not bool(((found - had).abs() <= tolerance).all()):
+                raise RuntimeError(
+                    "the returned cache cannot be computed: this model's forward over a whole sequence differs from its"
+                    " decoding token by token. Let the next call start from the returned sequences"
+                )
+        return cache
 
 
 class RebuiltCache(DynamicCache):

@@ -65,6 +65,10 @@ class SegmentedLayer(DynamicLayer):
         self._view(1, start, width).copy_(value_states)
         return self._show()
 
+    def row_keys(self, slot: int) -> torch.Tensor:
+        """[heads, positions, head_dim]: the keys of one slot."""
+        return self.keys[slot]
+
     @property
     def capacity(self) -> int:
         """Positions per row that there is room for."""

@@ -89,6 +89,9 @@ class SharedPromptLayer(SegmentedLayer):
     def _hide(self) -> None:
         self._own = self.shown_values = None
 
+    def row_keys(self, slot: int) -> torch.Tensor:
+        return torch.cat([self._prompt[0][self.rows.groups.group_of_row[slot]], self._own[0][slot]], 1)
+
     @property
     def capacity(self) -> int:
         return self._prompt_length + self._room
