@@ -34,6 +34,13 @@ class ModelState:
         return torch.autocast(self._device, dtype=dtype, enabled=enabled)
 
 
+def _rounding(tensor) -> float:
+    """Relative rounding error of what computed a tensor."""
+    device = tensor.device.type
+    lower = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    return max(torch.finfo(tensor.dtype).eps, torch.finfo(lower).eps)
+
+
 def _versions(model) -> list[tuple]:
     tensors = [*model.parameters(), *model.buffers()]
     return [(id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
@@ -67,7 +74,7 @@ class Witness(NamedTuple):
         """The rebuilt cache. Raises RuntimeError where it does not hold what the call had computed."""
         if self.keys is not None:
             found, had = cache.layers[self.layer].keys[self.row], self.keys
-            tolerance = max(1e-3, 16 * torch.finfo(had.dtype).eps) * float(had.abs().max())
+            tolerance = max(1e-3, 16 * _rounding(had)) * float(had.abs().max())
             if found.shape != had.shape or not bool(((found - had).abs() <= tolerance).all()):
                 raise RuntimeError(
                     "the returned cache cannot be computed: this model's forward over a whole sequence differs from its"
