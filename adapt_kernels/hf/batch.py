@@ -188,7 +188,8 @@ class BranchedBatch(WholeBatch):
             return cache, self._peak
         name = next(name for name in ALL_CACHE_NAMES if self.kwargs.get(name) is cache)
         arguments = (self._config, self._prompt_kwargs, name, self._prompt_length, sequences)
-        witness = Witness.of(cache, int(self._slots[0]), surplus)
+        mask = self._prompt_kwargs.get("attention_mask")
+        witness = Witness.of(cache, int(self._slots[0]), mask, surplus)
         release(cache)
         return RebuiltCache(self._model, lambda model: witness.checked(rebuild(model, *arguments))), self._peak
 

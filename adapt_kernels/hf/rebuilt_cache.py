@@ -55,25 +55,31 @@ def _adapters(model) -> list[tuple]:
 
 class Witness(NamedTuple):
     """Keys of one row that stayed to the end, of the last segmented layer: a forward over whole sequences gives other
-    ones where a model's decoding depends on how many tokens it is given at once."""
+    ones where a model's decoding depends on how many tokens it is given at once. 0 where the row's prompt is padding:
+    nobody reads those, and eager attention fills them with an average over all keys."""
 
     row: int
     layer: int | None  # None: no layer is segmented
     keys: torch.Tensor | None  # [heads, T, head_dim]
+    mask: torch.Tensor | None  # [T, 1], 0 where the row's prompt is padding
 
     @classmethod
-    def of(cls, cache, row: int, surplus: bool) -> "Witness":
-        """row: whose keys slot 0 holds. surplus: the last position is to be left out."""
+    def of(cls, cache, row: int, mask, surplus: bool) -> "Witness":
+        """row: whose keys slot 0 holds; mask [rows, prompt] or None. surplus: the last position is to be left out."""
         segmented = [i for i, layer in enumerate(cache.layers) if isinstance(layer, SegmentedLayer)]
         if not segmented:
-            return cls(row, None, None)
+            return cls(row, None, None, None)
         keys = cache.layers[segmented[-1]].row_keys(0)
-        return cls(row, segmented[-1], keys[:, : keys.shape[1] - surplus].clone())
+        keys = keys[:, : keys.shape[1] - surplus].clone()
+        real = torch.ones_like(keys[0, :, :1])
+        if mask is not None:
+            real[: mask.shape[1], 0] = mask[row].to(real)
+        return cls(row, segmented[-1], keys * real, real)
 
     def checked(self, cache) -> DynamicCache:
         """The rebuilt cache. Raises RuntimeError where it does not hold what the call had computed."""
         if self.keys is not None:
-            found, had = cache.layers[self.layer].keys[self.row], self.keys
+            found, had = cache.layers[self.layer].keys[self.row] * self.mask, self.keys
             tolerance = max(1e-3, 16 * _rounding(had)) * float(had.abs().max())
             if found.shape != had.shape or not bool(((found - had).abs() <= tolerance).all()):
                 raise RuntimeError(

@@ -71,6 +71,18 @@ def test_copies_are_plain_and_right(copied):
     assert type(cache) is DynamicCache
 
 
+@pytest.mark.parametrize("last", range(3))
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_padding_is_not_held_against_it(implementation, last, monkeypatch):
+    """Whichever row is the last one: eager attention gives keys of padding that depend on the number of keys."""
+    lengths = [3, 3, 3]
+    lengths[last] = 9
+    monkeypatch.setitem(globals(), "LENGTHS", tuple(lengths))
+    model = build("llama", attn_implementation=implementation)
+    ours, theirs = generated(model)
+    assert_equal(ours[CACHE], theirs[CACHE])
+
+
 def test_it_is_lazy_and_then_plain():
     model = build("llama")
     ours, theirs = generated(model)
