@@ -3,9 +3,9 @@
 from contextlib import nullcontext
 
 import torch
-from transformers.generation.utils import ALL_CACHE_NAMES
 
 from adapt_kernels.hf.allotment import Allotment
+from adapt_kernels.hf.compat import CACHE_NAMES
 from adapt_kernels.hf.layouts import LayoutChoice
 from adapt_kernels.hf.outputs import cache_bytes
 from adapt_kernels.hf.prompts import ROW_INPUTS, first_rows, prompt_of_row, select_rows
@@ -74,7 +74,7 @@ class BranchedBatch(WholeBatch):
         inputs = [model_kwargs[name] for name in ROW_INPUTS if model_kwargs.get(name) is not None]
         self._prompts = prompt_of_row([*inputs, input_ids], config.num_return_sequences or 1)
         self._first = first_rows(self._prompts)
-        self._prompt_kwargs = {n: v for n, v in model_kwargs.items() if n not in ALL_CACHE_NAMES}
+        self._prompt_kwargs = {n: v for n, v in model_kwargs.items() if n not in CACHE_NAMES}
         self._call, self._most_new, self._ledger, self._peak = call, most_new, KVLedger(), 0
         self._shared, self._expanded = len(self._first) < self._rows, False
         self._others = False  # whether the cache has layers that are not segmented
@@ -144,7 +144,7 @@ class BranchedBatch(WholeBatch):
             cache.layers = [x.detach() if isinstance(x, SegmentedLayer) else x for x in cache.layers]
             return cache, self._peak
         release(cache)
-        name = next(name for name in ALL_CACHE_NAMES if self.kwargs.get(name) is cache)
+        name = next(name for name in CACHE_NAMES if self.kwargs.get(name) is cache)
         arguments = (self._model, self._config, self._prompt_kwargs, name, self._prompt_length, sequences)
         return RebuiltCache(lambda: rebuild(*arguments)), self._peak
 
@@ -197,7 +197,7 @@ class BranchedBatch(WholeBatch):
 
 def cache_of(holder):
     """The cache in model inputs or outputs, or None."""
-    return next((holder[name] for name in ALL_CACHE_NAMES if holder.get(name) is not None), None)
+    return next((holder[name] for name in CACHE_NAMES if holder.get(name) is not None), None)
 
 
 def cached_tokens(holder) -> int:
