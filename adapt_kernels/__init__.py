@@ -44,12 +44,25 @@ def __getattr__(name: str):
         raise AttributeError(f"module 'adapt_kernels' has no attribute {name!r}")
     try:
         value = getattr(import_module(f"adapt_kernels.{_HOME[name]}"), name)
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "transformers":
             raise
-        raise ImportError(f"adapt_kernels.{name} needs transformers: pip install 'transformers>=5.17'") from error
+        raise ImportError(_needs_transformers(name, error)) from error
     globals()[name] = value
     return value
+
+
+def _needs_transformers(name: str, error: ImportError) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        installed = version("transformers")
+    except PackageNotFoundError:
+        return f"adapt_kernels.{name} needs transformers: pip install 'transformers>=5.17'"
+    return (
+        f"adapt_kernels.{name} cannot use transformers {installed} ({error}):"
+        " pip install 'transformers>=5.17,<5.25', or install a newer adapt_kernels"
+    )
 
 
 def __dir__():

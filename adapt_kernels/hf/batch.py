@@ -4,14 +4,23 @@ from contextlib import nullcontext
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation.utils import ALL_CACHE_NAMES
 
 from adapt_kernels.hf.allotment import Allotment
+from adapt_kernels.hf.compat import CACHE_NAMES
 from adapt_kernels.hf.layouts import LayoutChoice
 from adapt_kernels.hf.outputs import cache_bytes
 from adapt_kernels.hf.prompts import ROW_INPUTS, first_rows, prompt_of_row, select_rows
+from adapt_kernels.hf.random_draws import drawn_from, random_states
 from adapt_kernels.hf.rebuilt_cache import RebuiltCache, Witness, rebuild
-from adapt_kernels.hf.segments import KVLedger, SegmentedLayer, bytes_per_position, other_bytes, reorder, segment
+from adapt_kernels.hf.segments import (
+    KVLedger,
+    SegmentedLayer,
+    bytes_per_position,
+    other_bytes,
+    release,
+    reorder,
+    segment,
+)
 from adapt_kernels.hf.shared_prompts import SharedPromptLayer
 from adapt_kernels.ops.branch import branch
 
@@ -82,7 +91,7 @@ class BranchedBatch(WholeBatch):
         inputs = [model_kwargs[name] for name in ROW_INPUTS if model_kwargs.get(name) is not None]
         self._prompts = prompt_of_row([*inputs, input_ids], config.num_return_sequences or 1)
         self._first = first_rows(self._prompts)
-        self._prompt_kwargs = {n: v for n, v in model_kwargs.items() if n not in ALL_CACHE_NAMES}
+        self._prompt_kwargs = {n: v for n, v in model_kwargs.items() if n not in CACHE_NAMES}
         self._call, self._most_new, self._ledger, self._peak = call, most_new, KVLedger(), 0
         self._shared, self._expanded = len(self._first) < self._rows, False
         self._virtual = False  # whether the cache holds more positions than the mask
@@ -97,10 +106,10 @@ class BranchedBatch(WholeBatch):
         if self._shared:
             self.kwargs = select_rows(self.kwargs, self._first)
             input_ids = input_ids[self._first.to(self._device)]
-        generators = _random_states(self._device) if self._model.training else None
+        generators = random_states(self._device) if self._model.training else None
         with self._choice.watching(cache_of(self.kwargs)) as marks:
             outputs = super().prefill(input_ids)
-        if generators is not None and _drawn_from(generators, self._device):
+        if generators is not None and drawn_from(generators, self._device):
             self.declined = "the model is in training mode and draws random numbers for the whole batch"
             return outputs
         cache, returned = cache_of(self.kwargs), cache_of(outputs)
@@ -122,7 +131,7 @@ class BranchedBatch(WholeBatch):
 
     def restart(self) -> dict:
         """After it declined: the model inputs that it was given, with an empty cache."""
-        name = next(name for name in ALL_CACHE_NAMES if self.kwargs.get(name) is not None)
+        name = next(name for name in CACHE_NAMES if self.kwargs.get(name) is not None)
         config = self._model.config.get_text_config(decoder=True)
         return {**self._prompt_kwargs, name: DynamicCache(config=config)}
 
@@ -186,7 +195,7 @@ class BranchedBatch(WholeBatch):
             self._place(torch.arange(self._rows), self._slots.argsort() if self._expanded else self._prompts)
             cache.layers = [x.detach() if isinstance(x, SegmentedLayer) else x for x in cache.layers]
             return cache, self._peak
-        name = next(name for name in ALL_CACHE_NAMES if self.kwargs.get(name) is cache)
+        name = next(name for name in CACHE_NAMES if self.kwargs.get(name) is cache)
         arguments = (self._config, self._prompt_kwargs, name, self._prompt_length, sequences)
         mask = self._prompt_kwargs.get("attention_mask")
         witness = Witness.of(cache, int(self._slots[0]), mask, surplus)
@@ -243,21 +252,6 @@ class BranchedBatch(WholeBatch):
         self._peak = max(self._peak, self._ledger.recent_peak() + other_bytes(cache_of(self.kwargs)))
 
 
-def _random_states(device) -> list[torch.Tensor]:
-    """States of the generators that a forward on this device can draw from."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def _drawn_from(before: list[torch.Tensor], device) -> bool:
-    """Whether a generator was used since; it is then put back."""
-    if all(map(torch.equal, before, _random_states(device))):
-        return False
-    torch.set_rng_state(before[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(before[1], device)
-    return True
-
-
 def training_state(model) -> tuple[bool, bool]:
     """What a model may leave its cache unused for at one time and not at another."""
     checkpoints = ("is_activation_checkpointing", "is_gradient_checkpointing")  # from transformers 5.24 on; before
@@ -266,7 +260,7 @@ def training_state(model) -> tuple[bool, bool]:
 
 def cache_of(holder):
     """The cache in model inputs or outputs, or None."""
-    return next((holder[name] for name in ALL_CACHE_NAMES if holder.get(name) is not None), None)
+    return next((holder[name] for name in CACHE_NAMES if holder.get(name) is not None), None)
 
 
 def cached_tokens(holder) -> int:
@@ -278,13 +272,6 @@ def cached_tokens(holder) -> int:
         return int(cache.get_seq_length() or 0)
     except ValueError:  # only linear-attention layers
         return 0
-
-
-def release(cache) -> None:
-    """Give back every segment."""
-    for layer in cache.layers:
-        if isinstance(layer, SegmentedLayer):
-            layer.release()
 
 
 def _prefill_width(input_ids, model_kwargs, cached: int) -> int:

@@ -139,7 +139,7 @@ class ModeGenerate:
             state.modes, mode, mode_bias, fast_prob, seed, rng, bool(return_logprobs), compact_at, kv_layout
         )
         call = GenerateCall(self, state, request, _by_name(super().generate, args, kwargs))
-        reason = own_loop_reason(self.original_class, call.arguments)
+        reason = own_loop_reason(self.original_class, call.arguments) or state.loop.reason
         if reason is not None:
             call.use_original(reason)
         with _running(state, call):

@@ -1,6 +1,5 @@
 """Which plan a `generate` call can take, decided before anything is computed."""
 
-import hashlib
 import inspect
 import sys
 from collections.abc import Mapping
@@ -8,27 +7,14 @@ from functools import cache
 
 import torch
 from transformers import cache_utils
-from transformers.generation import logits_process as lp
+from transformers.generation import logits_process
 from transformers.generation.configuration_utils import GenerationMode
-from transformers.generation.utils import ALL_CACHE_NAMES, GenerationMixin
+from transformers.generation.utils import GenerationMixin
 
 from adapt_kernels.hf.batch import NO_CACHE, cache_of, training_state
-from adapt_kernels.hf.compat import CACHE
+from adapt_kernels.hf.compat import CACHE, CACHE_NAMES, existing
 from adapt_kernels.hf.prompts import ROW_INPUTS
 from adapt_kernels.hf.row_hooks import row_hook_reason
-
-# Names of Hugging Face's loop that ours is built from.
-_NEEDED = (
-    "_prefill",
-    "_sample",
-    "_prepare_generation_config",
-    "_update_model_kwargs_for_generation",
-    "_optimize_model_for_decode",
-    "_valid_auto_compile_criteria",
-    "prepare_inputs_for_generation",
-)
-# sha256 of the source of GenerationMixin._sample in the transformers releases this loop was compared with.
-_KNOWN_LOOPS = {"9f5d2e3906df6579": "5.17.0 to 5.23.0", "a6e4d9f96a55d11b": "5.24.0"}
 
 
 def own_loop_reason(original_class, arguments: dict) -> str | None:
@@ -68,42 +54,21 @@ def original_reason(model, config, arguments: dict) -> str | None:
     return None
 
 
-def unknown_loop_warning() -> str | None:
-    """A warning when transformers' sampling loop is not one we know. Raises RuntimeError when parts are missing."""
-    from transformers import __version__
-
-    missing = [name for name in _NEEDED if not hasattr(GenerationMixin, name)]
-    if missing:
-        raise RuntimeError(
-            f"transformers {__version__} has no GenerationMixin.{missing[0]}: adapt_kernels needs transformers >= 5.17"
-        )
-    digest = hashlib.sha256(inspect.getsource(GenerationMixin._sample).encode()).hexdigest()[:16]
-    if digest in _KNOWN_LOOPS:
-        return None
-    return (
-        f"transformers {__version__} has a sampling loop that adapt_kernels was not compared with"
-        f" (known: {', '.join(_KNOWN_LOOPS.values())}); check that greedy tokens equal the unpatched model's"
-    )
-
-
 # Processors that look at one row at a time and remember nothing about rows, or what `processors.of_rows` selects.
-_ROWWISE_PROCESSORS = (
-    lp.RepetitionPenaltyLogitsProcessor,
-    *(lp.MinLengthLogitsProcessor, lp.MinNewTokensLengthLogitsProcessor, lp.TemperatureLogitsWarper),
-    *(lp.TopPLogitsWarper, lp.TopKLogitsWarper, lp.TopHLogitsWarper, lp.MinPLogitsWarper, lp.TypicalLogitsWarper),
-    *(lp.EpsilonLogitsWarper, lp.EtaLogitsWarper, lp.NoRepeatNGramLogitsProcessor, lp.SequenceBiasLogitsProcessor),
-    *(lp.NoBadWordsLogitsProcessor, lp.ForcedBOSTokenLogitsProcessor, lp.ForcedEOSTokenLogitsProcessor),
-    *(lp.InfNanRemoveLogitsProcessor, lp.ExponentialDecayLengthPenalty, lp.LogitNormalization),
-    *(lp.SuppressTokensAtBeginLogitsProcessor, lp.SuppressTokensLogitsProcessor),
+_ROWWISE_PROCESSORS = existing(
+    logits_process,
+    *("RepetitionPenaltyLogitsProcessor", "MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor"),
+    *("TemperatureLogitsWarper", "TopPLogitsWarper", "TopKLogitsWarper", "TopHLogitsWarper", "MinPLogitsWarper"),
+    *("TypicalLogitsWarper", "EpsilonLogitsWarper", "EtaLogitsWarper", "NoRepeatNGramLogitsProcessor"),
+    *("SequenceBiasLogitsProcessor", "NoBadWordsLogitsProcessor", "ForcedBOSTokenLogitsProcessor"),
+    *("ForcedEOSTokenLogitsProcessor", "InfNanRemoveLogitsProcessor", "ExponentialDecayLengthPenalty"),
+    *("LogitNormalization", "SuppressTokensAtBeginLogitsProcessor", "SuppressTokensLogitsProcessor"),
 )
-# Their `reorder_cache` selects rows in every state they hold. Releases differ in which of them they have.
-_REORDERABLE_LAYERS = tuple(
-    getattr(cache_utils, name)
-    for name in (
-        *("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer", "LinearAttentionLayer"),
-        *("LinearAttentionAndFullAttentionLayer", "LinearAttentionAndSlidingWindowAttentionLayer"),
-    )
-    if hasattr(cache_utils, name)
+# Their `reorder_cache` selects rows in every state they hold.
+_REORDERABLE_LAYERS = existing(
+    cache_utils,
+    *("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer", "LinearAttentionLayer"),
+    *("LinearAttentionAndFullAttentionLayer", "LinearAttentionAndSlidingWindowAttentionLayer"),
 )
 
 
@@ -172,7 +137,7 @@ def _input_reason(rows: int, model_kwargs) -> str | None:
         if name in ROW_INPUTS and value is not None:
             known = value.ndim == (3 if name == "inputs_embeds" else 2) and len(value) == rows
         else:
-            known = name in ALL_CACHE_NAMES or not isinstance(value, (torch.Tensor, list, tuple, Mapping))
+            known = name in CACHE_NAMES or not isinstance(value, (torch.Tensor, list, tuple, Mapping))
         if not known:
             return f"model input {name!r} may hold rows in a layout of its own"
     return None

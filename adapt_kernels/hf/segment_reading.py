@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from functools import cache, partial
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 from transformers.cache_utils import DynamicLayer
-from transformers.masking_utils import causal_mask_function
 
 from adapt_kernels.hf.shared_prompts import SharedPromptLayer
 
@@ -160,7 +159,7 @@ def _mask(plain, *args, **kwargs):
         # Whether there is padding is in the device's memory, and our segments need no mask.
         kwargs["allow_is_causal_skip"] = False
     mask = plain(*args, **kwargs)
-    if torch.is_tensor(mask) and kwargs.get("mask_function") is causal_mask_function:
+    if torch.is_tensor(mask) and kwargs.get("mask_function") is masking_utils.causal_mask_function:
         _root(mask).causal_mask = _layout(mask)
     return mask
 

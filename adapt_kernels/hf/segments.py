@@ -185,3 +185,10 @@ def reorder(cache, index, device) -> None:
 def other_bytes(cache) -> int:
     """Bytes of the layers that are not segmented."""
     return sum(tensor_bytes(vars(layer)) for layer in cache.layers if not isinstance(layer, SegmentedLayer))
+
+
+def release(cache) -> None:
+    """Give back every segment."""
+    for layer in cache.layers:
+        if isinstance(layer, SegmentedLayer):
+            layer.release()

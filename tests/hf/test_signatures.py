@@ -8,7 +8,7 @@ from parity import MODES
 from tiny_models import EOS, FAST, PAD, SLOW, build, prompts, shared
 
 import adapt_kernels as ak
-from adapt_kernels.hf.patch import _OVERRIDDEN
+from adapt_kernels.hf.class_swap import OVERRIDDEN
 
 DECODING = ("_sample", "_beam_search", "_assisted_decoding", "_prepare_generated_length", "_prepare_generation_config")
 
@@ -18,7 +18,7 @@ def test_signatures_are_the_original_classes(architecture):
     model = build(architecture)
     original = type(model)
     with ak.patched(model, MODES):
-        for name in (*DECODING, *_OVERRIDDEN):
+        for name in (*DECODING, *OVERRIDDEN):
             assert inspect.signature(getattr(type(model), name)) == inspect.signature(getattr(original, name)), name
 
 
