@@ -7,7 +7,7 @@ ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal --benchmark-disable
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all test-versions bench gpu demo clean
+.PHONY: help install lint test test-all test-versions mutants bench gpu demo clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,9 @@ test-all: lint ## Lint, then run every test that needs no GPU, the full matrices
 
 test-versions: ## Run the suite's core on the oldest, the pinned and the newest torch, transformers and triton
 	PYTHON=$(PYTHON) .ci/versions $(ARGS)
+
+mutants: ## Break adapt_kernels/hf in 100 seeded ways (needs cosmic-ray, an hour or two); lists what no test notices
+	OMP_NUM_THREADS=1 $(PYTHON) tests/hf/mutants.py $(ARGS)
 
 bench: ## Measure everything that runs here (about half an hour); results in benchmarks/results, tables in README
 	for file in benchmarks/bench_*.py; do name=$${file##*/bench_}; \

@@ -36,7 +36,7 @@ class WithoutField(logits_process.TopPLogitsWarper):
 CASES = {
     r"GenerationMixin\._prefill": without(GenerationMixin, "_prefill"),
     r"GenerationMixin\._optimize_model_for_decode": without(GenerationMixin, "_optimize_model_for_decode"),
-    r"GenerationMixin\._prepare_generated_length": without(GenerationMixin, "_assisted_decoding"),
+    r"GenerationMixin\._prepare_generated_length": without(GenerationMixin, "_prepare_generated_length"),
     r"generation\.utils\.ALL_CACHE_NAMES": without(utils, "ALL_CACHE_NAMES"),
     r"PreTrainedModel\._is_stateful": without(PreTrainedModel, "_is_stateful"),
     r"DynamicLayer\.device": replaced(DynamicLayer, "lazy_initialization", no_length),
