@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 
+from adapt_kernels.mode_tokens import mode_ids
 from adapt_kernels.program import automata
 from adapt_kernels.program.automata import Automaton
 from adapt_kernels.program.vocabulary import Vocabulary
@@ -46,6 +47,10 @@ class Resolver:
     def sequence(self, given, label: str) -> tuple[int, ...]:
         """The ids of a text, or of a list of ids and texts one after the other."""
         return tuple(self._once(["sequence", given], lambda: self._sequence(given, label)))
+
+    def mode(self, name: str, given, label: str) -> tuple[int, ...] | None:
+        """The ids that open a gate's mode: an id, a text, or one sequence; None = any other token."""
+        return None if given is None else tuple(self._once(["mode", given], lambda: self._mode(name, given, label)))
 
     def blank_starts(self, ids: tuple[int, ...]) -> list[Automaton]:
         """For n = 1, 2, ... leading white-space ids of a sequence: the history's text ends with those n.
@@ -87,6 +92,26 @@ class Resolver:
             for each in given
             for token in (self._sequence(each, label) if isinstance(each, str) else [self._id(each, label)])
         ]
+
+    def _mode(self, name: str, given, label: str) -> list[int]:
+        if isinstance(given, str):
+            tokenizer = self._needs(label, f"the text {given!r}").tokenizer
+            try:
+                return list(mode_ids(tokenizer, name, given))
+            except ValueError as error:
+                raise ValueError(f"{label}: {error}") from None
+        if isinstance(given, Mapping):
+            parts, form, argument = _parts(given, label)
+            lists = self._seq(argument, label) if form == "seq" else []
+            if len(lists) == 1:
+                return list(lists[0])
+        elif not _is_list(given):
+            return [self._id(given, label)]
+        elif len(given) == 1:
+            return self._mode(name, given[0], label)
+        raise ValueError(
+            f"{label}: mode {name!r} opens with one token, or with one sequence {{'seq': [[...]]}}; got {given!r}"
+        )
 
     def _ids(self, pattern, label: str) -> list[int]:
         parts, form, argument = _parts(pattern, label)
