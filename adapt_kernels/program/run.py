@@ -87,7 +87,10 @@ class ProgramRun:
         registers = torch.zeros(rows, len(compiled.registers) + len(compiled.surprise), device=self.device)
         for (name, _), column in compiled.registers.items():
             if name in inputs:
-                registers[:, column] = torch.as_tensor(inputs[name], dtype=torch.float32, device=self.device)
+                # A probe of another row's program may fill the register of the same name.
+                reads = [any(name in compiled.programs[owner].inputs for owner in own) for own in self._of_rows]
+                values = [value if read else 0.0 for value, read in zip(inputs[name], reads, strict=True)]
+                registers[:, column] = torch.tensor(values, dtype=torch.float32, device=self.device)
             elif name in self.signals:
                 registers[:, column] = float("nan")
         for index, column in compiled.surprise.items():
@@ -212,12 +215,13 @@ class ProgramRun:
 
     def snapshot(self):
         """What `rewind` takes: the state after the last committed token."""
-        return self.state.clone(), self._windows.clone()
+        return self.state.clone(), self._windows.clone(), self.rows.alive
 
     def rewind(self, snapshot) -> None:
         """Back to a snapshot of the same slots."""
-        state, windows = snapshot
+        state, windows, alive = snapshot
         self.state, self._windows = state.clone(), windows.clone()
+        self.rows = self.rows._replace(alive=alive)
 
     def fired(self) -> torch.Tensor:
         """int32 [rows, most rules of a row]: steps at which each rule of the row's programs acted, padded with -1."""
