@@ -71,7 +71,7 @@ class ProgramRun:
         self._all_rows = SteerRows(
             seeds,
             limits.contiguous(),
-            torch.tensor(uses, dtype=torch.bool, device=self.device).reshape(len(of_rows), -1),
+            torch.tensor(uses, dtype=torch.bool, device=self.device).reshape(len(of_rows), len(self._owners())),
             torch.ones(len(of_rows), dtype=torch.bool, device=self.device),
         )
         self._windows = Windows(self.compiled.registers, len(of_rows), self.device)
@@ -187,7 +187,7 @@ class ProgramRun:
         holds = [self.compiled.programs[owner].spans[name].stops == "hold" for owner, name in self.compiled.spans]
         inside = self.state.flags[:, : len(holds)].bool()
         own = [[owner in each for owner, _ in self.compiled.spans] for each in self._of_rows]
-        own = torch.tensor(own, dtype=torch.bool, device=self.device).reshape(len(own), -1)[self.slots]
+        own = torch.tensor(own, dtype=torch.bool, device=self.device).reshape(len(own), len(holds))[self.slots]
         return (inside & own & torch.tensor(holds, dtype=torch.bool, device=self.device)).any(1)
 
     def end(self, ended: torch.Tensor) -> None:
