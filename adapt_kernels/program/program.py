@@ -91,7 +91,7 @@ class Program:
 
     @property
     def bounds(self) -> tuple[RowInput, ...]:
-        """Row inputs that are bounds of ranges or periods: one integer per row, None = open."""
+        """Row inputs that are bounds of ranges or periods: an integer per row, None = the row does without the rule."""
         found = []
         for rule in self.rules:
             ranges = [bound for each in rule.when.ranges.values() for bound in (each.low, each.high)]

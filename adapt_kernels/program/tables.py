@@ -110,9 +110,9 @@ def _limits(rules: Sequence[Rule], inputs: Mapping) -> torch.Tensor:
 
 
 def _row_bounds(bound: RowInput, index: int, rule: Rule, side: int, limit: Limit, inputs: Mapping) -> list[int]:
-    # A row without a bound has an open range; a row without a period never fires.
-    missing = UNBOUNDED if side or limit == Limit.EVERY else -UNBOUNDED
     values = [None if each is None else int(each) for each in inputs[bound.name]]
+    # A row that brings None does without the rule: nothing is at least so large, or below so little.
+    missing = -UNBOUNDED if side else UNBOUNDED
     smallest = 1 if limit == Limit.EVERY else 0
     if any(each is not None and each < smallest for each in values):
         raise ValueError(
