@@ -9,6 +9,7 @@ from pathlib import Path
 from adapt_kernels.program import checks
 from adapt_kernels.program.clauses import RowInput
 from adapt_kernels.program.patterns import Resolver
+from adapt_kernels.program.presets import preset
 from adapt_kernels.program.resolved import registers_of, resolve_rule, resolve_signals, resolve_span
 from adapt_kernels.program.rules import Bias, Force, Gate, Probe, Rule, Span, label_of, parse_rule, parse_span
 
@@ -51,6 +52,14 @@ class Program:
         Raises ValueError that names the rule, what was given and what is allowed.
         """
         return cls(d, Resolver(tokenizer))
+
+    @classmethod
+    def preset(cls, name: str, tokenizer, **settings) -> "Program":
+        """The program of a published method; see `adapt_kernels.program.presets` for names, settings and sources.
+
+        Raises ValueError that lists the names, or the settings of that name.
+        """
+        return cls.from_dict(preset(name, tokenizer, settings), tokenizer)
 
     def to_dict(self) -> dict:
         """The JSON form, texts kept; `from_dict` of it with the same tokenizer is an equal program."""

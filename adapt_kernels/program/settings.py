@@ -48,10 +48,10 @@ def _mirostat(rule, mu, compiled, top1, zipf) -> dict:
 
 
 def zipf_exponent(top: torch.Tensor) -> torch.Tensor:
-    """Mirostat's estimate of s [n] from the largest log-probabilities `top` [n, m], descending (it takes 100).
+    """Mirostat's estimate of s [n] from the largest log-probabilities `top` [n, m], descending.
 
     The least-squares slope through the origin of log p_i / p_(i+1) over log (i+1) / i.
-    Source: arXiv 2007.14966, equation 30, and the authors' code.
+    Source: arXiv 2007.14966 and the authors' code.
     """
     rank = torch.arange(1, top.shape[1], dtype=torch.float64, device=top.device)
     steps = torch.log((rank + 1) / rank)

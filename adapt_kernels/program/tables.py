@@ -144,7 +144,9 @@ def _sequences(rows: RuleRows, inputs: Mapping, vocab_size: int) -> dict[str, to
 
 
 def _checked(ids, vocab_size: int, name: str) -> list[int]:
-    ids = [] if ids is None else [int(token) for token in ids]
-    if any(not 0 <= token < vocab_size for token in ids):
+    ids = [] if ids is None else ids
+    if not isinstance(ids, (list, tuple)) or any(
+        type(token) is not int or not 0 <= token < vocab_size for token in ids
+    ):
         raise ValueError(f"the row input {name!r} must hold ids below the vocabulary of {vocab_size}; got {ids}")
     return ids

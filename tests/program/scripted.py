@@ -45,7 +45,7 @@ def play(
         vocab_size=VOCAB,
         max_new_tokens=max_new,
         seeds=torch.tensor([7]),
-        inputs=dict.fromkeys(program.inputs, [0.0]),
+        inputs={name: [None if name in program.sequences else 0.0] for name in program.inputs},
     )
     run.begin([prompt])
     played = Played(run=run)

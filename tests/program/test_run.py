@@ -82,10 +82,11 @@ def test_row_inputs_that_do_not_fit_are_refused(given, message):
         start([rules] * 2, **given)
 
 
-def test_forced_ids_of_rows_are_checked():
+@pytest.mark.parametrize("plan", [[99], [-1], 5, [1.5], "text"])
+def test_forced_ids_of_rows_are_checked(plan):
     rules = program({"force": {"input": "plan"}, "when": {"at": 0}})
     with pytest.raises(ValueError, match=re.escape("the row input 'plan' must hold ids below the vocabulary of 16")):
-        start([rules], inputs={"plan": [[99]]})
+        start([rules], inputs={"plan": [plan]})
 
 
 def test_what_is_no_program_is_refused():
