@@ -41,6 +41,11 @@ class Automaton:
         return max(self.classes, default=-1)
 
 
+def any_of(ids: Iterable[int]) -> Automaton:
+    """The last token is one of `ids`, however many."""
+    return Automaton(dict.fromkeys(sorted(set(ids)), 1), ((0, 1), (0, 1)), (False, True), (0, 1))
+
+
 def sequences(wanted: Sequence[tuple[int, ...]]) -> Automaton:
     """The history ends with one of the id sequences (Aho and Corasick, 1975)."""
     prefixes = sorted({ids[:n] for ids in wanted for n in range(len(ids) + 1)}, key=lambda ids: (len(ids), ids))

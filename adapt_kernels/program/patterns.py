@@ -139,9 +139,9 @@ class Resolver:
         if form == "seq":
             return automata.sequences(self._seq(argument, label))
         if form:
-            return automata.sequences([(token,) for token in self._spelled(form, argument, label)])
+            return automata.any_of(self._spelled(form, argument, label))
         plain = [each for each in parts if not _nests(each)]
-        found = [automata.sequences([(self._id(each, label),) for each in plain])] if plain else []
+        found = [automata.any_of(self._id(each, label) for each in plain)] if plain else []
         return automata.union(found + [self._automaton(each, label, counted) for each in parts if _nests(each)])
 
     def _seq(self, argument, label: str) -> list[tuple[int, ...]]:

@@ -98,6 +98,17 @@ def test_any_of_joins_ids_sequences_and_texts():
         assert [accepts for accepts, _ in run(joined, tokens)] == expected, tokens
 
 
+@pytest.mark.parametrize(
+    "pattern", [list(range(5, 5000, 2)), {"ends": "\n"}, {"word": ["wait"]}, [{"ends": "\n"}, "a"]]
+)
+def test_a_set_of_many_ids_is_one_class(pattern):
+    pieces = ["a", "b"] + [f"x{i}\n" for i in range(2999)] + [" " * i + "wait" for i in range(3000)]
+    automaton = Resolver(ToyTokenizer(pieces)).automaton(pattern, "settle")
+    assert len(automaton.table) <= 3 and len(automaton.table[0]) <= 3
+    ids = Resolver(ToyTokenizer(pieces)).ids(pattern, "bias")
+    assert [i for i in range(len(pieces)) if automaton.accept[automaton.step(0, i)]] == list(ids) and len(ids) > 2400
+
+
 def test_words_and_endings_are_sets_of_ids():
     words = ToyTokenizer(["wait", " Wait", "\tWAIT", "await", "WaitFor", " wait ", "but", "\n\n", ".\n\n", "\n\n "])
     resolver = Resolver(words)
