@@ -15,6 +15,8 @@ _HOME = {
     "FLAG_INF": "ops.mode_sample",
     "FLAG_NAN": "ops.mode_sample",
     "mode_sample": "ops.mode_sample",
+    "Program": "program.program",
+    "Span": "program.rules",
     "token_logprobs": "ops.token_logprobs",
     "policy_loss": "ops.policy_loss",
     "PolicyLoss": "ops.policy_loss",
