@@ -7,10 +7,10 @@ ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal --benchmark-disable
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all bench gpu demo clean
+.PHONY: help install lint test test-all test-versions mutants bench gpu demo clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: ## Install both packages in editable form with everything the tests need
 	$(PYTHON) -m pip install -c constraints-cpu.txt -e '.[test]'
@@ -23,6 +23,12 @@ test: lint ## Lint, then run the tests that README and CI run (20 minutes at mos
 
 test-all: lint ## Lint, then run every test that needs no GPU, the full matrices too
 	$(PYTEST) -m "not gpu" $(ARGS)
+
+test-versions: ## Run the suite's core on the oldest, the pinned and the newest torch, transformers and triton
+	PYTHON=$(PYTHON) .ci/versions $(ARGS)
+
+mutants: ## Break adapt_kernels/hf in 100 seeded ways (needs cosmic-ray, an hour or two); lists what no test notices
+	OMP_NUM_THREADS=1 $(PYTHON) tests/hf/mutants.py $(ARGS)
 
 bench: ## Measure everything that runs here (about half an hour); results in benchmarks/results, tables in README
 	for file in benchmarks/bench_*.py; do name=$${file##*/bench_}; \
@@ -38,5 +44,5 @@ demo: ## Sweep the bias on the shipped checkpoint: accuracy against thinking cos
 	adapt demo
 
 clean: ## Delete build output and tool caches
-	rm -rf build dist *.egg-info python/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist *.egg-info python/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks .versions
 	find adapt_kernels python benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

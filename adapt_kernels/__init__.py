@@ -15,6 +15,8 @@ _HOME = {
     "FLAG_INF": "ops.mode_sample",
     "FLAG_NAN": "ops.mode_sample",
     "mode_sample": "ops.mode_sample",
+    "Program": "program.program",
+    "Span": "program.rules",
     "token_logprobs": "ops.token_logprobs",
     "policy_loss": "ops.policy_loss",
     "PolicyLoss": "ops.policy_loss",
@@ -28,6 +30,7 @@ _HOME = {
     "unpatch": "hf",
     "patched": "hf",
     "last_stats": "hf",
+    "row_independent": "hf",
     "ModeBias": "hf",
     "calibrate": "hf",
     "Calibration": "hf",
@@ -43,12 +46,25 @@ def __getattr__(name: str):
         raise AttributeError(f"module 'adapt_kernels' has no attribute {name!r}")
     try:
         value = getattr(import_module(f"adapt_kernels.{_HOME[name]}"), name)
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "transformers":
             raise
-        raise ImportError(f"adapt_kernels.{name} needs transformers: pip install 'transformers>=5.17'") from error
+        raise ImportError(_needs_transformers(name, error)) from error
     globals()[name] = value
     return value
+
+
+def _needs_transformers(name: str, error: ImportError) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        installed = version("transformers")
+    except PackageNotFoundError:
+        return f"adapt_kernels.{name} needs transformers: pip install 'transformers>=5.17'"
+    return (
+        f"adapt_kernels.{name} cannot use transformers {installed} ({error}):"
+        " pip install 'transformers>=5.17,<5.25', or install a newer adapt_kernels"
+    )
 
 
 def __dir__():

@@ -27,15 +27,16 @@ def mode_ids(tokenizer, name: str, text: str, field: str = "ids") -> tuple[int, 
     whole = [] if tags or re.search(r"\s", text.strip()) else [text]
     for unit in tags or whole:
         ids = tokenizer.encode(unit, add_special_tokens=False)
-        if len(ids) != 1 or _is_unknown(tokenizer, ids[0], unit):
+        if len(ids) != 1 or is_unknown(tokenizer, ids[0], unit):
             raise ValueError(_split_message(tokenizer, name, unit, ids, field))
     ids = tuple(tokenizer.encode(text, add_special_tokens=False))
-    if not ids or any(_is_unknown(tokenizer, i, text) for i in ids):
+    if not ids or any(is_unknown(tokenizer, i, text) for i in ids):
         raise ValueError(_split_message(tokenizer, name, text, ids, field))
     return ids
 
 
-def _is_unknown(tokenizer, token_id: int, text: str) -> bool:
+def is_unknown(tokenizer, token_id: int, text: str) -> bool:
+    """Whether the id stands for what the vocabulary lacks, and not for `text` itself."""
     return token_id in _unknown_ids(tokenizer) and text != tokenizer.convert_ids_to_tokens([token_id])[0]
 
 

@@ -2,12 +2,13 @@
 
 import torch
 
-from adapt_kernels.philox_reference import GROUP_SIZE, PURPOSE_GROUP, PURPOSE_TOKEN
+from adapt_kernels.philox_reference import GROUP_SIZE, PURPOSE_GROUP, PURPOSE_RULE, PURPOSE_TOKEN
 from adapt_kernels.philox_reference import row_seed as row_seed
 
 __all__ = [
     "GROUP_SIZE",
     "PURPOSE_GROUP",
+    "PURPOSE_RULE",
     "PURPOSE_TOKEN",
     "check_seed",
     "fresh_seed",
@@ -15,6 +16,7 @@ __all__ = [
     "random_words",
     "row_seed",
     "row_seeds",
+    "uniform",
 ]
 
 _LOW32 = 0xFFFFFFFF
@@ -33,11 +35,15 @@ def random_words(seed, step, purpose: int, item) -> tuple[torch.Tensor, torch.Te
     return c0, c1
 
 
+def uniform(seed, step, purpose: int, item) -> torch.Tensor:
+    """The uniform (float64) at (seed, step, purpose, item); int64 tensors, broadcastable."""
+    high, low = random_words(seed, step, purpose, item)
+    return ((high.double() * 2.0**32 + low.double() + 0.5) * 2.0**-64).clamp(max=1 - 2.0**-53)
+
+
 def gumbel(seed, step, purpose: int, item) -> torch.Tensor:
     """Standard Gumbel noise (float64) at (seed, step, purpose, item); int64 tensors, broadcastable."""
-    high, low = random_words(seed, step, purpose, item)
-    u = (high.double() * 2.0**32 + low.double() + 0.5) * 2.0**-64
-    return -torch.log(-torch.log1p(-u.clamp(max=1 - 2.0**-53)))
+    return -torch.log(-torch.log1p(-uniform(seed, step, purpose, item)))
 
 
 def fresh_seed() -> int:

@@ -16,6 +16,8 @@ logit y_i of token i (both natural, any common offset):
 
 which is exact: P(group) = M_g / sum M and P(token | group) = exp(y_i) / M_g. Ties go to the lowest index.
 
+Rule r of a program that acts with a chance p does so at a step where u(seed, step, PURPOSE_RULE, item=r) < p.
+
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); constants as in Random123.
 """
 
@@ -24,6 +26,7 @@ import numpy as np
 GROUP_SIZE = 128
 PURPOSE_GROUP = 0
 PURPOSE_TOKEN = 1
+PURPOSE_RULE = 2
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_STEPS = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
@@ -54,9 +57,17 @@ def random_bits(seed, step, purpose, item):
 
 def gumbel_from_bits(bits):
     """Standard Gumbel noise (float64) of 64-bit words; finite for every word."""
+    return -np.log(-np.log1p(-_uniform_from_bits(bits)))
+
+
+def _uniform_from_bits(bits):
     high, low = (bits >> _SHIFT32).astype(np.float64), (bits & _LOW32).astype(np.float64)
-    u = (high * 2.0**32 + low + 0.5) * 2.0**-64
-    return -np.log(-np.log1p(-np.minimum(u, 1 - 2.0**-53)))
+    return np.minimum((high * 2.0**32 + low + 0.5) * 2.0**-64, 1 - 2.0**-53)
+
+
+def uniform(seed, step, purpose, item):
+    """The uniform (float64) of the stream at (seed, step, purpose, item)."""
+    return _uniform_from_bits(random_bits(seed, step, purpose, item))
 
 
 def gumbel(seed, step, purpose, item):

@@ -48,6 +48,8 @@ RULES = [
     Rule("trl-only-in-adapter", "*", ("trl",), exempt="adapt_kernels/trl/*"),
     Rule("vllm-only-in-adapter", "*", ("vllm",), exempt="adapt_kernels/vllm.py"),
     Rule("ops-below-hf", "adapt_kernels/ops/*", UPWARD),
+    Rule("ops-below-programs", "adapt_kernels/ops/*", ("adapt_kernels.program",)),
+    Rule("programs-below-hf", "adapt_kernels/program/*", UPWARD),
     Rule("reference-is-plain", "adapt_kernels/ops/*/reference.py", ("triton", *JIT)),
     Rule(
         "triton-in-its-own-files",
@@ -241,6 +243,9 @@ PLANTED = [
     ("adapt_kernels/hf/patch.py", "import vllm", "vllm-only-in-adapter"),
     ("adapt_kernels/ops/mode_sample/__init__.py", "from ...hf import patch", "ops-below-hf"),
     ("adapt_kernels/ops/mode_sample/__init__.py", "from ... import hf", "ops-below-hf"),
+    ("adapt_kernels/ops/steer/__init__.py", "from ...program.rules import Rule", "ops-below-programs"),
+    ("adapt_kernels/program/rules.py", "def f():\n    from ..hf import patch", "programs-below-hf"),
+    ("adapt_kernels/program/presets.py", "from transformers import AutoTokenizer", "transformers-only-in-hf"),
     ("adapt_kernels/ops/mode_sample/__init__.py", "def f():\n    import triton", "triton-in-its-own-files"),
     ("adapt_kernels/ops/mode_sample/reference.py", "import triton.language as tl", "reference-is-plain"),
     ("adapt_kernels/ops/mode_sample/reference.py", "from adapt_kernels import jit", "reference-is-plain"),

@@ -119,9 +119,11 @@ def test_sdist_builds_the_same_wheel(sdist, wheel, tmp_path):
         "CHANGELOG.md",
         "Makefile",
         "constraints-cpu.txt",
+        "constraints-oldest.txt",
         "CMakeLists.txt",
         "csrc/README.md",
         ".ci/run",
+        ".ci/versions",
     ):
         assert (unpacked / name).is_file(), name
     assert (unpacked / "tests/test_packaging.py").is_file()
@@ -222,20 +224,52 @@ def test_requirements_and_extras(metadata):
     assert extras["recipes"] | extras["tasks"] < extras["test"]
 
 
-def test_constraints_pin_every_requirement(metadata):
-    lines = (ROOT / "constraints-cpu.txt").read_text("utf-8").splitlines()
+def pinned(constraints):
+    """{name: version} of a constraints file."""
     pins = {}
-    for line in lines:
+    for line in (ROOT / constraints).read_text("utf-8").splitlines():
         if line and not line.startswith("#"):
             match = re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9][0-9A-Za-z.]*)", line)
             assert match, f"not an exact pin without a local version: {line}"
             pins[canonicalize_name(match[1])] = Version(match[2])
+    return pins
+
+
+def test_constraints_pin_every_requirement(metadata):
+    pins = pinned("constraints-cpu.txt")
     for line in metadata.get_all("Requires-Dist"):
         requirement = Requirement(line)
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, line
-        assert any(s.operator == ">=" for s in requirement.specifier), f"no lower bound: {line}"
+        assert any(s.operator in (">=", "==") for s in requirement.specifier), f"no lower bound: {line}"
 
 
-def test_ci_script_is_executable():
-    mode = os.stat(ROOT / ".ci/run").st_mode
+def test_the_oldest_set_holds_the_lower_bounds(metadata):
+    """`make test-versions` runs what setup.py claims."""
+    pins = pinned("constraints-oldest.txt")
+    for line in metadata.get_all("Requires-Dist"):
+        requirement = Requirement(line)
+        if "extra" not in str(requirement.marker):
+            (bound,) = requirement.specifier
+            name = canonicalize_name(requirement.name)
+            assert pins.pop(name).release[: len(Version(bound.version).release)] == Version(bound.version).release
+    assert not pins
+
+
+def test_trl_is_declared_as_it_is_accepted(metadata):
+    from_setup = [Requirement(line) for line in metadata.get_all("Requires-Dist") if line.startswith("trl")]
+    tree = ast.parse((ROOT / "adapt_kernels/trl/fused_logprobs.py").read_text("utf-8"))
+    known = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "KNOWN_VERSIONS"
+    )
+    assert from_setup
+    for requirement in from_setup:
+        assert str(requirement.specifier) == f"=={known[-1]}" and len(known) == 1
+    assert f"pip install trl=={known[-1]}" in (ROOT / "adapt_kernels/trl/__init__.py").read_text("utf-8")
+
+
+@pytest.mark.parametrize("script", ["run", "versions"])
+def test_ci_scripts_are_executable(script):
+    mode = os.stat(ROOT / ".ci" / script).st_mode
     assert mode & stat.S_IXUSR

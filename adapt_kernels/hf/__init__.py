@@ -4,6 +4,7 @@ from adapt_kernels.hf.calibration import Calibration, calibrate
 from adapt_kernels.hf.mode_bias import ModeBias
 from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput
 from adapt_kernels.hf.patch import last_stats, patch, patched, unpatch
+from adapt_kernels.hf.row_hooks import row_independent
 
 __all__ = [
     "Calibration",
@@ -14,5 +15,6 @@ __all__ = [
     "last_stats",
     "patch",
     "patched",
+    "row_independent",
     "unpatch",
 ]

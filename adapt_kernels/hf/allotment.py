@@ -1,6 +1,7 @@
 """How many KV positions rows get, and when there is not enough memory for what was asked."""
 
 from collections import deque
+from copy import copy
 
 import torch
 
@@ -38,6 +39,12 @@ class Allotment:
         self.early = min(given[0] or learnt, self._most)
         self.kv_tokens = torch.tensor([tokens or learnt for tokens in given] + [learnt])
         self._late = 0
+
+    def behind(self, prompt_length: int) -> "Allotment":
+        """The same for rows that hold a prompt of so many positions."""
+        moved = copy(self)
+        moved._prompt = prompt_length
+        return moved
 
     def reserve(self, present: list[int]) -> None:
         """Late positions start with the largest explicit `kv_tokens` among the modes of the living rows."""

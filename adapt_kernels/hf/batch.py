@@ -3,21 +3,37 @@
 from contextlib import nullcontext
 
 import torch
-from transformers.generation.utils import ALL_CACHE_NAMES
+from transformers.cache_utils import Cache, DynamicCache
 
 from adapt_kernels.hf.allotment import Allotment
+from adapt_kernels.hf.compat import CACHE_NAMES
 from adapt_kernels.hf.layouts import LayoutChoice
 from adapt_kernels.hf.outputs import cache_bytes
 from adapt_kernels.hf.prompts import ROW_INPUTS, first_rows, prompt_of_row, select_rows
-from adapt_kernels.hf.rebuilt_cache import RebuiltCache, rebuild
-from adapt_kernels.hf.segments import KVLedger, SegmentedLayer, bytes_per_position, other_bytes, reorder, segment
+from adapt_kernels.hf.random_draws import drawn_from, random_states
+from adapt_kernels.hf.rebuilt_cache import RebuiltCache, Witness, rebuild
+from adapt_kernels.hf.segments import (
+    KVLedger,
+    SegmentedLayer,
+    bytes_per_position,
+    other_bytes,
+    release,
+    reorder,
+    segment,
+)
+from adapt_kernels.hf.shared_prompts import SharedPromptLayer
 from adapt_kernels.ops.branch import branch
+
+NO_CACHE = "the model's output carries no cache"
 
 
 class WholeBatch:
-    """Plan "sample_only": every row in Hugging Face's order and cache, to the end."""
+    """Plan "sample_only": every row in Hugging Face's order and cache, to the end.
 
-    plan = "sample_only"
+    declined: why the batch cannot go on after its prefill, None while it can.
+    """
+
+    plan, declined = "sample_only", None
 
     def __init__(self, model, config, input_ids, model_kwargs):
         self._model, self._config, self.kwargs, self._rows = model, config, model_kwargs, len(input_ids)
@@ -41,7 +57,8 @@ class WholeBatch:
         return per_row
 
     def spread(self, per_slot, elsewhere):
-        """[rows] from [slots] (None stays None); `elsewhere`, a number or a scalar tensor, for rows that have left."""
+        """[rows] from [slots] (None stays None); `elsewhere`, a number or a scalar tensor, for rows that have left
+        (None where none can have left)."""
         return per_slot
 
     def attention(self):
@@ -74,29 +91,49 @@ class BranchedBatch(WholeBatch):
         inputs = [model_kwargs[name] for name in ROW_INPUTS if model_kwargs.get(name) is not None]
         self._prompts = prompt_of_row([*inputs, input_ids], config.num_return_sequences or 1)
         self._first = first_rows(self._prompts)
-        self._prompt_kwargs = {n: v for n, v in model_kwargs.items() if n not in ALL_CACHE_NAMES}
+        self._prompt_kwargs = {n: v for n, v in model_kwargs.items() if n not in CACHE_NAMES}
         self._call, self._most_new, self._ledger, self._peak = call, most_new, KVLedger(), 0
         self._shared, self._expanded = len(self._first) < self._rows, False
+        self._virtual = False  # whether the cache holds more positions than the mask
         self._others = False  # whether the cache has layers that are not segmented
         self._slots = torch.arange(self._rows)  # the row of each slot, on the CPU
         self._device = input_ids.device
         mask = model_kwargs.get("attention_mask")
-        self._choice = LayoutChoice(call.request.kv_layout, model, self._first, self._rows, mask, self._device)
+        faults = call.state.reading_faults
+        self._choice = LayoutChoice(call.request.kv_layout, model, faults, self._first, self._rows, mask, self._device)
 
     def prefill(self, input_ids):
         if self._shared:
             self.kwargs = select_rows(self.kwargs, self._first)
             input_ids = input_ids[self._first.to(self._device)]
+        generators = random_states(self._device) if self._model.training else None
         with self._choice.watching(cache_of(self.kwargs)) as marks:
             outputs = super().prefill(input_ids)
-        cache = cache_of(outputs)
+        if generators is not None and drawn_from(generators, self._device):
+            self.declined = "the model is in training mode and draws random numbers for the whole batch"
+            return outputs
+        cache, returned = cache_of(self.kwargs), cache_of(outputs)
+        if returned not in (None, cache) or not cache_bytes(cache):
+            # The model may keep its states in fields of its output that nobody can reorder.
+            self._call.state.no_cache = training_state(self._model)
+            self.declined = NO_CACHE
+            return outputs
+        self._virtual = cached_tokens(self.kwargs) not in (0, _given_width(input_ids, self._prompt_kwargs))
+        if self._virtual:
+            self._choice.refuse_virtual_tokens()
         self._layout = self._choice.choose(marks, cache, self._prompt_length, self._compact_at)
         limits = (self._layout.kept_prompt, self._most_new - 1)
-        self._allotment = Allotment(self._call.modes, self._call.recent_lengths, *limits)
+        self._allotment = Allotment(self._call.modes, self._call.state.recent_lengths, *limits)
         self._allotment.check_memory(self._call.rows.forced_mode, bytes_per_position(cache), self._device)
         segment(cache, self._layer)
         self._others = not all(isinstance(layer, SegmentedLayer) for layer in cache.layers)
         return outputs
+
+    def restart(self) -> dict:
+        """After it declined: the model inputs that it was given, with an empty cache."""
+        name = next(name for name in CACHE_NAMES if self.kwargs.get(name) is not None)
+        config = self._model.config.get_text_config(decoder=True)
+        return {**self._prompt_kwargs, name: DynamicCache(config=config)}
 
     def _layer(self, plain):
         return self._layout.layer(plain, self._ledger, self._allotment)
@@ -104,9 +141,23 @@ class BranchedBatch(WholeBatch):
     def attention(self):
         return self._layout.attention()
 
+    def _settle_layout(self) -> None:
+        """A model that turns out not to read shared prompts rightly goes on with rows of its own."""
+        cache = cache_of(self.kwargs)
+        layout = self._choice.settle(self._layout, cache, self._prompt_length)
+        if layout is not self._layout:
+            self._layout, self._allotment = layout, self._allotment.behind(layout.kept_prompt)
+            cache.layers = [self._layer(x.detach()) if isinstance(x, SharedPromptLayer) else x for x in cache.layers]
+
     def row_logits(self, outputs, device):
+        self._settle_layout()
         logits = super().row_logits(outputs, device)
         return logits[self._on_device(self._prompts)] if self._shared and not self._expanded else logits
+
+    @property
+    def _leave(self) -> bool:
+        """Whether finished rows leave: virtual tokens are not to be had again for a cache that is returned."""
+        return not (self._virtual and self._config.return_dict_in_generate)
 
     def take(self, per_row):
         return per_row if self.row_of_slot is None else per_row[self.row_of_slot]
@@ -114,8 +165,9 @@ class BranchedBatch(WholeBatch):
     def spread(self, per_slot, elsewhere):
         if self.row_of_slot is None or per_slot is None:
             return per_slot
-        full = per_slot.new_empty(self._rows)
-        full[...] = elsewhere
+        full = per_slot.new_zeros(self._rows)
+        if elsewhere is not None:
+            full[...] = elsewhere
         return full.index_copy_(0, self.row_of_slot, per_slot)
 
     def advance(self, gone, modes, at_mode: bool) -> bool:
@@ -143,10 +195,12 @@ class BranchedBatch(WholeBatch):
             self._place(torch.arange(self._rows), self._slots.argsort() if self._expanded else self._prompts)
             cache.layers = [x.detach() if isinstance(x, SegmentedLayer) else x for x in cache.layers]
             return cache, self._peak
+        name = next(name for name in CACHE_NAMES if self.kwargs.get(name) is cache)
+        arguments = (self._config, self._prompt_kwargs, name, self._prompt_length, sequences)
+        mask = self._prompt_kwargs.get("attention_mask")
+        witness = Witness.of(cache, int(self._slots[0]), mask, surplus)
         release(cache)
-        name = next(name for name in ALL_CACHE_NAMES if self.kwargs.get(name) is cache)
-        arguments = (self._model, self._config, self._prompt_kwargs, name, self._prompt_length, sequences)
-        return RebuiltCache(lambda: rebuild(*arguments)), self._peak
+        return RebuiltCache(self._model, lambda model: witness.checked(rebuild(model, *arguments))), self._peak
 
     def abandon(self) -> None:
         if (cache := cache_of(self.kwargs)) is not None:
@@ -154,6 +208,7 @@ class BranchedBatch(WholeBatch):
 
     def _branch(self, modes, gone) -> None:
         """Longest allotment first, finished rows out."""
+        gone = gone & self._leave
         rows, device = self._slots, modes.device
         vectors = (modes[rows.to(device)], self._prompts[rows].to(device), self._allotment.kv_tokens.to(device))
         order = branch(*vectors, len(self._first), ~gone[rows].to(device)).order.cpu()
@@ -164,6 +219,8 @@ class BranchedBatch(WholeBatch):
 
     def _compact(self, gone) -> bool:
         # NumPy: this runs at every step.
+        if not self._leave:
+            return False
         living, slots = len(self._slots) - int(gone.numpy()[self._slots.numpy()].sum()), len(self._slots)
         if living == slots or not (living <= self._compact_at * slots or self._is_full()):
             return False
@@ -195,25 +252,26 @@ class BranchedBatch(WholeBatch):
         self._peak = max(self._peak, self._ledger.recent_peak() + other_bytes(cache_of(self.kwargs)))
 
 
+def training_state(model) -> tuple[bool, bool]:
+    """What a model may leave its cache unused for at one time and not at another."""
+    checkpoints = ("is_activation_checkpointing", "is_gradient_checkpointing")  # from transformers 5.24 on; before
+    return model.training, next(getattr(model, name) for name in checkpoints if hasattr(model, name))
+
+
 def cache_of(holder):
     """The cache in model inputs or outputs, or None."""
-    return next((holder[name] for name in ALL_CACHE_NAMES if holder.get(name) is not None), None)
+    return next((holder[name] for name in CACHE_NAMES if holder.get(name) is not None), None)
 
 
 def cached_tokens(holder) -> int:
     """Positions in the cache of model inputs or outputs; 0 for one that keeps no length."""
     cache = cache_of(holder)
+    if not isinstance(cache, Cache):  # tuples and lists of models with states of their own
+        return 0
     try:
-        return int(cache.get_seq_length()) if cache is not None else 0
+        return int(cache.get_seq_length() or 0)
     except ValueError:  # only linear-attention layers
         return 0
-
-
-def release(cache) -> None:
-    """Give back every segment."""
-    for layer in cache.layers:
-        if isinstance(layer, SegmentedLayer):
-            layer.release()
 
 
 def _prefill_width(input_ids, model_kwargs, cached: int) -> int:
@@ -222,3 +280,9 @@ def _prefill_width(input_ids, model_kwargs, cached: int) -> int:
     # No cache, or one without a length: the prompt was computed as it came.
     embeds = model_kwargs.get("inputs_embeds")
     return input_ids.shape[1] if embeds is None else embeds.shape[1]
+
+
+def _given_width(input_ids, model_kwargs) -> int:
+    """Positions of a prompt, as the attention mask has them where there is one."""
+    mask = model_kwargs.get("attention_mask")
+    return _prefill_width(input_ids, model_kwargs, 0) if mask is None else mask.shape[1]

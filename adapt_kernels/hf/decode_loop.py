@@ -3,6 +3,7 @@
 import torch
 
 from adapt_kernels.hf.batch import BranchedBatch, WholeBatch
+from adapt_kernels.hf.compat import CACHE
 from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput
 from adapt_kernels.hf.plan import whole_batch_reason
 from adapt_kernels.hf.row_ends import RowEnds
@@ -25,11 +26,19 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
     most_new = (stopping_criteria.max_length or config.max_length or 1 << 40) - input_ids.shape[1]
     batch = _batch(reason, model, call, config, input_ids, model_kwargs, most_new)
     record = _Record(config)
-    stop = StopCheck(rows, most_new, late=reason is None and may_be_late(stopping_criteria, config, streamer, device))
     try:
-        sequences = _steps(model, config, batch, selector, ends, record, streamer, stop, input_ids)
+        outputs = batch.prefill(input_ids)
+        if batch.declined is not None:
+            reason, prefilled = batch.declined, batch.prefill_tokens
+            batch = _batch(reason, model, call, config, input_ids, batch.restart(), most_new)
+            outputs = batch.prefill(input_ids)
+            batch.prefill_tokens += prefilled
+        late = reason is None and may_be_late(stopping_criteria, config, streamer, device)
+        stop = StopCheck(rows, most_new, late)
+        sequences = _steps(model, config, batch, outputs, selector, ends, record, streamer, stop, input_ids)
         if streamer is not None:
             streamer.end()
+        stop.check_lost(latest=True)
         selector.warn_of_nan()
         cache, kv_bytes = batch.close(sequences, config.return_dict_in_generate, stop.surplus)
     except BaseException:
@@ -37,28 +46,27 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
         raise
     steps = sequences.shape[1] - input_ids.shape[1] - 1
     call.stats = GenerateStats(batch.plan, reason or "", batch.row_steps, rows * steps, batch.prefill_tokens, kv_bytes)
-    call.recent_lengths.add(ends.lengths(selector.modes == 0))
+    call.state.recent_lengths.add(ends.lengths(selector.modes == 0))
     if not config.return_dict_in_generate:
         return sequences
     return ModeGenerateOutput(
         sequences=sequences,
-        past_key_values=cache,
         modes=selector.modes,
         mode_probs=selector.mode_probs,
         mode_logprobs=selector.mode_logprobs,
         lengths=ends.new_tokens,
         stats=call.stats,
+        **{CACHE: cache},
         **record.fields(),
     )
 
 
-def _steps(model, config, batch, selector, ends, record, streamer, stop, input_ids):
-    """Prefill, then one forward per token until no row is alive. Returns the sequences [rows, T]."""
+def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop, input_ids):
+    """From the prefill's outputs, one forward per token until no row is alive. Returns the sequences [rows, T]."""
     device = input_ids.device
     forward = _decode_forward(model, config, batch.kwargs)
-    outputs = batch.prefill(input_ids)
     step = 0
-    with model._optimize_model_for_decode(), batch.attention():
+    with model._optimize_model_for_decode():
         while True:
             batch.kwargs = model._update_model_kwargs_for_generation(outputs, batch.kwargs, is_encoder_decoder=False)
             logits = batch.row_logits(outputs, device)
@@ -68,8 +76,9 @@ def _steps(model, config, batch, selector, ends, record, streamer, stop, input_i
             tokens = ends.pad(batch.spread(tokens, ends.pad_token))
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
             step += 1
-            ends.update(input_ids, record.scores, selector.modes, step)
+            ends.update(input_ids, record.scores, selector.modes, step, selector.lost)
             stop.put(ends, step)
+            stop.check_lost()
             if streamer is not None:
                 streamer.put(tokens.cpu())
             # Free the logits before the next forward allocates its own.
@@ -84,7 +93,8 @@ def _steps(model, config, batch, selector, ends, record, streamer, stop, input_i
             inputs = model.prepare_inputs_for_generation(
                 batch.take(input_ids), next_sequence_length=1 if batch.kwargs["use_cache"] else None, **batch.kwargs
             )
-            outputs = forward(**inputs, return_dict=True)
+            with batch.attention():
+                outputs = forward(**inputs, return_dict=True)
 
 
 def _batch(reason, model, call, config, input_ids, model_kwargs, most_new):

@@ -23,7 +23,7 @@ class GenerateCall:
 
     def __init__(self, model, state, request: ModeRequest, arguments: dict):
         self.model, self.modes, self.request, self.arguments = model, state.modes, request, arguments
-        self.recent_lengths = state.recent_lengths
+        self.state = state
         self.rows: RowRequest | None = None
         self.prompt_modes: torch.Tensor | None = None
         self.prompt_length: int | None = None
@@ -139,7 +139,7 @@ class ModeGenerate:
             state.modes, mode, mode_bias, fast_prob, seed, rng, bool(return_logprobs), compact_at, kv_layout
         )
         call = GenerateCall(self, state, request, _by_name(super().generate, args, kwargs))
-        reason = own_loop_reason(self.original_class, call.arguments)
+        reason = own_loop_reason(self.original_class, call.arguments) or state.loop.reason
         if reason is not None:
             call.use_original(reason)
         with _running(state, call):
@@ -150,8 +150,8 @@ class ModeGenerate:
     def _prepare_generation_config(self, *args, **kwargs):
         # Hugging Face merges the settings before it computes anything: here the call can be planned, or refused.
         config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
-        call = _ACTIVE.get()
-        if call is not None and call.model is self and not call.planned:
+        call = self._own_call()
+        if call is not None and not call.planned:
             call.plan(config)
         return config, model_kwargs
 
@@ -165,7 +165,7 @@ class ModeGenerate:
         streamer=None,
         **model_kwargs,
     ):
-        call = self._own_call(input_ids)
+        call = self._own_call()
         if call is not None and synced_gpus and call.stats is None:
             call.use_original("synced_gpus: all ranks must run the same number of forwards")
         if call is None or call.stats is not None:
@@ -182,20 +182,16 @@ class ModeGenerate:
             self, call, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
         )
 
-    def _beam_search(self, input_ids, *args, **kwargs):
-        self._own_call(input_ids)
-        return super()._beam_search(input_ids, *args, **kwargs)
+    def _prepare_generated_length(self, *args, **kwargs):
+        # Whatever loop comes next, the prompt has its final width here.
+        call = self._own_call()
+        if call is not None:
+            call.prompt_length = _by_name(super()._prepare_generated_length, args, kwargs)["input_ids_length"]
+        return super()._prepare_generated_length(*args, **kwargs)
 
-    def _assisted_decoding(self, input_ids, *args, **kwargs):
-        self._own_call(input_ids)
-        return super()._assisted_decoding(input_ids, *args, **kwargs)
-
-    def _own_call(self, input_ids) -> GenerateCall | None:
+    def _own_call(self) -> GenerateCall | None:
         call = _ACTIVE.get()
-        if call is None or call.model is not self:
-            return None
-        call.prompt_length = input_ids.shape[1]
-        return call
+        return call if call is not None and call.model is self else None
 
 
 def prompt_modes(modes, input_ids) -> torch.Tensor:

@@ -5,14 +5,15 @@ from contextlib import nullcontext
 import torch
 
 from adapt_kernels.dispatch import backend_module, unavailable_reason
-from adapt_kernels.hf.segments import SegmentedLayer, bytes_per_position, plain_layers
-from adapt_kernels.hf.shared_prompts import (
-    PromptRows,
-    SharedPromptLayer,
+from adapt_kernels.hf.segment_reading import (
+    UNREAD,
+    ReadingProof,
     marking_keys,
     reading_segments,
     shared_layout_reason,
 )
+from adapt_kernels.hf.segments import SegmentedLayer, bytes_per_position, plain_layers
+from adapt_kernels.hf.shared_prompts import PromptRows, SharedPromptLayer
 
 # Bytes of prompt KV per layer that rows would read again, from which sharing pays on a CPU (measured).
 _WORTH_SHARING = 16 << 20
@@ -30,6 +31,8 @@ def _fits_triton(layers) -> bool:
 class RowsLayout:
     """Every row holds its prompt; the model's own attention reads it."""
 
+    proof = None
+
     def __init__(self, prompt_length: int):
         self.kept_prompt = prompt_length  # positions that every row holds for itself
 
@@ -46,19 +49,22 @@ class RowsLayout:
 
 
 class SharedLayout:
-    """Each prompt's KV once; `segment_attention` reads it for all rows of the prompt."""
+    """Each prompt's KV once; `segment_attention` reads it for all rows of the prompt.
+
+    proof: of the first decode step, while it is not known whether the model reads segments rightly; else None.
+    """
 
     kept_prompt = 0
 
-    def __init__(self, model, num_prompts: int, starts, drop_at: float, device):
-        self._model, self._drop_at = model, drop_at
+    def __init__(self, model, num_prompts: int, starts, drop_at: float, device, proof: ReadingProof | None):
+        self._model, self._drop_at, self.proof = model, drop_at, proof
         self._rows = PromptRows(num_prompts, starts, device)
 
     def attention(self):
         return reading_segments(self._model)
 
     def layer(self, plain, ledger, allotment):
-        return SharedPromptLayer(plain, ledger, allotment, self._rows)
+        return SharedPromptLayer(plain, ledger, allotment, self._rows, self.proof)
 
     def place(self, prompts, cache) -> None:
         kept = self._rows.place(prompts, self._drop_at)
@@ -71,40 +77,78 @@ class SharedLayout:
 class LayoutChoice:
     """Picks the layout of one call: refuses before anything is computed, decides after the prefill has shown the KV."""
 
-    def __init__(self, asked: str, model, first_rows, rows: int, attention_mask, device):
-        """asked: "auto", "rows" or "shared"; first_rows [P] int64 on the CPU: a row of each prompt."""
+    def __init__(self, asked: str, model, faults: dict, first_rows, rows: int, attention_mask, device):
+        """asked: "auto", "rows" or "shared"; first_rows [P] int64 on the CPU: a row of each prompt.
+
+        faults: what earlier calls found out about this model: why its attention cannot read segments, or None where it
+            can, by attention implementation and kind of device.
+        """
         self._model, self._asked, self._device = model, asked, device
         self._prompts, self._copies = len(first_rows), rows - len(first_rows)
         self._mask = None if attention_mask is None else attention_mask[first_rows.to(device)]
         self._possible = asked == "shared" or (asked == "auto" and self._copies > 0)
+        self._faults = faults
         if self._possible and (reason := shared_layout_reason(model, self._mask)) is not None:
-            if asked == "shared":
-                raise ValueError(
-                    f"kv_layout='shared' cannot serve this call: {reason}. Change that, or leave kv_layout out"
-                )
-            self._possible = False
+            self._refuse(f"{reason}. Change that, or leave kv_layout out")
+        elif self._possible and (fault := faults.get(self._kind)) is not None:
+            self._refuse_model(fault)
+
+    def refuse_virtual_tokens(self) -> None:
+        """Zeros of the mask are then not where padding is."""
+        self._refuse("the cache holds other positions than the attention mask (virtual tokens). Leave kv_layout out")
+
+    def _refuse(self, reason: str) -> None:
+        """No shared layout in this call. Raises ValueError where it was asked for by name."""
+        if self._asked == "shared":
+            raise ValueError(f"kv_layout='shared' cannot serve this call: {reason}")
+        self._possible = False
+
+    def _refuse_model(self, fault: str) -> None:
+        self._refuse(f"{type(self._model).__name__}'s attention {fault}. Leave kv_layout out")
+
+    @property
+    def _kind(self) -> tuple[str, str]:
+        config = self._model.config.get_text_config(decoder=True)
+        return str(config._attn_implementation), self._device.type
 
     def watching(self, cache):
-        """Run the prefill inside; `choose` takes what this yields."""
-        return marking_keys(self._model, cache) if self._possible else nullcontext()
+        """Run the prefill inside; `choose` takes what this yields. Without "shared" by name it is the plain one."""
+        return marking_keys(self._model, cache) if self._possible and self._asked == "shared" else nullcontext()
 
     def choose(self, marks, cache, prompt_length: int, drop_at: float):
-        if not self._possible or not self._shares(marks, cache, prompt_length):
+        """marks: of `watching`; prompt_length: positions of a prompt in the cache, as the attention mask has them."""
+        if marks is not None and not marks.all_read():
+            self._refuse_model(UNREAD)
+        if not self._possible or not self._pays(cache, prompt_length):
             return RowsLayout(prompt_length)
         starts = None if self._mask is None else (self._mask == 0).sum(1)
-        return SharedLayout(self._model, self._prompts, starts, drop_at, self._device)
+        proof = None if self._kind in self._faults else ReadingProof()
+        return SharedLayout(self._model, self._prompts, starts, drop_at, self._device, proof)
 
-    def _shares(self, marks, cache, prompt_length: int) -> bool:
-        if self._asked == "shared" and not marks.all_read():
-            raise ValueError(
-                f"kv_layout='shared' cannot serve this call: {type(self._model).__name__}'s attention does not read the"
-                " keys that its cache returns (it computes others from them). Leave kv_layout out"
-            )
+    def settle(self, layout, cache, prompt_length: int):
+        """After a forward: the layout to go on with; another one needs other layers in `cache`.
+
+        Raises RuntimeError where a model that was proved to read segments has not read some.
+        """
+        layers = [layer for layer in cache.layers if isinstance(layer, SharedPromptLayer)]
+        if layout.proof is None and any(layer.unread for layer in layers):
+            raise RuntimeError(f"this model's attention {UNREAD}: call generate with kv_layout='rows'")
+        if layout.proof is None or not layout.proof.begun:
+            return layout
+        fault = self._faults[self._kind] = layout.proof.finish()
+        if fault is not None:
+            self._refuse_model(fault)
+            return RowsLayout(prompt_length)
+        for holder in (layout, *layers):
+            holder.proof = None
+        return layout
+
+    def _pays(self, cache, prompt_length: int) -> bool:
         if self._asked == "shared":
             return True
         layers = plain_layers(cache)
         # A layer elsewhere would need the rows' prompts there.
-        if not layers or not marks.all_read() or any(layer.device != self._device for layer in layers):
+        if not layers or any(layer.keys.device != self._device for layer in layers):
             return False
         if self._device.type == "cuda":
             return _fits_triton(layers)

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 
 from transformers.generation.utils import GenerationMixin
 
+from adapt_kernels.hf.class_swap import is_patched_class, patched_class
+from adapt_kernels.hf.compat import check_names
 from adapt_kernels.hf.generate import ModeGenerate
 from adapt_kernels.hf.outputs import GenerateStats
-from adapt_kernels.hf.plan import unknown_loop_warning
+from adapt_kernels.hf.probe import check_loop
 from adapt_kernels.hf.state import STATES, PatchState
 from adapt_kernels.modes import Modes
 
-_CLASSES: dict[type, type] = {}
 _LOCK = threading.Lock()
 
 
@@ -23,9 +24,16 @@ def patch(model, modes: Modes):
     stay as they are. A copy or pickle of a patched model is unpatched. A PEFT model is patched at its base model.
     Patching again with equal modes does nothing.
 
+    Where ours was not compared with transformers' sampling loop, a warning says what a self-check on a tiny model
+    found; if the two differ, every call takes plan "original".
+
     Raises TypeError for a model without Hugging Face's `generate` or modes that are not `Modes`; ValueError for other
-    modes than before, or ids outside the model's vocabulary.
+    modes than before, or ids outside the model's vocabulary; RuntimeError where transformers lacks a name we need.
     """
+    return _patch(model, modes, stacklevel=3)
+
+
+def _patch(model, modes: Modes, stacklevel: int):
     model_itself = _generating_model(model)
     if not isinstance(modes, Modes):
         raise TypeError(f"modes must be adapt_kernels.Modes, such as Modes(fast=5, slow=6); got {modes!r}")
@@ -38,11 +46,12 @@ def patch(model, modes: Modes):
                 )
             return model
         _check_fits(model_itself, modes)
-        warning = unknown_loop_warning()
-        if warning:
-            warnings.warn(warning, stacklevel=2)
-        STATES[model_itself] = PatchState(modes)
-        model_itself.__class__ = _patched_class(type(model_itself))
+        check_names()
+        loop = check_loop()
+        if loop.warning:
+            warnings.warn(loop.warning, stacklevel=stacklevel)
+        STATES[model_itself] = PatchState(modes, loop)
+        model_itself.__class__ = patched_class(type(model_itself))
     return model
 
 
@@ -59,7 +68,7 @@ def unpatch(model) -> None:
         if state.running:
             raise RuntimeError("unpatch was called while generate is running on this model; call it afterwards")
         current = type(model_itself)
-        if current not in _CLASSES.values():
+        if not is_patched_class(current):
             raise RuntimeError(
                 f"the model's class was changed to {current.__qualname__} after patch; undo that change first"
             )
@@ -71,7 +80,7 @@ def unpatch(model) -> None:
 def patched(model, modes: Modes):
     """`with patched(model, modes):` patches for the block; a model that was patched before stays patched."""
     was_patched = _generating_model(model) in STATES
-    patch(model, modes)
+    _patch(model, modes, stacklevel=4)
     try:
         yield model
     finally:
@@ -114,20 +123,3 @@ def _check_fits(model, modes: Modes) -> None:
                 f"mode {name!r}: token id {outside[0]} is outside the model's vocabulary of {vocab_size};"
                 " after tokenizer.add_special_tokens call model.resize_token_embeddings(len(tokenizer))"
             )
-
-
-def _patched_class(original: type) -> type:
-    if original not in _CLASSES:
-        # The same names: code that looks at them (save_pretrained, cache defaults) must see the original class.
-        namespace = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
-        namespace.update(original_class=original, __reduce_ex__=_reduce_unpatched)
-        _CLASSES[original] = type(original.__name__, (ModeGenerate, original), namespace)
-    return _CLASSES[original]
-
-
-def _reduce_unpatched(self, protocol):
-    return _rebuild, (type(self).original_class,), self.__dict__.copy()
-
-
-def _rebuild(original: type):
-    return original.__new__(original)

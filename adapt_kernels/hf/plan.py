@@ -1,6 +1,5 @@
 """Which plan a `generate` call can take, decided before anything is computed."""
 
-import hashlib
 import inspect
 import sys
 from collections.abc import Mapping
@@ -8,25 +7,14 @@ from functools import cache
 
 import torch
 from transformers import cache_utils
-from transformers.generation import logits_process as lp
+from transformers.generation import logits_process
 from transformers.generation.configuration_utils import GenerationMode
-from transformers.generation.utils import ALL_CACHE_NAMES, GenerationMixin
+from transformers.generation.utils import GenerationMixin
 
-from adapt_kernels.hf.batch import cache_of
+from adapt_kernels.hf.batch import NO_CACHE, cache_of, training_state
+from adapt_kernels.hf.compat import CACHE, CACHE_NAMES, existing
 from adapt_kernels.hf.prompts import ROW_INPUTS
-
-# Names of Hugging Face's loop that ours is built from.
-_NEEDED = (
-    "_prefill",
-    "_sample",
-    "_prepare_generation_config",
-    "_update_model_kwargs_for_generation",
-    "_optimize_model_for_decode",
-    "_valid_auto_compile_criteria",
-    "prepare_inputs_for_generation",
-)
-# sha256 of the source of GenerationMixin._sample in the transformers releases this loop was compared with.
-_KNOWN_LOOPS = {"9f5d2e3906df6579": "5.17.0 to 5.23.0"}
+from adapt_kernels.hf.row_hooks import row_hook_reason
 
 
 def own_loop_reason(original_class, arguments: dict) -> str | None:
@@ -66,42 +54,21 @@ def original_reason(model, config, arguments: dict) -> str | None:
     return None
 
 
-def unknown_loop_warning() -> str | None:
-    """A warning when transformers' sampling loop is not one we know. Raises RuntimeError when parts are missing."""
-    from transformers import __version__
-
-    missing = [name for name in _NEEDED if not hasattr(GenerationMixin, name)]
-    if missing:
-        raise RuntimeError(
-            f"transformers {__version__} has no GenerationMixin.{missing[0]}: adapt_kernels needs transformers >= 5.17"
-        )
-    digest = hashlib.sha256(inspect.getsource(GenerationMixin._sample).encode()).hexdigest()[:16]
-    if digest in _KNOWN_LOOPS:
-        return None
-    return (
-        f"transformers {__version__} has a sampling loop that adapt_kernels was not compared with"
-        f" (known: {', '.join(_KNOWN_LOOPS.values())}); check that greedy tokens equal the unpatched model's"
-    )
-
-
 # Processors that look at one row at a time and remember nothing about rows, or what `processors.of_rows` selects.
-_ROWWISE_PROCESSORS = (
-    lp.RepetitionPenaltyLogitsProcessor,
-    *(lp.MinLengthLogitsProcessor, lp.MinNewTokensLengthLogitsProcessor, lp.TemperatureLogitsWarper),
-    *(lp.TopPLogitsWarper, lp.TopKLogitsWarper, lp.TopHLogitsWarper, lp.MinPLogitsWarper, lp.TypicalLogitsWarper),
-    *(lp.EpsilonLogitsWarper, lp.EtaLogitsWarper, lp.NoRepeatNGramLogitsProcessor, lp.SequenceBiasLogitsProcessor),
-    *(lp.NoBadWordsLogitsProcessor, lp.ForcedBOSTokenLogitsProcessor, lp.ForcedEOSTokenLogitsProcessor),
-    *(lp.InfNanRemoveLogitsProcessor, lp.ExponentialDecayLengthPenalty, lp.LogitNormalization),
-    *(lp.SuppressTokensAtBeginLogitsProcessor, lp.SuppressTokensLogitsProcessor),
+_ROWWISE_PROCESSORS = existing(
+    logits_process,
+    *("RepetitionPenaltyLogitsProcessor", "MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor"),
+    *("TemperatureLogitsWarper", "TopPLogitsWarper", "TopKLogitsWarper", "TopHLogitsWarper", "MinPLogitsWarper"),
+    *("TypicalLogitsWarper", "EpsilonLogitsWarper", "EtaLogitsWarper", "NoRepeatNGramLogitsProcessor"),
+    *("SequenceBiasLogitsProcessor", "NoBadWordsLogitsProcessor", "ForcedBOSTokenLogitsProcessor"),
+    *("ForcedEOSTokenLogitsProcessor", "InfNanRemoveLogitsProcessor", "ExponentialDecayLengthPenalty"),
+    *("LogitNormalization", "SuppressTokensAtBeginLogitsProcessor", "SuppressTokensLogitsProcessor"),
 )
-# Their `reorder_cache` selects rows in every state they hold. Releases differ in which of them they have.
-_REORDERABLE_LAYERS = tuple(
-    getattr(cache_utils, name)
-    for name in (
-        *("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer", "LinearAttentionLayer"),
-        *("LinearAttentionAndFullAttentionLayer", "LinearAttentionAndSlidingWindowAttentionLayer"),
-    )
-    if hasattr(cache_utils, name)
+# Their `reorder_cache` selects rows in every state they hold.
+_REORDERABLE_LAYERS = existing(
+    cache_utils,
+    *("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer", "LinearAttentionLayer"),
+    *("LinearAttentionAndFullAttentionLayer", "LinearAttentionAndSlidingWindowAttentionLayer"),
 )
 
 
@@ -111,8 +78,12 @@ def whole_batch_reason(model, call, config, processors, rows: int, model_kwargs)
         return "rng='hf' draws for the whole batch in Hugging Face's order"
     if model.training and _has_dropout(model):
         return "the model is in training mode: dropout depends on the whole batch"
+    if call.state.no_cache is not None and call.state.no_cache == training_state(model):
+        return NO_CACHE
     return (
         _output_reason(config)
+        or row_hook_reason(model)
+        or _virtual_token_reason(model)
         or _processor_reason(processors)
         or _cache_reason(model, config, model_kwargs)
         or _input_reason(rows, model_kwargs)
@@ -124,6 +95,12 @@ def _has_dropout(model) -> bool:
     settings = model.config.get_text_config().to_dict()
     rates = [v for name, v in settings.items() if "drop" in name and isinstance(v, float)]
     return any(rates) or any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p for m in model.modules())
+
+
+def _virtual_token_reason(model) -> str | None:
+    if "prepare_inputs_for_generation" in vars(model):
+        return "prepare_inputs_for_generation was replaced on the model: it may put virtual tokens before the prompt"
+    return None
 
 
 def _output_reason(config) -> str | None:
@@ -142,7 +119,7 @@ def _cache_reason(model, config, model_kwargs) -> str | None:
     if not model_kwargs.get("use_cache") or kv_cache is None:
         return "there is no cache to branch"
     if getattr(kv_cache, "_is_user_defined", False):
-        return "past_key_values was given: it belongs to the caller"
+        return f"{CACHE} was given: it belongs to the caller"
     if type(kv_cache) is not cache_utils.DynamicCache or kv_cache.offloading:
         return f"{type(kv_cache).__name__}, offloaded, quantized or static, keeps its shape"
     other = [type(layer).__name__ for layer in kv_cache.layers if type(layer) not in _REORDERABLE_LAYERS]
@@ -160,7 +137,7 @@ def _input_reason(rows: int, model_kwargs) -> str | None:
         if name in ROW_INPUTS and value is not None:
             known = value.ndim == (3 if name == "inputs_embeds" else 2) and len(value) == rows
         else:
-            known = name in ALL_CACHE_NAMES or not isinstance(value, (torch.Tensor, list, tuple, Mapping))
+            known = name in CACHE_NAMES or not isinstance(value, (torch.Tensor, list, tuple, Mapping))
         if not known:
             return f"model input {name!r} may hold rows in a layout of its own"
     return None

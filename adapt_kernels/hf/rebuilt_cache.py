@@ -1,27 +1,130 @@
 """The cache that plan "full" returns when rows have left: computed again, if anybody looks at it."""
 
+import weakref
+from typing import NamedTuple
+
 import torch
 from transformers import DynamicCache
+
+from adapt_kernels.hf.row_hooks import row_hook_reason
+from adapt_kernels.hf.segments import SegmentedLayer
+
+
+class ModelState:
+    """What a model's forward depends on beside its inputs: parameters, adapters, hooks, autocast."""
+
+    def __init__(self, model):
+        self._parameters, self._adapters, self._training = _versions(model), _adapters(model), model.training
+        self._device = model.device.type
+        self._autocast = torch.is_autocast_enabled(self._device), torch.get_autocast_dtype(self._device)
+
+    def change(self, model) -> str | None:
+        """What of the model is different now; or None. Changes by way of `detach()` or `.data` in place go unseen."""
+        if self._adapters != _adapters(model):
+            return "the model's active adapters changed"
+        if self._parameters != _versions(model):
+            return "the model's parameters changed"
+        if self._training != model.training:
+            return "the model changed between training and evaluation"
+        return row_hook_reason(model)
+
+    def autocast(self):
+        """A context with the autocast that this was taken under."""
+        enabled, dtype = self._autocast
+        return torch.autocast(self._device, dtype=dtype, enabled=enabled)
+
+
+def _rounding(tensor) -> float:
+    """Relative rounding error of what computed a tensor."""
+    device = tensor.device.type
+    lower = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    return max(torch.finfo(tensor.dtype).eps, torch.finfo(lower).eps)
+
+
+def _versions(model) -> list[tuple]:
+    tensors = [*model.parameters(), *model.buffers()]
+    return [(id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+
+
+def _adapters(model) -> list[tuple]:
+    """Of every PEFT layer: what is active, merged, switched off, and how it is scaled."""
+    names = ("_disable_adapters", "_active_adapter", "merged_adapters", "scaling")
+    layers = [module for module in model.modules() if "_disable_adapters" in vars(module)]
+    return [tuple(str(vars(layer).get(name)) for name in names) for layer in layers]
+
+
+class Witness(NamedTuple):
+    """Keys of one row that stayed to the end, of the last segmented layer: a forward over whole sequences gives other
+    ones where a model's decoding depends on how many tokens it is given at once. 0 where the row's prompt is padding:
+    nobody reads those, and eager attention fills them with an average over all keys."""
+
+    row: int
+    layer: int | None  # None: no layer is segmented
+    keys: torch.Tensor | None  # [heads, T, head_dim]
+    mask: torch.Tensor | None  # [T, 1], 0 where the row's prompt is padding
+
+    @classmethod
+    def of(cls, cache, row: int, mask, surplus: bool) -> "Witness":
+        """row: whose keys slot 0 holds; mask [rows, prompt] or None. surplus: the last position is to be left out."""
+        segmented = [i for i, layer in enumerate(cache.layers) if isinstance(layer, SegmentedLayer)]
+        if not segmented:
+            return cls(row, None, None, None)
+        keys = cache.layers[segmented[-1]].row_keys(0)
+        keys = keys[:, : keys.shape[1] - surplus].clone()
+        real = torch.ones_like(keys[0, :, :1])
+        if mask is not None:
+            real[: mask.shape[1], 0] = mask[row].to(real)
+        return cls(row, segmented[-1], keys * real, real)
+
+    def checked(self, cache) -> DynamicCache:
+        """The rebuilt cache. Raises RuntimeError where it does not hold what the call had computed."""
+        if self.keys is not None:
+            found, had = cache.layers[self.layer].keys[self.row] * self.mask, self.keys
+            tolerance = max(1e-3, 16 * _rounding(had)) * float(had.abs().max())
+            if found.shape != had.shape or not bool(((found - had).abs() <= tolerance).all()):
+                raise RuntimeError(
+                    "the returned cache cannot be computed: this model's forward over a whole sequence differs from its"
+                    " decoding token by token. Let the next call start from the returned sequences"
+                )
+        return cache
 
 
 class RebuiltCache(DynamicCache):
     """A `DynamicCache` of all rows and positions, equal to Hugging Face's up to rounding.
 
-    Finished rows gave their KV back during the call, so the first access runs one forward of the model over the
-    returned sequences. Holds the model and the call's inputs until then.
+    Finished rows gave their KV back during the call, so the first access, a copy or a pickle runs one forward of the
+    model over the returned sequences, and this becomes a plain `DynamicCache`. It does not keep the model alive; the
+    call's inputs it holds until then. Raises RuntimeError where the model is gone or is not what it was in the call.
     """
 
-    def __init__(self, rebuild):
-        self.__dict__["_rebuild"] = rebuild
+    def __init__(self, model, build):
+        """build(model): the cache."""
+        self.__dict__["_source"] = weakref.ref(model), ModelState(model), build
 
     def __getattr__(self, name: str):
-        rebuild = self.__dict__.pop("_rebuild", None)
-        if rebuild is None or name.startswith("__"):
-            if rebuild is not None:
-                self.__dict__["_rebuild"] = rebuild
+        if name.startswith("__") or "_source" not in self.__dict__:
             raise AttributeError(name)
-        self.__dict__.update(vars(rebuild()))
+        self._become_real()
         return getattr(self, name)
+
+    def __reduce_ex__(self, protocol):
+        self._become_real()
+        return self.__reduce_ex__(protocol)
+
+    def _become_real(self) -> None:
+        reference, state, build = self.__dict__["_source"]
+        model = reference()
+        changed = "the model is gone" if model is None else state.change(model)
+        if changed is not None:
+            raise RuntimeError(
+                f"the returned cache can no longer be computed: {changed}. Read it before that, or let the next call"
+                " start from the returned sequences"
+            )
+        with state.autocast():
+            built = build(model)
+        self.__dict__.clear()
+        self.__dict__.update(vars(built))
+        self.__class__ = type(built)
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ import torch
 
 
 class RowEnds:
-    """`alive` [rows] bool: rows that still decode; `new_tokens` [rows] int64: how many each has.
+    """`alive` [rows] bool: rows that still decode; `new_tokens` [rows] int64: how many each has; `lost` [rows] bool:
+    rows that had no token left to draw.
 
     All vectors are over all rows, in Hugging Face's order.
     """
@@ -16,6 +17,7 @@ class RowEnds:
         self.pad_token = config._pad_token_tensor
         self.alive = torch.ones(rows, dtype=torch.bool, device=device)
         self.new_tokens = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.lost = torch.zeros(rows, dtype=torch.bool, device=device)
         # After a closing the row goes on.
         limits = [None if modes[name].closing else modes[name].max_new_tokens for name in modes]
         self._limits = None
@@ -42,8 +44,11 @@ class RowEnds:
             return torch.where(self.gone, self.pad_token.to(tokens.device), tokens)
         return tokens
 
-    def update(self, input_ids, scores, modes, new_tokens: int) -> None:
-        """Take the rows out that end with the last token of `input_ids` [rows, T]."""
+    def update(self, input_ids, scores, modes, new_tokens: int, lost=None) -> None:
+        """Take the rows out that end with the last token of `input_ids` [rows, T]; lost [rows] bool: rows that had
+        none to draw, None where that cannot be."""
+        if lost is not None:
+            self.lost = self.lost | (lost & self.alive)
         self.new_tokens += self.alive
         self.alive = self.alive & ~self._criteria(input_ids, scores)
         if self._limits is not None:

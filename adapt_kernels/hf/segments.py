@@ -47,7 +47,8 @@ class SegmentedLayer(DynamicLayer):
 
     def __init__(self, layer: DynamicLayer, ledger: KVLedger, allotment):
         super().__init__()
-        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
+        # Layers know their dtype up to transformers 5.23.
+        self.dtype, self.device, self.is_initialized = layer.keys.dtype, layer.device, True
         self._ledger, self._allotment = ledger, allotment
         self._length, self._slots = layer.keys.shape[-2], len(layer.keys)
         self._buffers = [ledger.adopt(layer.keys.contiguous()), ledger.adopt(layer.values.contiguous())]
@@ -62,8 +63,11 @@ class SegmentedLayer(DynamicLayer):
         width = self._length - start
         self._view(0, start, width).copy_(key_states)
         self._view(1, start, width).copy_(value_states)
-        self._show()
-        return self.keys, self.values
+        return self._show()
+
+    def row_keys(self, slot: int) -> torch.Tensor:
+        """[heads, positions, head_dim]: the keys of one slot."""
+        return self.keys[slot]
 
     @property
     def capacity(self) -> int:
@@ -99,7 +103,8 @@ class SegmentedLayer(DynamicLayer):
         """Give the segments back; the layer is empty afterwards."""
         for buffer in self._buffers:
             self._ledger.release(buffer)
-        self._buffers, self._layouts, self.keys, self.values = [], [], None, None
+        self._hide()
+        self._buffers, self._layouts = [], []
         self.is_initialized, self._length = False, 0
 
     def detach(self) -> DynamicLayer:
@@ -111,7 +116,7 @@ class SegmentedLayer(DynamicLayer):
         return layer
 
     def _rebuild(self, index, capacity: int) -> None:
-        self.keys = self.values = None
+        self._hide()
         for i, old in enumerate(self._buffers):
             new = self._ledger.allocate(old, (len(index), old.shape[1], capacity, old.shape[3]))
             # Positions that are about to be written may lie beyond the old buffer.
@@ -126,8 +131,13 @@ class SegmentedLayer(DynamicLayer):
         self._layouts = [(t.shape[1], t.shape[3], t.stride(), t.storage_offset()) for t in self._buffers]
         self._show()
 
-    def _show(self) -> None:
+    def _show(self) -> tuple[torch.Tensor, torch.Tensor]:
         self.keys, self.values = self._view(0, 0, self._length), self._view(1, 0, self._length)
+        return self.keys, self.values
+
+    def _hide(self) -> None:
+        """Before the buffers go: no view keeps them."""
+        self.keys = self.values = None
 
     def _view(self, i: int, start: int, width: int) -> torch.Tensor:
         """Positions of buffer i. Every layer makes four per step: as_strided takes half the time of a slice."""
@@ -175,3 +185,10 @@ def reorder(cache, index, device) -> None:
 def other_bytes(cache) -> int:
     """Bytes of the layers that are not segmented."""
     return sum(tensor_bytes(vars(layer)) for layer in cache.layers if not isinstance(layer, SegmentedLayer))
+
+
+def release(cache) -> None:
+    """Give back every segment."""
+    for layer in cache.layers:
+        if isinstance(layer, SegmentedLayer):
+            layer.release()

@@ -10,6 +10,7 @@ from adapt_kernels.hf.request import RowRequest
 from adapt_kernels.modes import Modes
 from adapt_kernels.ops.mode_sample import (
     FLAG_EMPTY,
+    FLAG_INF,
     FLAG_NAN,
     gated_logits,
     mode_probs,
@@ -21,6 +22,8 @@ from adapt_kernels.ops.token_logprobs import token_logprobs
 
 class TokenSelector:
     """Selection of one `generate` call; `modes`, `mode_probs`, `mode_logprobs` [rows, ...] are filled in at the gate.
+
+    lost: after a call, [rows] bool: rows whose logits left nothing to draw; None where no row's can have.
 
     State is kept for all rows in Hugging Face's order; `place` says which of them the logits are for.
     """
@@ -67,6 +70,7 @@ class TokenSelector:
 
         input_ids [slots, T]. alive [rows] bool: rows that ended before the gate have no mode.
         """
+        self.lost = None
         at_gate = step == self.gate_step
         if step <= self.gate_step:
             self._on_prefix = self._on_prefix & alive
@@ -118,7 +122,7 @@ class TokenSelector:
             sample = mode_sample(shaped, temperature=0.0, **drawn)
         else:
             sample = mode_sample(shaped, **self.processors.fused, **drawn)
-        self._note_flags(sample.flags)
+        self._note_flags(sample.flags, drawn=not (gate or self.greedy), forced=forced)
         if gate:
             self._refuse_masked_modes((sample.flags & FLAG_EMPTY) != 0)
         logprobs = sample.tempered_logprobs if scores is None else self._tempered(shaped, gate, sample.tokens)
@@ -202,7 +206,13 @@ class TokenSelector:
             modes = modes.masked_fill(decoding & (expected >= 0) & (tokens != expected), -1)
         self.modes = self._to_rows(self.modes, modes)
 
-    def _note_flags(self, flags) -> None:
+    def _note_flags(self, flags, drawn: bool, forced) -> None:
+        if flags.device.type == "cpu" and not flags.numpy().any():
+            return
+        if drawn:
+            lost = (flags & (FLAG_EMPTY | FLAG_INF)) != 0
+            lost = lost if forced is None else lost & (forced < 0)
+            self.lost = self._to_rows(torch.zeros_like(self._on_prefix), lost)
         if self._rows is None:
             self._flags |= flags
         else:

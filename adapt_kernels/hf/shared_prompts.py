@@ -1,25 +1,15 @@
-"""Layout "shared": each prompt's KV stored once and read by all its rows, by an attention function of our own.
+"""Layout "shared": each prompt's KV stored once and read by all its rows.
 
-`SharedPromptLayer.update` marks the keys it returns; the attention function that finds the mark reads the segments
-instead, and passes everything else on to the implementation the model had. So other layers, other models and other
-threads see no difference while the implementation is switched.
+`SharedPromptLayer.update` marks the keys it returns; the attention function of `segment_reading` that finds the mark
+reads the segments instead. In the first decode step of a model the layer returns every row's whole keys and values, so
+that the function can hold what it reads against the model's own attention.
 """
 
-import sys
-import threading
-from contextlib import contextmanager
-from functools import partial
-
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicLayer
 
 from adapt_kernels.hf.segments import SegmentedLayer
 from adapt_kernels.ops.segment_attention import Segment, group_rows, segment_attention
-
-_NAMES = {"sdpa": "adapt_segments_or_sdpa", "eager": "adapt_segments_or_eager"}
-_LOCK = threading.Lock()
-_USERS: dict[int, int] = {}  # calls under way, by the id of the config that is switched
 
 
 class PromptRows:
@@ -29,6 +19,7 @@ class PromptRows:
         """starts [P] int64: the first position of each prompt that is no padding; None = 0."""
         self._held, self._prompt_starts, self._device = torch.arange(num_prompts), starts, device
         self.groups = self.starts = None
+        self.padded = starts is not None  # whether a slot may have padding; known only to a GPU's memory there
 
     def place(self, prompts, drop_at: float = 0.0):
         """prompts [slots] int64, on the CPU: the prompt of each slot from now on.
@@ -42,18 +33,34 @@ class PromptRows:
         self.groups = groups.to(self._device)
         if self._prompt_starts is not None:
             self.starts = self._prompt_starts[prompts.to(self._device, non_blocking=True)]
+            self.padded = self.starts.is_cuda or bool(self.starts.any())
         return kept
+
+
+def _read_by_the_model(i: int) -> property:
+    """`keys` or `values` of a layer, as a model may read them past `update`: it then cannot share prompts."""
+
+    def read(layer) -> torch.Tensor | None:
+        if layer.proof is None:
+            raise RuntimeError("this model reads its cache by itself: call generate with kv_layout='rows'")
+        layer.proof.fault = "reads its cache by itself"
+        return layer._whole(i)
+
+    return property(read, lambda layer, value: None)
 
 
 class SharedPromptLayer(SegmentedLayer):
     """Prompts [P, heads, length, head_dim] once, and the new positions of every slot in segments of its own.
 
     `reorder_cache` moves slots; the prompts stay until `keep_prompts`, and `PromptRows.place` says which slot reads
-    which.
+    which. unread: whether attention has still to read what `update` returned. proof: while the model is not known to
+    read segments rightly, its `segment_reading.ReadingProof`; else None.
     """
 
-    def __init__(self, layer: DynamicLayer, ledger, allotment, rows: PromptRows):
-        self._rows, self._unread = rows, False
+    keys, values = _read_by_the_model(0), _read_by_the_model(1)
+
+    def __init__(self, layer: DynamicLayer, ledger, allotment, rows: PromptRows, proof=None):
+        self.rows, self.proof, self.unread = rows, proof, False
         self._prompt = [ledger.adopt(layer.keys.contiguous()), ledger.adopt(layer.values.contiguous())]
         self._prompt_length = layer.keys.shape[-2]
         own = DynamicLayer()
@@ -62,19 +69,28 @@ class SharedPromptLayer(SegmentedLayer):
         super().__init__(own, ledger, allotment)
 
     def update(self, key_states, value_states, *args, **kwargs):
-        if self._unread:
-            raise RuntimeError(
-                "this model's attention does not read the keys its cache returns: call generate with kv_layout='rows'"
-            )
         keys, values = super().update(key_states, value_states)
-        keys.segments_of, self._unread = self, True
+        if self.proof is not None:
+            self.proof.issue(self)
+            keys, values = self._whole(0), self._whole(1)
+        keys.segments_of, self.unread, self.shown_values = self, self.proof is None, values
         return keys, values
 
     def attend(self, query, **settings) -> torch.Tensor:
         """[slots, Hq, Dv] for query [slots, Hq, D]; settings of `segment_attention`."""
-        self._unread = False
-        segments = (Segment(*self._prompt, self._rows.groups), Segment(self.keys, self.values))
-        return segment_attention(query, segments, starts=self._rows.starts, **settings)
+        self.unread = False
+        segments = (Segment(*self._prompt, self.rows.groups), Segment(*self._own))
+        return segment_attention(query, segments, starts=self.rows.starts, **settings)
+
+    def _show(self) -> tuple[torch.Tensor, torch.Tensor]:
+        self._own = self._view(0, 0, self._length), self._view(1, 0, self._length)
+        return self._own
+
+    def _hide(self) -> None:
+        self._own = self.shown_values = None
+
+    def row_keys(self, slot: int) -> torch.Tensor:
+        return torch.cat([self._prompt[0][self.rows.groups.group_of_row[slot]], self._own[0][slot]], 1)
 
     @property
     def capacity(self) -> int:
@@ -97,129 +113,11 @@ class SharedPromptLayer(SegmentedLayer):
 
     def detach(self) -> DynamicLayer:
         layer = DynamicLayer()
-        layer.lazy_initialization(self.keys, self.values)
-        own = (self.keys, self.values)
-        prompts = self._rows.groups.group_of_row
-        layer.keys, layer.values = (torch.cat([p[prompts], t], 2) for p, t in zip(self._prompt, own, strict=True))
+        layer.lazy_initialization(*self._own)
+        layer.keys, layer.values = self._whole(0), self._whole(1)
         self.release()
         return layer
 
-
-def shared_layout_reason(model, attention_mask) -> str | None:
-    """Why a model cannot read shared prompts, or None."""
-    if not model._supports_attention_backend:
-        return f"{type(model).__name__} does not take attention functions"
-    if model.config._attn_implementation not in (*_NAMES, *_NAMES.values()):
-        return f"attn_implementation is {model.config._attn_implementation!r}; it must be 'sdpa' or 'eager'"
-    if attention_mask is not None and bool((attention_mask.diff(dim=1) < 0).any()):
-        return "attention_mask must be left padding: zeros, then ones"
-    return None
-
-
-class KeyMarks(list):
-    """One per cache layer and update: whether attention read the keys as the layer returned them."""
-
-    def all_read(self) -> bool:
-        return all(mark.read for mark in self)
-
-
-class _Mark:
-    read = False
-
-
-@contextmanager
-def marking_keys(model, cache):
-    """Run the prefill inside; then the yielded `KeyMarks` tell whether the model can read `SharedPromptLayer`s."""
-    marks, plain = KeyMarks(), [layer for layer in cache.layers if type(layer) is DynamicLayer]
-    for layer in plain:
-        layer.update = partial(_marked_update, layer.update, marks)
-    try:
-        with reading_segments(model):
-            yield marks
-    finally:
-        for layer in plain:
-            del layer.update
-
-
-def _marked_update(update, marks: list, *args, **kwargs):
-    keys, values = update(*args, **kwargs)
-    # A view: the layer keeps the tensor itself.
-    keys = keys.view_as(keys)
-    keys.segments_of = _Mark()
-    marks.append(keys.segments_of)
-    return keys, values
-
-
-@contextmanager
-def reading_segments(model):
-    """The model's attention reads `SharedPromptLayer`s inside this block."""
-    config = model.config
-    _register()
-    with _LOCK:
-        _USERS[id(config)] = _USERS.get(id(config), 0) + 1
-        if config._attn_implementation in _NAMES:
-            config._attn_implementation = _NAMES[config._attn_implementation]
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _USERS[id(config)] -= 1
-            if _USERS[id(config)] == 0:
-                del _USERS[id(config)]
-                plain = next(name for name, ours in _NAMES.items() if ours == config._attn_implementation)
-                config._attn_implementation = plain
-
-
-def _register() -> None:
-    # Both registries: without a mask function of the same name padding would be ignored.
-    for plain, ours in _NAMES.items():
-        AttentionInterface.register(ours, _FUNCTIONS[plain])
-        AttentionMaskInterface.register(ours, partial(_mask, AttentionMaskInterface()[plain]))
-
-
-def _mask(plain, *args, **kwargs):
-    if kwargs.get("q_length") == 1 and _waits(kwargs.get("device")):
-        # Whether there is padding is in the device's memory, and our segments need no mask.
-        kwargs["allow_is_causal_skip"] = False
-    return plain(*args, **kwargs)
-
-
-def _waits(device) -> bool:
-    """Whether reading a value of the device makes the host wait for what is queued there."""
-    return device is not None and torch.device(device).type == "cuda"
-
-
-def _segments_or_sdpa(module, query, key, value, attention_mask, **settings):
-    # Some releases of transformers leave a softcap out here, the others refuse it; none has sinks.
-    out = _attend_segments(query, key, {**settings, "softcap": None, "s_aux": None})
-    if out is not None:
-        return out
-    return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **settings)
-
-
-def _segments_or_eager(module, query, key, value, attention_mask, **settings):
-    out = _attend_segments(query, key, settings)
-    if out is not None:
-        return out
-    # Every modeling file has an eager function of its own.
-    eager = sys.modules[type(module).__module__].eager_attention_forward
-    return eager(module, query, key, value, attention_mask, **settings)
-
-
-def _attend_segments(query, key, settings: dict):
-    """(output [slots, 1, Hq, Dv], None), or None when the keys are not ours."""
-    layer = getattr(key, "segments_of", None)
-    if layer is None:
-        return None
-    if isinstance(layer, _Mark):
-        layer.read = settings.get("position_bias") is None  # which segment_attention does not take
-        return None
-    known = {
-        "softcap": settings.get("softcap"),
-        "sinks": settings.get("s_aux"),
-        "window": settings.get("sliding_window"),
-    }
-    return layer.attend(query[:, :, 0], scale=settings.get("scaling"), **known)[:, None], None
-
-
-_FUNCTIONS = {"sdpa": _segments_or_sdpa, "eager": _segments_or_eager}
+    def _whole(self, i: int) -> torch.Tensor:
+        """[slots, heads, all positions, head_dim]: every slot's prompt and its own positions."""
+        return torch.cat([self._prompt[i][self.rows.groups.group_of_row], self._own[i]], 2)

@@ -4,19 +4,24 @@ from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from adapt_kernels.hf.allotment import RecentLengths
+from adapt_kernels.hf.compat import CheckedLoop
 from adapt_kernels.hf.outputs import GenerateStats
 from adapt_kernels.modes import Modes
 
 
 @dataclass
 class PatchState:
-    """running: `generate` calls under way. last_stats: of the latest finished one. recent_lengths: what
-    fast rows needed lately."""
+    """loop: Hugging Face's, checked. running: `generate` calls under way. last_stats: of the latest finished one.
+    recent_lengths: what fast rows needed lately. reading_faults: whether the model reads shared prompts rightly, see
+    `LayoutChoice`. no_cache: `training_state` in which the model turned out to leave its cache unused."""
 
     modes: Modes
+    loop: CheckedLoop
     running: int = 0
     last_stats: GenerateStats | None = None
     recent_lengths: RecentLengths = field(default_factory=RecentLengths)
+    reading_faults: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    no_cache: tuple[bool, bool] | None = None
 
 
 STATES: "WeakKeyDictionary[object, PatchState]" = WeakKeyDictionary()

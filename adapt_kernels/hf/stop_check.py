@@ -8,7 +8,7 @@ _SILENT = (criteria.MaxLengthCriteria, criteria.EosTokenCriteria, criteria.StopS
 
 
 class StopCheck:
-    """After each step: `put`, then `done` and `gone`.
+    """After each step: `put`, then `check_lost`, `done` and `gone`.
 
     late: the host reads the flags of the step before, which have arrived while this step was queued. Rows then leave
     one step later, and one step is computed that nobody needs: all its tokens are padding (`surplus`). Not late: one
@@ -17,13 +17,13 @@ class StopCheck:
 
     def __init__(self, rows: int, most_new: int, late: bool):
         self._most_new, self._late, self._step = most_new, late, 0
-        flags = torch.zeros(2, rows, dtype=torch.bool)
+        flags = torch.zeros(3, rows, dtype=torch.bool)
         flags[0] = True
-        self._latest = [(flags, None)]  # ([alive, gone], the event of their arrival), of the last two steps
+        self._latest = [(flags, None)]  # ([alive, gone, lost], the event of their arrival), of the last two steps
 
     def put(self, ends, step: int) -> None:
         """Take the flags of `RowEnds` after `step` new tokens."""
-        flags, arrival = torch.stack([ends.alive, ends.gone]), None
+        flags, arrival = torch.stack([ends.alive, ends.gone, ends.lost]), None
         if flags.device.type == "cuda" and self._late:
             host = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
             host.copy_(flags, non_blocking=True)
@@ -36,6 +36,18 @@ class StopCheck:
     def gone(self) -> torch.Tensor:
         """[rows] bool on the CPU: rows known to show nothing but padding from now on."""
         return self._known()[1]
+
+    def check_lost(self, latest: bool = False) -> None:
+        """Raise RuntimeError if a row is known to have had no token left to draw, as torch.multinomial does.
+
+        latest: ask for the flags of the latest step too, which may have to arrive first.
+        """
+        lost = (self._arrived(-1) if latest else self._known())[2].numpy()
+        if lost.any():
+            raise RuntimeError(
+                f"row {int(lost.argmax())}: no token is left to draw: its logits are all -inf or NaN, or hold +inf."
+                " Allow a token (logits processors, suppress_tokens, a grammar ...), mend the model, or decode greedily"
+            )
 
     @property
     def done(self) -> bool:
@@ -51,7 +63,10 @@ class StopCheck:
         return not self._known()[0].numpy().any()
 
     def _known(self):
-        flags, arrival = self._latest[0 if self._late else -1]
+        return self._arrived(0 if self._late else -1)
+
+    def _arrived(self, index: int):
+        flags, arrival = self._latest[index]
         if arrival is not None:
             arrival.synchronize()
         return flags

@@ -6,12 +6,15 @@ import torch
 from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+import adapt_kernels as ak
+
 
 @contextmanager
 def forward_calls(model):
     """Yields a list that gets one entry per forward call of the model."""
     calls = []
-    handle = model.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    hook = ak.row_independent(lambda module, args, kwargs: calls.append(kwargs))
+    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield calls
     finally:

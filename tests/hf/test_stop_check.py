@@ -4,6 +4,7 @@ import traceback
 
 import pytest
 import torch
+from parity import CACHE
 from recorders import RecordingStreamer, RowLengths
 from tiny_models import EOS, FAST, SLOW, build, left_padded, prompts, shared
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,7 +12,7 @@ from transformers import StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 import adapt_kernels as ak
-from adapt_kernels.hf import decode_loop, shared_prompts
+from adapt_kernels.hf import decode_loop, segment_reading
 from adapt_kernels.hf.stop_check import may_be_late
 
 MODES = ak.Modes(fast=ak.Mode(FAST, max_new_tokens=3), slow=SLOW)
@@ -53,7 +54,7 @@ def test_nobody_sees_it(monkeypatch, architecture, name):
         torch.testing.assert_close(late.logprobs, on_time.logprobs, atol=1e-5, rtol=1e-5)
     assert late.stats.row_steps_padded == on_time.stats.row_steps_padded
     assert late.stats.row_steps >= on_time.stats.row_steps
-    for ours, theirs in zip(late.past_key_values.layers, on_time.past_key_values.layers, strict=True):
+    for ours, theirs in zip(late[CACHE].layers, on_time[CACHE].layers, strict=True):
         if hasattr(theirs, "keys") and theirs.keys is not None:
             assert ours.keys.shape == theirs.keys.shape
 
@@ -94,7 +95,7 @@ def test_a_step_reads_nothing_from_the_device(monkeypatch, sampling):
 
     monkeypatch.setattr(decode_loop.StopCheck, "put", observed)
     monkeypatch.setattr(decode_loop, "may_be_late", lambda *_: True)
-    monkeypatch.setattr(shared_prompts, "_waits", lambda device: True)
+    monkeypatch.setattr(segment_reading, "_waits", lambda device: True)
     model = ak.patch(build("llama"), ak.Modes(fast=FAST, slow=SLOW))
     samples = {} if sampling.get("do_sample") is False else {"num_return_sequences": 3}
     given = {**call(new=12), "kv_layout": "shared", "num_return_sequences": 1, **samples, **sampling}

@@ -128,7 +128,7 @@ def build(architecture: str, seed: int | None = None, **overrides):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEEDS.get(architecture, 0) if seed is None else seed)
         model = factory.from_config(config, attn_implementation=attention)
-        _reinitialise(model)
+        reinitialise(model)
     return model.eval()
 
 
@@ -138,7 +138,7 @@ def shared(architecture: str):
     return build(architecture)
 
 
-def _reinitialise(model) -> None:
+def reinitialise(model) -> None:
     """Standard deviation sqrt(1.5 / fan_in): with the default one, a tiny model repeats a single token."""
     for parameter in model.parameters():
         if parameter.ndim >= 2:

@@ -1,0 +1,88 @@
+"""Hooks and replaced forwards that may index the rows of a batch: with one, rows must stay where they are.
+
+PEFT's `adapter_names`, steering vectors and probes with one entry per row live in hooks on submodules: nothing in a
+call's inputs tells of them, and rows that were merged, moved or dropped would meet another row's entry.
+"""
+
+from functools import partial
+
+from torch.nn.modules import module as torch_module
+
+# What is known to treat every row alike: (beginning of the module it is defined in, end of its qualified name).
+_ROW_INDEPENDENT_HOOKS = (
+    ("torch.distributed.", ""),  # FSDP2, replicate
+    ("torch.nn.utils.", ""),  # weight and spectral norm, pruning
+    ("accelerate.", ""),
+    ("adapt_kernels.", ""),
+    ("transformers.utils.output_capturing", ""),
+    ("transformers.", "make_inputs_require_grads"),
+    ("peft.", "make_inputs_require_grad"),
+    ("trl.", "make_inputs_require_grad"),
+    ("trl.", "cast_outputs_to_original_dtype"),
+)
+# Packages that replace the forward of a module with one that treats every row alike.
+_ROW_INDEPENDENT_FORWARDS = ("torch.", "transformers.", "accelerate.", "trl.", "kernels.", "adapt_kernels.")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+
+
+def row_independent(hook):
+    """Vouch that a forward hook treats every row of a batch by itself, whatever its place; returns it.
+
+        layer.register_forward_hook(ak.row_independent(add_steering_vector))
+
+    Without it a hook on a submodule keeps `generate` from merging, moving and dropping rows (plan "sample_only"), since
+    it may hold one entry per row. hook: a function, or an object that takes attributes.
+    """
+    hook.row_independent = True
+    return hook
+
+
+def row_hook_reason(model) -> str | None:
+    """Why rows of this model's batches must stay in place: a hook or a forward that may index them; or None.
+
+    Hooks on the model itself see the batch as it is computed, like a streamer's caller, and do not count.
+    """
+    for names in _GLOBAL_HOOKS:
+        for hook in getattr(torch_module, names).values():
+            if not _is_row_independent(hook, _ROW_INDEPENDENT_HOOKS):
+                return f"the forward hook {_shown(hook)} of all modules may index rows"
+    for name, module in model.named_modules():
+        own = vars(module)
+        for hooks in _HOOKS if module is not model else ():
+            for hook in own[hooks].values() if own[hooks] else ():
+                if not _is_row_independent(hook, _ROW_INDEPENDENT_HOOKS):
+                    return f"the forward hook {_shown(hook)} on {name} may index rows"
+        if "forward" in own and not _is_row_independent(own["forward"], _FORWARDS):
+            where = f" of {name}" if name else ""
+            return f"the forward{where} was replaced with {_shown(own['forward'])}, which may index rows"
+    return None
+
+
+_FORWARDS = tuple((package, "") for package in _ROW_INDEPENDENT_FORWARDS)
+
+
+def _is_row_independent(function, known) -> bool:
+    if getattr(function, "row_independent", False):
+        return True
+    home, name = _home(function), _shown(function)
+    return any(home.startswith(beginning) and name.endswith(end) for beginning, end in known)
+
+
+def _inner(function):
+    """What is called in the end: a method's function, a partial's."""
+    while isinstance(function, partial) or hasattr(function, "__func__"):
+        function = function.func if isinstance(function, partial) else function.__func__
+    return function
+
+
+def _home(function) -> str:
+    """The module a function was written in; a wrapper's own, whatever it wraps."""
+    inner = _inner(function)
+    home = getattr(inner, "__globals__", {}).get("__name__") or type(inner).__module__
+    return home + "."
+
+
+def _shown(function) -> str:
+    inner = _inner(function)
+    return getattr(inner, "__qualname__", type(inner).__qualname__)

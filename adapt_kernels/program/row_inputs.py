@@ -1,0 +1,37 @@
+"""What rows bring to a call: their programs, and the numbers and sequences that these ask for."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from adapt_kernels.program.program import Program
+
+
+def listed(program) -> list[Program]:
+    """The programs of one row: none, one, or several. Raises TypeError for anything else."""
+    own = [] if program is None else [program] if isinstance(program, Program) else program
+    if not isinstance(own, (list, tuple)) or not all(isinstance(each, Program) for each in own):
+        raise TypeError(f"a row's program must be a Program, a list of them or None; got {program!r}")
+    return list(own)
+
+
+def checked_inputs(programs: Sequence[Program], inputs: Mapping, rows: int) -> dict:
+    """The inputs as lists or tensors of one entry per row. Raises ValueError for missing, unknown or misshapen ones."""
+    needed = dict.fromkeys(name for program in programs for name in program.inputs)
+    missing = [name for name in needed if name not in inputs]
+    if missing:
+        raise ValueError(
+            f"the program reads the row input {missing[0]!r}: give one value per row, inputs={{{missing[0]!r}: ...}}"
+        )
+    unknown = [name for name in inputs if name not in needed]
+    if unknown:
+        known = ", ".join(map(repr, needed)) or "none"
+        raise ValueError(f"no rule reads the row input {unknown[0]!r}; the program's inputs are {known}")
+    found = {}
+    for name, values in inputs.items():
+        values = values.tolist() if torch.is_tensor(values) else values
+        if not isinstance(values, (list, tuple)) or len(values) != rows:
+            shown = f"{len(values)} values" if isinstance(values, (list, tuple)) else repr(values)
+            raise ValueError(f"the row input {name!r} must have one value per row, {rows}; got {shown}")
+        found[name] = list(values)
+    return found

@@ -1,0 +1,159 @@
+"""State outside a call's inputs, one entry per row: rows must stay where Hugging Face has them."""
+
+import functools
+
+import pytest
+import torch
+from parity import GREEDY, MODES, both
+from tiny_models import FAST, SLOW, build, left_padded, prompts, shared
+from torch.nn.modules import module as torch_module
+
+import adapt_kernels as ak
+from adapt_kernels.hf.row_hooks import row_hook_reason
+
+ROWS = 6
+
+
+def call(**more):
+    """Equal prompts, and rows that end at different steps: both plans have something to move."""
+    ids = prompts(3, 8)[[0, 1, 0, 2, 1, 0]]
+    inputs = left_padded(ids, [8, 5, 8, 6, 5, 8])
+    return {**inputs, **GREEDY, "eos_token_id": list(range(3, 20)), "pad_token_id": 0} | more
+
+
+class Steering:
+    """Adds a vector of its own to every row."""
+
+    def __init__(self, width):
+        self.vectors = 3 * torch.randn(ROWS, 1, width, generator=torch.Generator().manual_seed(0))
+
+    def __call__(self, module, args, output):
+        hidden, *rest = output if isinstance(output, tuple) else (output,)
+        steered = hidden + self.vectors
+        return (steered, *rest) if isinstance(output, tuple) else steered
+
+    def before(self, module, args):
+        return (args[0] + self.vectors, *args[1:])
+
+
+def test_a_steering_hook_with_one_vector_per_row():
+    model = build("llama")
+    plain = model.generate(**call())
+    model.model.layers[0].register_forward_hook(Steering(32))
+    unpatched, patched = both(model, lambda m: m.generate(**call()), "sample_only")
+    assert torch.equal(unpatched, patched) and not torch.equal(unpatched, plain)
+
+
+@pytest.mark.parametrize(
+    ("attach", "reason"),
+    [
+        (lambda m, s: m.model.norm.register_forward_hook(s), "hook Steering on model.norm may index rows"),
+        (lambda m, s: m.lm_head.register_forward_pre_hook(s.before), "hook Steering.before on lm_head may index rows"),
+        (
+            lambda m, s: m.lm_head.register_forward_pre_hook(functools.partial(s.before)),
+            "hook Steering.before on lm_head may index rows",
+        ),
+        (
+            lambda m, s: setattr(
+                m.model.norm, "forward", functools.wraps(m.model.norm.forward)(_steered(m.model.norm.forward, s))
+            ),
+            "the forward of model.norm was replaced with RMSNorm.forward|LlamaRMSNorm.forward",
+        ),
+    ],
+    ids=["hook", "pre-hook", "partial", "forward"],
+)
+def test_siblings(attach, reason):
+    model = build("llama")
+    attach(model, Steering(32))
+    unpatched, patched = both(model, lambda m: m.generate(**call()), "sample_only")
+    assert torch.equal(unpatched, patched)
+    with ak.patched(model, MODES):
+        model.generate(**call())
+        assert any(part in ak.last_stats(model).reason for part in reason.split("|"))
+        with pytest.raises(ValueError, match="kv_layout='shared' cannot serve this call: the forward"):
+            model.generate(**call(), kv_layout="shared")
+
+
+def _steered(forward, steering):
+    return lambda hidden: steering(None, (), forward(hidden))
+
+
+def test_a_hook_of_all_modules():
+    model, steering = shared("llama"), Steering(32)
+
+    def only_the_norm(module, args, output):
+        return steering(module, args, output) if module is model.model.norm else None
+
+    handle = torch_module.register_module_forward_hook(only_the_norm)
+    try:
+        unpatched, patched = both(model, lambda m: m.generate(**call()), "sample_only")
+    finally:
+        handle.remove()
+    assert torch.equal(unpatched, patched)
+    assert row_hook_reason(model) is None
+
+
+class TestHooksThatIndexNoRows:
+    def test_vouched_for(self):
+        model = build("llama")
+        vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
+        model.model.layers[0].register_forward_hook(ak.row_independent(lambda module, args, out: out + vector))
+        unpatched, patched = both(model, lambda m: m.generate(**call()), "full")
+        assert torch.equal(unpatched, patched)
+
+    def test_gradients_of_inputs(self):
+        model = build("llama")
+        model.enable_input_require_grads()
+        assert row_hook_reason(model) is None
+
+    def test_the_models_own_output_capturing(self):
+        model = build("llama")
+        model(prompts(2, 4), output_hidden_states=True, output_attentions=True)
+        assert row_hook_reason(model) is None
+
+    def test_weight_norm(self):
+        model = build("llama")
+        torch.nn.utils.spectral_norm(model.lm_head)
+        assert row_hook_reason(model.eval()) is None
+
+    def test_accelerates_dispatch(self):
+        hooks = pytest.importorskip("accelerate.hooks")
+        model = build("llama")
+        hooks.add_hook_to_module(model.lm_head, hooks.AlignDevicesHook(execution_device="cpu"))
+        assert row_hook_reason(model) is None
+
+    def test_ours(self):
+        pytest.importorskip("trl")
+        from adapt_kernels.trl.policy_head import add_policy_head
+
+        model = build("llama")
+        add_policy_head(model)
+        assert row_hook_reason(model) is None
+
+    def test_hooks_on_the_model_itself_see_what_is_computed(self):
+        model, batches = build("llama"), []
+        model.register_forward_pre_hook(
+            lambda module, args, kwargs: batches.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+        with ak.patched(model, MODES):
+            model.generate(**call())
+            assert ak.last_stats(model).plan == "full" and batches[0] == 3
+
+
+@pytest.mark.parametrize("names", [["a", "b", "a", "__base__", "b", "a"], ["a"] * 3 + ["b"] * 3])
+def test_peft_adapter_names(names):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(build("llama"), config, adapter_name="a")
+    model.add_adapter("b", config)
+    model.eval()
+    unpatched = model.generate(**call(), adapter_names=names)
+    with ak.patched(model, ak.Modes(fast=FAST, slow=SLOW)):
+        patched = model.generate(**call(), adapter_names=names)
+        stats = ak.last_stats(model)
+        assert torch.equal(patched, unpatched)
+        assert stats.plan == "sample_only" and "_adapter_names_pre_forward_hook" in stats.reason
+        # Without names nothing is left behind.
+        model.generate(**call())
+        assert ak.last_stats(model).plan == "full"

@@ -1,0 +1,83 @@
+"""Rules that mean nothing, and a part of what is said about each."""
+
+REFUSED = [
+    ({"force": [2], "when": {"In": "think"}}, "rules[0] (force) 'when': unknown key 'In'; there are after, at, count"),
+    ({"force": [2], "hold_on": 1}, "rules[0] (force): unknown key 'hold_on'"),
+    ({"write": [2]}, "rules[0] has none of the keys gate, force, sample, probe, bias"),
+    (7, "rules[0] must be an object; got 7"),
+    (
+        {"bias": 5, "by": "banned"},
+        "rules[0] (bias): 'by' must be a number, 'ban', 'only' or {'scale': s}; got 'banned'",
+    ),
+    ({"bias": 5, "by": float("nan")}, "rules[0] (bias) 'by' must be a finite number; got nan"),
+    ({"bias": 5}, "'by' must be a number, 'ban', 'only' or {'scale': s}; got None"),
+    ({"bias": {"text": "</think>"}, "by": "ban"}, "rules[0] (bias) 'bias' takes ids, and {'text': '</think>'}"),
+    ({"bias": "</perception>", "by": "ban"}, "rules[0] (bias) 'bias': this tokenizer has no tokens for"),
+    (
+        {"bias": "Waiteight", "by": "ban"},
+        "'Waiteight' is not one token of this tokenizer but ['Wait', 'eight'] (ids [5, 8])",
+    ),
+    (
+        {"bias": 5, "by": "ban", "when": {"drawn": 5}},
+        "'drawn' acts after the draw, so only force and probe can have it",
+    ),
+    ({"bias": 5, "by": "ban", "hold": 3}, "'hold' prolongs an 'after' edge, and this rule has none"),
+    ({"bias": 5, "by": "ban", "when": {"after": 2}, "hold": "span"}, "'hold': 'span' needs 'in'"),
+    ({"bias": 5, "by": "ban", "when": {"after": 2}, "hold": 0}, "'hold' must be an integer >= 1; got 0"),
+    ({"bias": 5, "by": "ban", "p": 1.5}, "'p' must be in [0, 1] or {'ramp': [register, low, high]}; got 1.5"),
+    ({"bias": 5, "by": "ban", "p": {"ramp": ["C", 1, 1]}}, "the two ends of a ramp must differ"),
+    (
+        {"bias": 5, "by": "ban", "when": {"in": "answer"}},
+        "'in' names the span 'answer'; the program's spans are 'think'",
+    ),
+    ({"bias": 5, "by": "ban", "when": {"total": 3}}, "'total' is of a span: give 'in' too"),
+    ({"bias": 5, "by": "ban", "when": {"in": "!think", "total": 3}}, "'total' counts tokens inside a span"),
+    ({"bias": 5, "by": "ban", "when": {"every": 3}}, "'every' is of a span: give 'in' too"),
+    ({"bias": 5, "by": "ban", "when": {"count": [4, 4]}}, "[low, high) is empty; got [4, 4]"),
+    ({"bias": 5, "by": "ban", "when": {"count": -1}}, "'count' must be an integer >= 0; got -1"),
+    ({"bias": 5, "by": "ban", "when": {"count": [1.5, None]}}, "'count' must be an integer >= 0; got 1.5"),
+    (
+        {"bias": 5, "by": "ban", "when": {"count": "3"}},
+        "'count' must be an integer or [low, high), null = open; got '3'",
+    ),
+    ({"bias": 5, "by": "ban", "when": {"times": 0}}, "'times' must be an integer >= 1; got 0"),
+    (
+        {"bias": 5, "by": "ban", "when": {"if": {"entrpy:3": [0, 1]}}},
+        "unknown signal 'entrpy:3'; there are entropy, certainty",
+    ),
+    ({"force": []}, "an empty sequence writes nothing: give ids, or 'stop': true to end the row"),
+    ({"force": [2], "stop": 1}, "'stop' must be true or false; got 1"),
+    ({"force": "nothing", "when": {"at": 0}}, "this tokenizer has no tokens for 'nothing'"),
+    ({"force": [2], "settle": {"on": 3}, "when": {"at": 0}}, "'settle' must be {'on': pattern, 'within': n}"),
+    (
+        {"force": [2], "settle": {"on": 3, "within": 1}, "when": {"drawn": 3}},
+        "'settle' waits for a token and 'drawn' replaces",
+    ),
+    ({"sample": {}}, "settings must be an object of"),
+    ({"sample": {"top_q": 1}}, "unknown key 'top_q'"),
+    ({"sample": {"top_p": 1.5}}, "'top_p' must be in [0, 1]; got 1.5"),
+    ({"sample": {"surprise": 3}}, "'surprise' and 'rate' are Mirostat's tau and eta: give both or none"),
+    ({"sample": {"surprise": 3, "rate": 1, "top_p": 0.9}}, "Mirostat sets the cut itself"),
+    ({"probe": [3], "measure": "mean_prob", "into": "C"}, "rules[0] (probe) needs 'max'"),
+    (
+        {"probe": [3], "max": 2, "measure": "mode", "into": "C"},
+        "'measure' must be one of mean_prob, geometric_prob, certainty",
+    ),
+    (
+        {"probe": [3], "max": 2, "measure": "mean_prob", "into": "top1", "when": {"if": {"top1": [0, 1]}}},
+        "is the name of a signal",
+    ),
+    ({"gate": {"a": 2}}, "a gate is an object of at least two modes"),
+    ({"gate": {"a": 2, "b": 2}}, "modes 'a' and 'b' have the same ids"),
+    (
+        {"gate": {"a": [2, 3], "b": 5}},
+        "mode 'a' opens with one token, or with one sequence {'seq': [[...]]}; got [2, 3]",
+    ),
+    ({"gate": {"a": 2, "b": 5}, "bias": 1, "prob": 0.5}, "'bias' and 'prob' both set P(mode)"),
+    ({"gate": {"a": 2, "b": 5}, "bias": {"c": 1}}, "unknown key 'c'; there are a, b"),
+    ({"gate": {"a": 2, "b": 5}, "prob": 1.0}, "'prob' must be inside (0, 1); got 1.0"),
+    (
+        {"gate": {"a": 2, "b": 5}, "bias": {"a": float("-inf"), "b": float("-inf")}},
+        "every mode is banned, {'a': 2, 'b': 5}",
+    ),
+]
