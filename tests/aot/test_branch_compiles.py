@@ -13,9 +13,12 @@ from adapt_kernels.ops.branch import triton_kernel as branch_kernel  # noqa: E40
 from adapt_kernels.ops.segment_attention import Segment, group_rows  # noqa: E402
 from adapt_kernels.ops.segment_attention import triton_kernel as attention_kernel  # noqa: E402
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"), reason="the interpreter does not compile"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"), reason="the interpreter does not compile"
+    ),
+    pytest.mark.filterwarnings("error:TRITON_DEFAULT_FP_FUSION is unset"),
+]
 
 
 @pytest.fixture

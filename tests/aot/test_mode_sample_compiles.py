@@ -15,9 +15,12 @@ from stub_driver import TARGETS, stub_driver  # noqa: E402
 from adapt_kernels.ops.mode_sample import triton_kernel  # noqa: E402
 from adapt_kernels.ops.mode_sample.arguments import check_values, prepare  # noqa: E402
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"), reason="the interpreter does not compile"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"), reason="the interpreter does not compile"
+    ),
+    pytest.mark.filterwarnings("error:TRITON_DEFAULT_FP_FUSION is unset"),
+]
 VOCAB_SIZE = 151936
 NUCLEUS = {"top_p": 0.95, "modes": (3, None), "mode_bias": 1.0, "at_mode": True, "only_modes": False}
 # Per case: arguments and the launches it may take. The nucleus case compiles all there is.

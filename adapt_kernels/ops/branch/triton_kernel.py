@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import torch
 
 from adapt_kernels.ops.branch import Branches
+from adapt_kernels.triton_driver import OPTIONS
 
 try:
     import triton
@@ -34,6 +35,7 @@ def branch(modes, prompts, kv_tokens, num_prompts, alive) -> Branches:
             *(order, slot, start, counts),
             ROWS=_ROWS,
             OTHERS=_OTHERS,
+            **OPTIONS,
         )
     return Branches(order, slot, start, counts)
 

@@ -31,6 +31,7 @@ import torch
 from adapt_kernels.ops.mode_sample.arguments import Rows
 from adapt_kernels.ops.mode_sample.result import ModeSample
 from adapt_kernels.philox import GROUP_SIZE
+from adapt_kernels.triton_driver import OPTIONS
 
 try:
     import triton
@@ -104,7 +105,7 @@ def _launch(rows: Rows, config: Config, out: ModeSample) -> None:
     slots = _slots(rows, num_groups, config)
     group_statistics[(rows.count * num_splits,)](
         *place, num_groups, num_splits, *bias, shared, *filters, *statistics,
-        **constants, GROUPS=config.statistics_groups, num_warps=config.statistics_warps,
+        **constants, GROUPS=config.statistics_groups, num_warps=config.statistics_warps, **OPTIONS,
     )  # fmt: skip
     nucleus = _Nucleus(None, None, None, None)
     if _may_be_large(rows, num_groups, config):
@@ -114,7 +115,7 @@ def _launch(rows: Rows, config: Config, out: ModeSample) -> None:
         *statistics, *_empty_candidates(rows.count, num_groups, slots, device), *nucleus, num_splits, *out,
         **constants, **slots, GROUPS=config.draw_groups, PIVOTS=config.pivots,
         POINTS=config.points, SEGMENT=config.segment, SPLIT_SLOTS=triton.next_power_of_2(num_splits),
-        num_warps=config.draw_warps if slots["FILTERS"] else config.plain_draw_warps,
+        num_warps=config.draw_warps if slots["FILTERS"] else config.plain_draw_warps, **OPTIONS,
     )  # fmt: skip
 
 
@@ -126,12 +127,12 @@ def _launch_nucleus(count, place, num_groups, bias, argument, shared, statistics
     bracket[(count,)](
         *place, num_groups, *bias, shared, *filters, *statistics[:2], nucleus.state, **constants,
         MODE_SLOTS=_mode_slots(constants["NUM_MODES"]), GROUP_SLOTS=_group_slots(num_groups),
-        FEW=config.few_groups, POINTS=config.pivots, num_warps=config.draw_warps,
+        FEW=config.few_groups, POINTS=config.pivots, num_warps=config.draw_warps, **OPTIONS,
     )  # fmt: skip
     weigh_bracket[(count * num_splits,)](
         *place, num_splits, *bias, shared, *argument["temperature"], *argument["at_mode"], *nucleus,
         NUM_MODES=constants["NUM_MODES"], OTHER=constants["OTHER"], GROUPS=config.statistics_groups,
-        POINTS=config.points, SEGMENT=config.segment, num_warps=config.statistics_warps,
+        POINTS=config.points, SEGMENT=config.segment, num_warps=config.statistics_warps, **OPTIONS,
     )  # fmt: skip
     return nucleus
 

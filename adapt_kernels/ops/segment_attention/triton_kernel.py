@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from adapt_kernels.triton_driver import OPTIONS
+
 try:
     import triton
 
@@ -63,6 +65,7 @@ def segment_attention(query, segments, scale, starts, window, softcap, sinks, co
             *(*parts, sinks, heads, out, value_size),
             SPLITS=triton.next_power_of_2(sum(splits)),
             SIZE=triton.next_power_of_2(value_size),
+            **OPTIONS,
         )
     return out
 
@@ -90,6 +93,7 @@ def _launch_attend(query, segment, offset, split, count, parts, mask, config) ->
         UPCAST=bool(triton.knobs.runtime.interpret),
         num_warps=config.warps if tile * size <= 4096 else 2 * config.warps,
         **stages,
+        **OPTIONS,
     )
 
 
