@@ -1,9 +1,9 @@
 """The Hugging Face adapter: the only part that imports transformers."""
 
 from adapt_kernels.hf.calibration import Calibration, calibrate
+from adapt_kernels.hf.call.patch import last_stats, patch, patched, unpatch
 from adapt_kernels.hf.mode_bias import ModeBias
 from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput
-from adapt_kernels.hf.patch import last_stats, patch, patched, unpatch
 from adapt_kernels.hf.row_hooks import row_independent
 
 __all__ = [

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adapt_kernels.hf.patch import modes_of
+from adapt_kernels.hf.call.patch import modes_of
 
 _REACH = 1e3  # logit units; beyond it a mode's probability is 0 or 1 in float64
 _RESAMPLES = 1000

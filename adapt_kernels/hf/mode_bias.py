@@ -3,10 +3,10 @@
 import torch
 from transformers import LogitsProcessor
 
-from adapt_kernels.hf.request import ModeRequest
-from adapt_kernels.hf.selector import suffix_table
+from adapt_kernels.hf.loop.sampler import suffix_table
 from adapt_kernels.modes import Modes
 from adapt_kernels.ops.mode_sample import biased_logits, selected_modes
+from adapt_kernels.program.request import ModeRequest
 
 _NEG_INF = float("-inf")
 

@@ -33,7 +33,7 @@ from small_models import architectures
 from tiny_models import FAST, SLOW
 
 import adapt_kernels as ak
-from adapt_kernels.hf import layouts
+from adapt_kernels.hf.kv import layouts
 
 MODES = ak.Modes(fast=FAST, slow=SLOW)
 # Of the largest logit: what another batch size or another order of sums may change.

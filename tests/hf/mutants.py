@@ -150,7 +150,7 @@ class Run:
     def check_unmutated(self) -> None:
         """Raises RuntimeError, with the end of the tests' output, where they fail without any mutation."""
         tree = self._free[0]
-        child = self._fork(tree, "adapt_kernels/hf/generate.py")
+        child = self._fork(tree, "adapt_kernels/hf/call/generate.py")
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
             raise RuntimeError("the tests fail without any mutation:\n" + self._log(tree).read_text()[-3000:])
 

@@ -8,8 +8,8 @@ from recorders import RowLengths, forward_calls
 from tiny_models import DECODER_ONLY, DEFAULT_RUN, EOS, FAST, PAD, SLOW, VOCAB, left_padded, prompts, shared
 
 import adapt_kernels as ak
-from adapt_kernels.hf import batch
-from adapt_kernels.hf.segments import reorder
+from adapt_kernels.hf.kv import batch
+from adapt_kernels.hf.kv.segments import reorder
 
 WIDTH, NEW = 8, 26
 LENGTHS = [4, 24, 8, 24, 8, 3]

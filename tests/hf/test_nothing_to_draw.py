@@ -8,7 +8,7 @@ from tiny_models import EOS, FAST, SLOW, build, prompts
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import adapt_kernels as ak
-from adapt_kernels.hf import decode_loop
+from adapt_kernels.hf.loop import decode_loop
 
 INF, NAN = float("inf"), float("nan")
 SAMPLED = {"do_sample": True, "max_new_tokens": 6, "eos_token_id": None, "seed": 3}

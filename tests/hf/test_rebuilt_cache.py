@@ -14,7 +14,7 @@ from tiny_models import EOS, build, left_padded, prompts
 from transformers import DynamicCache
 
 import adapt_kernels as ak
-from adapt_kernels.hf.rebuilt_cache import RebuiltCache
+from adapt_kernels.hf.kv.rebuilt_cache import RebuiltCache
 
 LENGTHS = (3, 9, 5)
 

@@ -9,10 +9,11 @@ from tiny_models import CONFIGS, FAST, SLOW, build, left_padded, prompts
 from transformers import AttentionInterface
 
 import adapt_kernels as ak
-from adapt_kernels.hf import layouts, segment_reading
-from adapt_kernels.hf.segment_reading import UNREAD, ReadingProof, reading_segments
-from adapt_kernels.hf.shared_prompts import SharedPromptLayer
-from adapt_kernels.hf.state import STATES
+from adapt_kernels.hf.call.state import STATES
+from adapt_kernels.hf.kv import attention as segment_reading
+from adapt_kernels.hf.kv import layouts
+from adapt_kernels.hf.kv.attention import UNREAD, ReadingProof, reading_segments
+from adapt_kernels.hf.kv.shared_prompts import SharedPromptLayer
 
 MODES = ak.Modes(fast=FAST, slow=SLOW)
 # What attention of these models does beside scaled dot products of what the cache returns, with sizes that show it.

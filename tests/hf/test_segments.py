@@ -12,9 +12,9 @@ from tiny_models import EOS, FAST, SLOW, prompts, shared
 from transformers.cache_utils import DynamicLayer
 
 import adapt_kernels as ak
-from adapt_kernels.hf import segments
-from adapt_kernels.hf.allotment import Allotment, RecentLengths
-from adapt_kernels.hf.segments import KVLedger, SegmentedLayer
+from adapt_kernels.hf.kv import segments
+from adapt_kernels.hf.kv.allotment import Allotment, RecentLengths
+from adapt_kernels.hf.kv.segments import KVLedger, SegmentedLayer
 
 WIDTH = 6
 MODES = ak.Modes(fast=ak.Mode(FAST, kv_tokens=5), slow=SLOW)
@@ -40,7 +40,7 @@ class SpyLedger(KVLedger):
 
 @pytest.fixture
 def ledgers(monkeypatch):
-    from adapt_kernels.hf import batch
+    from adapt_kernels.hf.kv import batch
 
     monkeypatch.setattr(batch, "KVLedger", SpyLedger)
     monkeypatch.setattr(SpyLedger, "made", [])

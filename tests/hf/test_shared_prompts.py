@@ -14,10 +14,10 @@ from tiny_models import DECODER_ONLY, EOS, FAST, SLOW, build, left_padded, promp
 from transformers.cache_utils import DynamicLayer
 
 import adapt_kernels as ak
-from adapt_kernels.hf import layouts
-from adapt_kernels.hf.allotment import Allotment, RecentLengths
-from adapt_kernels.hf.segments import KVLedger
-from adapt_kernels.hf.shared_prompts import PromptRows, SharedPromptLayer
+from adapt_kernels.hf.kv import layouts
+from adapt_kernels.hf.kv.allotment import Allotment, RecentLengths
+from adapt_kernels.hf.kv.segments import KVLedger
+from adapt_kernels.hf.kv.shared_prompts import PromptRows, SharedPromptLayer
 
 WIDTH = 8
 LENGTHS = [4, 14, 8, 14, 8, 3]
@@ -235,7 +235,7 @@ sys.path.insert(0, "tests/hf")
 from functools import partial
 import torch
 import adapt_kernels as ak
-from adapt_kernels.hf import batch, shared_prompts
+from adapt_kernels.hf.kv import batch, shared_prompts
 from tiny_models import EOS, FAST, SLOW, left_padded, prompts, shared
 launched = []
 def attention(*args, **kwargs):

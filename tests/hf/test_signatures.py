@@ -8,7 +8,7 @@ from parity import MODES
 from tiny_models import EOS, FAST, PAD, SLOW, build, prompts, shared
 
 import adapt_kernels as ak
-from adapt_kernels.hf.class_swap import OVERRIDDEN
+from adapt_kernels.hf.call.class_swap import OVERRIDDEN
 
 DECODING = ("_sample", "_beam_search", "_assisted_decoding", "_prepare_generated_length", "_prepare_generation_config")
 

@@ -12,8 +12,9 @@ from transformers import StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 import adapt_kernels as ak
-from adapt_kernels.hf import decode_loop, segment_reading
-from adapt_kernels.hf.stop_check import may_be_late
+from adapt_kernels.hf.kv import attention as segment_reading
+from adapt_kernels.hf.loop import decode_loop
+from adapt_kernels.hf.loop.stop_check import may_be_late
 
 MODES = ak.Modes(fast=ak.Mode(FAST, max_new_tokens=3), slow=SLOW)
 WIDTH = 8

@@ -14,7 +14,8 @@ from transformers import GenerationMixin, LogitsProcessor
 from transformers.generation.logits_process import LogitsProcessorList
 
 import adapt_kernels as ak
-from adapt_kernels.hf import compat, probe
+from adapt_kernels.hf import compat
+from adapt_kernels.hf.call import loop_check as probe
 
 THEIRS = GenerationMixin._sample
 
@@ -172,14 +173,14 @@ class TestChangedLoop:
         def fails(*args, **kwargs):
             raise KeyError("cache")
 
-        monkeypatch.setattr("adapt_kernels.hf.generate.decode", fails)
+        monkeypatch.setattr("adapt_kernels.hf.call.generate.decode", fails)
         with pytest.warns(UserWarning, match="failed: KeyError"), ak.patched(build("llama"), MODES) as model:
             model.generate(**padded_inputs(), **GREEDY)
             assert ak.last_stats(model).plan == "original"
 
     def test_keeps_every_row(self, unknown, monkeypatch):
         """Then nothing was shown of rows that leave."""
-        monkeypatch.setattr("adapt_kernels.hf.decode_loop.whole_batch_reason", lambda *args: "of a test")
+        monkeypatch.setattr("adapt_kernels.hf.call.generate.whole_batch_reason", lambda *args: "of a test")
         with pytest.warns(UserWarning, match="failed: it kept every row: of a test"):
             ak.patch(build("llama"), MODES)
 

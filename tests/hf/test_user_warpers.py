@@ -6,7 +6,7 @@ from tiny_models import FAST, SLOW, prompts, shared
 from transformers.generation import logits_process as lp
 
 import adapt_kernels as ak
-from adapt_kernels.hf.processors import split
+from adapt_kernels.hf.loop.processors import split
 
 MODES = ak.Modes(fast=FAST, slow=SLOW)
 # No temperature: Hugging Face's warper would come last, and only the built-in order is fused.

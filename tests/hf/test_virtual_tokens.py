@@ -7,7 +7,7 @@ from recorders import RowLengths
 from tiny_models import EOS, build, left_padded, prompts
 
 import adapt_kernels as ak
-from adapt_kernels.hf import layouts
+from adapt_kernels.hf.kv import layouts
 
 PROMPTS = left_padded(prompts(3, 8), [8, 3, 6])
 

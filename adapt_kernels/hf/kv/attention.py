@@ -15,7 +15,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 from transformers.cache_utils import DynamicLayer
 
-from adapt_kernels.hf.shared_prompts import SharedPromptLayer
+from adapt_kernels.hf.kv.shared_prompts import SharedPromptLayer
 
 _PREFIX = "adapt_segments_or_"
 _PLAIN = ("sdpa", "eager")

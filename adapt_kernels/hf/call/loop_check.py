@@ -6,9 +6,9 @@ import torch
 from transformers import GenerationMixin, LlamaConfig, LlamaForCausalLM, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from adapt_kernels.hf.class_swap import patched_class
+from adapt_kernels.hf.call.class_swap import patched_class
+from adapt_kernels.hf.call.state import STATES, PatchState
 from adapt_kernels.hf.compat import CheckedLoop, loop_is_known, unknown_loop
-from adapt_kernels.hf.state import STATES, PatchState
 from adapt_kernels.modes import Modes
 
 _VOCAB, _PAD, _WIDTH, _NEW = 61, 0, 5, 8

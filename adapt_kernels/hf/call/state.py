@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-from adapt_kernels.hf.allotment import RecentLengths
 from adapt_kernels.hf.compat import CheckedLoop
+from adapt_kernels.hf.kv.allotment import RecentLengths
 from adapt_kernels.hf.outputs import GenerateStats
 from adapt_kernels.modes import Modes
 

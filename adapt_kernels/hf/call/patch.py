@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 from transformers.generation.utils import GenerationMixin
 
-from adapt_kernels.hf.class_swap import is_patched_class, patched_class
+from adapt_kernels.hf.call.class_swap import is_patched_class, patched_class
+from adapt_kernels.hf.call.generate import ModeGenerate
+from adapt_kernels.hf.call.loop_check import check_loop
+from adapt_kernels.hf.call.state import STATES, PatchState
 from adapt_kernels.hf.compat import check_names
-from adapt_kernels.hf.generate import ModeGenerate
 from adapt_kernels.hf.outputs import GenerateStats
-from adapt_kernels.hf.probe import check_loop
-from adapt_kernels.hf.state import STATES, PatchState
 from adapt_kernels.modes import Modes
 
 _LOCK = threading.Lock()

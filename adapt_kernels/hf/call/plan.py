@@ -11,9 +11,9 @@ from transformers.generation import logits_process
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerationMixin
 
-from adapt_kernels.hf.batch import NO_CACHE, cache_of, training_state
 from adapt_kernels.hf.compat import CACHE, CACHE_NAMES, existing
-from adapt_kernels.hf.prompts import ROW_INPUTS
+from adapt_kernels.hf.kv.batch import NO_CACHE, cache_of, training_state
+from adapt_kernels.hf.kv.prompts import ROW_INPUTS
 from adapt_kernels.hf.row_hooks import row_hook_reason
 
 

@@ -4,9 +4,8 @@ import warnings
 
 import torch
 
-from adapt_kernels.hf.closing import Closings
-from adapt_kernels.hf.processors import of_rows, split
-from adapt_kernels.hf.request import RowRequest
+from adapt_kernels.hf.loop.closing import Closings
+from adapt_kernels.hf.loop.processors import of_rows, split
 from adapt_kernels.modes import Modes
 from adapt_kernels.ops.mode_sample import (
     FLAG_EMPTY,
@@ -18,6 +17,7 @@ from adapt_kernels.ops.mode_sample import (
     selected_modes,
 )
 from adapt_kernels.ops.token_logprobs import token_logprobs
+from adapt_kernels.program.request import RowRequest
 
 
 class TokenSelector:

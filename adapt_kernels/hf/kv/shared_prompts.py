@@ -8,7 +8,7 @@ that the function can hold what it reads against the model's own attention.
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from adapt_kernels.hf.segments import SegmentedLayer
+from adapt_kernels.hf.kv.segments import SegmentedLayer
 from adapt_kernels.ops.segment_attention import Segment, group_rows, segment_attention
 
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from transformers import DynamicCache
 
+from adapt_kernels.hf.kv.segments import SegmentedLayer
 from adapt_kernels.hf.row_hooks import row_hook_reason
-from adapt_kernels.hf.segments import SegmentedLayer
 
 
 class ModelState:

@@ -8,12 +8,12 @@ from functools import cache
 import torch
 from transformers.utils import ModelOutput
 
-from adapt_kernels.hf.decode_loop import decode
+from adapt_kernels.hf.call.plan import original_reason, own_loop_reason, whole_batch_reason
+from adapt_kernels.hf.call.state import STATES
+from adapt_kernels.hf.kv.prompts import ROW_INPUTS, prompt_of_row
+from adapt_kernels.hf.loop.decode_loop import decode
 from adapt_kernels.hf.outputs import GenerateStats
-from adapt_kernels.hf.plan import original_reason, own_loop_reason
-from adapt_kernels.hf.prompts import ROW_INPUTS, prompt_of_row
-from adapt_kernels.hf.request import ModeRequest, RowRequest
-from adapt_kernels.hf.state import STATES
+from adapt_kernels.program.request import ModeRequest, RowRequest
 
 _ACTIVE: ContextVar["GenerateCall | None"] = ContextVar("adapt_kernels_generate_call", default=None)
 
@@ -178,9 +178,10 @@ class ModeGenerate:
                 streamer=streamer,
                 **model_kwargs,
             )
-        return decode(
-            self, call, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
-        )
+        config, rows = generation_config, len(input_ids)
+        reason = whole_batch_reason(self, call, config, logits_processor, rows, model_kwargs)
+        processors_and_criteria = logits_processor, stopping_criteria
+        return decode(self, call, reason, input_ids, *processors_and_criteria, config, streamer, model_kwargs)
 
     def _prepare_generated_length(self, *args, **kwargs):
         # Whatever loop comes next, the prompt has its final width here.

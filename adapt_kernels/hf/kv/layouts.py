@@ -5,15 +5,15 @@ from contextlib import nullcontext
 import torch
 
 from adapt_kernels.dispatch import backend_module, unavailable_reason
-from adapt_kernels.hf.segment_reading import (
+from adapt_kernels.hf.kv.attention import (
     UNREAD,
     ReadingProof,
     marking_keys,
     reading_segments,
     shared_layout_reason,
 )
-from adapt_kernels.hf.segments import SegmentedLayer, bytes_per_position, plain_layers
-from adapt_kernels.hf.shared_prompts import PromptRows, SharedPromptLayer
+from adapt_kernels.hf.kv.segments import SegmentedLayer, bytes_per_position, plain_layers
+from adapt_kernels.hf.kv.shared_prompts import PromptRows, SharedPromptLayer
 
 # Bytes of prompt KV per layer that rows would read again, from which sharing pays on a CPU (measured).
 _WORTH_SHARING = 16 << 20

@@ -5,14 +5,13 @@ from contextlib import nullcontext
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from adapt_kernels.hf.allotment import Allotment
 from adapt_kernels.hf.compat import CACHE_NAMES
-from adapt_kernels.hf.layouts import LayoutChoice
-from adapt_kernels.hf.outputs import cache_bytes
-from adapt_kernels.hf.prompts import ROW_INPUTS, first_rows, prompt_of_row, select_rows
-from adapt_kernels.hf.random_draws import drawn_from, random_states
-from adapt_kernels.hf.rebuilt_cache import RebuiltCache, Witness, rebuild
-from adapt_kernels.hf.segments import (
+from adapt_kernels.hf.kv.allotment import Allotment
+from adapt_kernels.hf.kv.layouts import LayoutChoice
+from adapt_kernels.hf.kv.prompts import ROW_INPUTS, first_rows, prompt_of_row, select_rows
+from adapt_kernels.hf.kv.random_draws import drawn_from, random_states
+from adapt_kernels.hf.kv.rebuilt_cache import RebuiltCache, Witness, rebuild
+from adapt_kernels.hf.kv.segments import (
     KVLedger,
     SegmentedLayer,
     bytes_per_position,
@@ -21,7 +20,8 @@ from adapt_kernels.hf.segments import (
     reorder,
     segment,
 )
-from adapt_kernels.hf.shared_prompts import SharedPromptLayer
+from adapt_kernels.hf.kv.shared_prompts import SharedPromptLayer
+from adapt_kernels.hf.outputs import cache_bytes
 from adapt_kernels.ops.branch import branch
 
 NO_CACHE = "the model's output carries no cache"

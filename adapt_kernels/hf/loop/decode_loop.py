@@ -2,18 +2,18 @@
 
 import torch
 
-from adapt_kernels.hf.batch import BranchedBatch, WholeBatch
 from adapt_kernels.hf.compat import CACHE
+from adapt_kernels.hf.kv.batch import BranchedBatch, WholeBatch
+from adapt_kernels.hf.loop.row_ends import RowEnds
+from adapt_kernels.hf.loop.sampler import TokenSelector
+from adapt_kernels.hf.loop.stop_check import StopCheck, may_be_late
 from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput
-from adapt_kernels.hf.plan import whole_batch_reason
-from adapt_kernels.hf.row_ends import RowEnds
-from adapt_kernels.hf.selector import TokenSelector
-from adapt_kernels.hf.stop_check import StopCheck, may_be_late
 
 
-def decode(model, call, input_ids, logits_processor, stopping_criteria, config, streamer, model_kwargs):
+def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, config, streamer, model_kwargs):
     """Decode all rows to their end. Returns what Hugging Face's `_sample` returns, enriched with modes.
 
+    reason: why the call must keep Hugging Face's cache and batch (plan "sample_only"); None: plan "full".
     Host syncs: on a GPU plan "full" reads the rows' prompts before the first step and their order at the mode step, and
     none per step where nobody can see that the stop check is one step late; else one per step, as in Hugging Face's.
     """
@@ -22,7 +22,6 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
         call.modes, call.rows, logits_processor, config, call.prompt_modes, call.request.return_logprobs, device
     )
     ends = RowEnds(call.modes, stopping_criteria, config, rows, device)
-    reason = whole_batch_reason(model, call, config, logits_processor, rows, model_kwargs)
     most_new = (stopping_criteria.max_length or config.max_length or 1 << 40) - input_ids.shape[1]
     batch = _batch(reason, model, call, config, input_ids, model_kwargs, most_new)
     record = _Record(config)

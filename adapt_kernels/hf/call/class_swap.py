@@ -2,7 +2,7 @@
 
 import functools
 
-from adapt_kernels.hf.generate import ModeGenerate
+from adapt_kernels.hf.call.generate import ModeGenerate
 
 # What our subclass overrides of methods that Hugging Face asks for their signatures.
 OVERRIDDEN = ("_prepare_generation_config", "_prepare_generated_length", "_sample")

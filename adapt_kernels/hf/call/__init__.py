@@ -1,0 +1,1 @@
+"""What a `generate` call is asked, checked and planned; the class that asks."""

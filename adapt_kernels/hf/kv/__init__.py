@@ -1,0 +1,1 @@
+"""Which rows are computed on which KV."""

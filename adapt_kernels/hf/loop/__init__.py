@@ -1,0 +1,1 @@
+"""The decode loop: which token comes next, and when a row ends."""
