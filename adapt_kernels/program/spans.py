@@ -17,7 +17,7 @@ class Visit(NamedTuple):
 
 
 def visits(compiled, state: SteerState, of_rows, tokens, lengths, forced) -> list[list[Visit]]:
-    """Per row the visits of every span of its own, in order of their starts.
+    """Per row the visits of every span of its own, in order of start, end and name.
 
     state: the rows after their prompt; of_rows: the numbers of each row's programs; tokens [rows, T] int64, of which
     lengths [rows] count; forced [rows, T] bool: tokens that a rule wrote. One pass over T, on the state's device.
@@ -42,7 +42,7 @@ def visits(compiled, state: SteerState, of_rows, tokens, lengths, forced) -> lis
                 if owner in own
                 for visit in _of_row(name, span, *row)
             ),
-            key=lambda visit: (visit.start, visit.end),
+            key=lambda visit: (visit.start, visit.end, visit.name),
         )
         for own, *row in zip(of_rows, *history, forced.tolist(), lengths.tolist(), strict=True)
     ]

@@ -3,6 +3,8 @@
 PIECES = ["<p>", "<t>", "</t>", "\n", ".\n\n", "wait", "<e>", "<c>", "a", "b", "c", "</", "t", ">", ".</", " Wait"]
 SPECIAL = [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 14]
 
+PAIRS = [{"seq": [[5, 9]]}, {"seq": [[2, 3], [5, 4]]}, {"seq": [[4, 4, 2]]}]  # closes that are often half written
+
 
 def token(rng):
     return rng.choice(SPECIAL) if rng.random() < 0.8 else rng.randrange(len(PIECES))
@@ -26,7 +28,7 @@ def pattern(rng, ids_only=False):
 
 
 def span(rng):
-    own = {"open": rng.choice([1, 1, 5, pattern(rng)]), "close": rng.choice([2, {"text": "</t>"}, pattern(rng)])}
+    own = {"open": rng.choice([1, 1, 5, pattern(rng)]), "close": rng.choice([2, {"text": "</t>"}, *PAIRS, *PAIRS])}
     if rng.random() < 0.4:
         own["breaks"] = rng.choice([7, pattern(rng)])
     if rng.random() < 0.2:
@@ -48,8 +50,8 @@ def when(rng, spans, modes, drawn):
         own["in"] = name if rng.random() < 0.85 else "!" + name
     if modes and rng.random() < 0.15:
         own["mode"] = rng.choice(modes)
-    if rng.random() < 0.12:
-        own["at"] = interval(rng)
+    if rng.random() < 0.2:
+        own["at"] = rng.choice([interval(rng), rng.randint(1, 8)])
     if rng.random() < 0.3:
         own["after"] = pattern(rng)
     if rng.random() < 0.25:
@@ -60,7 +62,7 @@ def when(rng, spans, modes, drawn):
         if rng.random() < 0.1:
             own["entry"] = interval(rng, 3)
         if rng.random() < 0.15:
-            own["every"] = rng.choice([1, 2, 3, {"input": "n"}])
+            own["every"] = rng.choice([2, 3, {"input": "n"}])
     if rng.random() < 0.1:
         own["left"] = [None, rng.randint(1, 8)]
     if rng.random() < 0.1:
@@ -73,12 +75,12 @@ def when(rng, spans, modes, drawn):
 
 
 def rule(rng, spans, modes):
-    kind = rng.choice(["force", "force", "force", "bias", "bias", "sample", "probe", "probe", "gate"])
+    kind = rng.choice(["force", "force", "force", "force", "force", "bias", "bias", "sample", "probe", "probe", "gate"])
     own = {}
     if kind == "force":
-        length = rng.randint(0, 3)
+        length = rng.randint(0, 2)
         own["force"] = rng.choice(
-            [[token(rng) for _ in range(length)], [3, 2], ["\n", "\n", "</t>"], [2], {"input": "s"}]
+            [[], [token(rng) for _ in range(length)], [3, 2], ["\n", "\n", "</t>"], [2], {"input": "s"}]
         )
         if own["force"] == [] or rng.random() < 0.3:
             own["stop"] = True

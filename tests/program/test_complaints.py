@@ -135,3 +135,12 @@ def test_no_second_newline_after_a_line_that_has_one():
     assert play(program(budget(2, [3, 2])), "8 9 . . 10").shown == "8 9 [3] [2] 10"
     # Only the beginning of the sequence, and only what is there.
     assert play(program(budget(2, [4, 3, 2])), "8 3 . . . 10").shown == "8 3 [4] [3] [2] 10"
+
+
+def test_an_edge_that_was_lost_to_an_earlier_rule_is_over():
+    rules = program({"force": [9], "when": {"after": 10}}, {"force": [8], "when": {"after": 10}})
+    played = play(rules, "10 . 13 10 . 13")
+    assert played.shown == "10 [9] 13 10 [9] 13" and played.run.fired().tolist() == [[2, 0]]
+    # One that settles stays due, and has its turn.
+    due = {"force": [8], "when": {"after": 10}, "settle": {"on": 3, "within": 0}}
+    assert play(program({"force": [9], "when": {"after": 10}}, due), "10 . . 13").shown == "10 [9] [8] 13"

@@ -241,8 +241,6 @@ def settle(tables: SteerTables, state: SteerState, rows: SteerRows, decision: De
     chosen = torch.where(drew & (force < 0), decision.gate.long(), -1)
     _record_modes(tables, numbers, chosen, tokens)
     replaced = force >= 0
-    # A choice that was replaced is no choice: nothing of its mode follows.
-    numbers[:, RUNNING] = torch.where(replaced, -1, numbers[:, RUNNING])
     _act(tables, numbers, _one_hot(force, len(rule)), ended_too=False)
     sequence = _field(rule, RuleField.SEQUENCE, force)
     forced, ends = _emit(tables, numbers, sequence, _blank(tables, state.patterns, force), replaced)
