@@ -51,7 +51,7 @@ def conditions(model, case: Case):
     checkpointing = case.checkpointing and model.supports_gradient_checkpointing
     if checkpointing:
         _checkpointing(model, "enable")
-        model.train()
+    model.train(case.training)
     try:
         yield
     finally:
@@ -59,7 +59,7 @@ def conditions(model, case: Case):
             handle.remove()
         if checkpointing:
             _checkpointing(model, "disable")
-            model.eval()
+        model.eval()
 
 
 def call(model, case: Case, arguments: dict, ours: dict) -> Outcome:
@@ -185,7 +185,7 @@ def _continuation(case: Case, arguments: dict, output) -> dict:
     more = torch.randint(3, VOCAB, (rows, 2), generator=torch.Generator().manual_seed(case.seed + 1))
     ids = torch.cat([output.sequences, more], 1)
     again = {**arguments, "num_return_sequences": 1, "input_ids": ids, "max_new_tokens": case.new}
-    for name in ("stopping_criteria", "max_length", "attention_mask", "token_type_ids"):
+    for name in ("stopping_criteria", "max_length", "attention_mask", "token_type_ids", "position_ids"):
         again.pop(name, None)
     mask = arguments.get("attention_mask")
     if mask is not None:
