@@ -12,6 +12,8 @@ from tiny_models import FAST, PAD, SLOW, VOCAB
 from transformers import DynamicCache, LogitsProcessor
 from transformers.generation.utils import ALL_CACHE_NAMES
 
+from adapt_kernels.hf.batch import cached_tokens
+
 CACHE = ALL_CACHE_NAMES[0]
 _MODE_IDS = {"fast": FAST, "slow": SLOW}
 
@@ -23,10 +25,11 @@ def model_of(case: Case):
 
 @dataclass
 class Outcome:
-    """What a case gave: one or two outputs of `generate`, the streamer's calls, or the error."""
+    """What a case gave: one or two outputs of `generate`, the streamers' calls, positions in caches, or the error."""
 
     outputs: tuple = ()
     streamed: tuple = ()
+    cached: tuple = ()
     error: BaseException | None = None
 
 
@@ -72,9 +75,10 @@ def call(model, case: Case, arguments: dict, ours: dict) -> Outcome:
         if case.continued:
             again = _continuation(case, arguments, outputs[0])
             outputs.append(model.generate(**again, **ours, **_streamer(case, streams)))
+        cached = tuple(cached_tokens(output) for output in outputs if not torch.is_tensor(output))
     except Exception as error:
         return Outcome(error=error)
-    return Outcome(tuple(outputs), tuple(tuple(stream.calls) for stream in streams))
+    return Outcome(tuple(outputs), tuple(tuple(stream.calls) for stream in streams), cached)
 
 
 def arguments_of(model, case: Case) -> dict:
