@@ -12,7 +12,7 @@ from tiny_models import FAST, PAD, SLOW, VOCAB
 from transformers import DynamicCache, LogitsProcessor
 from transformers.generation.utils import ALL_CACHE_NAMES
 
-from adapt_kernels.hf.batch import cached_tokens
+from adapt_kernels.hf.kv.batch import cached_tokens
 
 CACHE = ALL_CACHE_NAMES[0]
 _MODE_IDS = {"fast": FAST, "slow": SLOW}
