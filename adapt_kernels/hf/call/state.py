@@ -13,7 +13,8 @@ from adapt_kernels.modes import Modes
 class PatchState:
     """loop: Hugging Face's, checked. running: `generate` calls under way. last_stats: of the latest finished one.
     recent_lengths: what fast rows needed lately. reading_faults: whether the model reads shared prompts rightly, see
-    `LayoutChoice`. no_cache: `training_state` in which the model turned out to leave its cache unused."""
+    `LayoutChoice`. no_cache: `training_state` in which the model turned out to leave its cache unused.
+    rows_stay: whether a returned cache needs its rows to stay, since a forward over whole sequences gives another one."""
 
     modes: Modes
     loop: CheckedLoop
@@ -22,6 +23,10 @@ class PatchState:
     recent_lengths: RecentLengths = field(default_factory=RecentLengths)
     reading_faults: dict[tuple[str, str], str | None] = field(default_factory=dict)
     no_cache: tuple[bool, bool] | None = None
+    rows_stay: bool = False
+
+    def keep_rows(self) -> None:
+        self.rows_stay = True
 
 
 STATES: "WeakKeyDictionary[object, PatchState]" = WeakKeyDictionary()
