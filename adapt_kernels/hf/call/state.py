@@ -14,7 +14,7 @@ class PatchState:
     """loop: Hugging Face's, checked. running: `generate` calls under way. last_stats: of the latest finished one.
     recent_lengths: what fast rows needed lately. reading_faults: whether the model reads shared prompts rightly, see
     `LayoutChoice`. no_cache: `training_state` in which the model turned out to leave its cache unused.
-    rows_stay: whether a returned cache needs its rows to stay, since a forward over whole sequences gives another one."""
+    rows_stay: whether rows must stay for a returned cache, since a forward over whole sequences gives another one."""
 
     modes: Modes
     loop: CheckedLoop
