@@ -20,6 +20,7 @@ from transformers import (
 )
 
 import adapt_kernels as ak
+from adapt_kernels.hf.compat import CACHE
 
 EOS = 1
 MODES = ak.Modes(fast=5, slow=6)
@@ -133,7 +134,7 @@ def test_generate(benchmark, workload, plan):
     benchmark.extra_info["new_tokens"] = int((out.sequences[:, call["input_ids"].shape[1] :] != 0).sum())
     if plan.startswith("unpatched"):
         benchmark.extra_info["kv_bytes_peak"] = sum(
-            tensor.nbytes for layer in out.past_key_values.layers for tensor in (layer.keys, layer.values)
+            tensor.nbytes for layer in out[CACHE].layers for tensor in (layer.keys, layer.values)
         )
     else:
         assert out.stats.plan == "full"

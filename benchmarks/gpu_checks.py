@@ -6,6 +6,7 @@ from gpu_device import Device, NotRun
 
 import adapt_kernels as ak
 from adapt_kernels import philox, philox_reference
+from adapt_kernels.hf.compat import CACHE
 from adapt_kernels.ops.segment_attention import Segment, group_rows, segment_attention
 
 SAMPLING = {"temperature": 0.9, "top_k": 60, "top_p": 0.95, "min_p": 0.001}
@@ -133,7 +134,7 @@ class DecodeStep:
         self.seeds = torch.arange(rows, device=device.name)
         self.sampling = device.pick(SAMPLING, {"temperature": 0.9})
         with torch.no_grad():
-            self.model(input_ids=self.prompt[:, :-1], past_key_values=self.cache, use_cache=True)
+            self.model(input_ids=self.prompt[:, :-1], use_cache=True, **{CACHE: self.cache})
         self.restart()
 
     def restart(self) -> None:
@@ -152,7 +153,7 @@ class DecodeStep:
     @torch.no_grad()
     def __call__(self) -> torch.Tensor:
         out = self.model(
-            input_ids=self.tokens[:, None], position_ids=self.position, past_key_values=self.cache, use_cache=True
+            input_ids=self.tokens[:, None], position_ids=self.position, use_cache=True, **{CACHE: self.cache}
         )
         drawn = {"seeds": self.seeds, "step": self.step, "backend": "triton"}
         sample = ak.mode_sample(out.logits[:, -1], **drawn, **self.sampling)

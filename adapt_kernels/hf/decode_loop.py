@@ -3,6 +3,7 @@
 import torch
 
 from adapt_kernels.hf.batch import BranchedBatch, WholeBatch
+from adapt_kernels.hf.compat import CACHE
 from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput
 from adapt_kernels.hf.plan import whole_batch_reason
 from adapt_kernels.hf.row_ends import RowEnds
@@ -42,12 +43,12 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
         return sequences
     return ModeGenerateOutput(
         sequences=sequences,
-        past_key_values=cache,
         modes=selector.modes,
         mode_probs=selector.mode_probs,
         mode_logprobs=selector.mode_logprobs,
         lengths=ends.new_tokens,
         stats=call.stats,
+        **{CACHE: cache},
         **record.fields(),
     )
 

@@ -13,6 +13,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import ALL_CACHE_NAMES, GenerationMixin
 
 from adapt_kernels.hf.batch import cache_of
+from adapt_kernels.hf.compat import CACHE
 from adapt_kernels.hf.prompts import ROW_INPUTS
 
 # Names of Hugging Face's loop that ours is built from.
@@ -26,7 +27,7 @@ _NEEDED = (
     "prepare_inputs_for_generation",
 )
 # sha256 of the source of GenerationMixin._sample in the transformers releases this loop was compared with.
-_KNOWN_LOOPS = {"9f5d2e3906df6579": "5.17.0 to 5.23.0"}
+_KNOWN_LOOPS = {"9f5d2e3906df6579": "5.17.0 to 5.23.0", "a6e4d9f96a55d11b": "5.24.0"}
 
 
 def own_loop_reason(original_class, arguments: dict) -> str | None:
@@ -142,7 +143,7 @@ def _cache_reason(model, config, model_kwargs) -> str | None:
     if not model_kwargs.get("use_cache") or kv_cache is None:
         return "there is no cache to branch"
     if getattr(kv_cache, "_is_user_defined", False):
-        return "past_key_values was given: it belongs to the caller"
+        return f"{CACHE} was given: it belongs to the caller"
     if type(kv_cache) is not cache_utils.DynamicCache or kv_cache.offloading:
         return f"{type(kv_cache).__name__}, offloaded, quantized or static, keeps its shape"
     other = [type(layer).__name__ for layer in kv_cache.layers if type(layer) not in _REORDERABLE_LAYERS]

@@ -47,7 +47,8 @@ class SegmentedLayer(DynamicLayer):
 
     def __init__(self, layer: DynamicLayer, ledger: KVLedger, allotment):
         super().__init__()
-        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
+        # Layers know their dtype up to transformers 5.23.
+        self.dtype, self.device, self.is_initialized = layer.keys.dtype, layer.device, True
         self._ledger, self._allotment = ledger, allotment
         self._length, self._slots = layer.keys.shape[-2], len(layer.keys)
         self._buffers = [ledger.adopt(layer.keys.contiguous()), ledger.adopt(layer.values.contiguous())]

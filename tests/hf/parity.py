@@ -2,12 +2,15 @@
 
 import torch
 from tiny_models import FAST, SLOW, left_padded, prompts
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 import adapt_kernels as ak
 
 MODES = ak.Modes(fast=FAST, slow=SLOW)
 WIDTH, NEW = 8, 9
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
+# The name of the cache among arguments and outputs, by release.
+CACHE = "cache" if "cache" in GenerateDecoderOnlyOutput.__dataclass_fields__ else "past_key_values"
 
 
 def padded_inputs():
@@ -35,4 +38,5 @@ def assert_same(ours, theirs):
 
 
 def cached(cache):
+    """[(keys, values)] of every layer."""
     return [(layer.keys, layer.values) for layer in cache.layers]

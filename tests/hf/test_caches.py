@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from parity import GREEDY, MODES, NEW, WIDTH, assert_same, both, cached, padded_inputs
+from parity import CACHE, GREEDY, MODES, NEW, WIDTH, assert_same, both, cached, padded_inputs
 from recorders import RowLengths, forward_calls
 from tiny_models import EOS, FAST, PAD, SLOW, build, prompts, shared
 from transformers import DynamicCache, StaticCache
@@ -16,7 +16,7 @@ class TestCaches:
 
         def call(model):
             caches.append(DynamicCache(config=model.config))
-            return model.generate(**padded_inputs(), past_key_values=caches[-1], **GREEDY)
+            return model.generate(**padded_inputs(), **{CACHE: caches[-1]}, **GREEDY)
 
         unpatched, patched = both(shared("llama"), call, "sample_only")
         assert torch.equal(unpatched, patched)
@@ -26,7 +26,7 @@ class TestCaches:
         def call(model):
             first = model.generate(prompts(2, WIDTH), return_dict_in_generate=True, **no_pad)
             longer = torch.cat([first.sequences, prompts(2, 3, seed=5)], 1)
-            return model.generate(longer, past_key_values=first.past_key_values, **no_pad)
+            return model.generate(longer, **{CACHE: first[CACHE]}, **no_pad)
 
         # A generated pad would be masked as a prompt's padding.
         no_pad = {**GREEDY, "suppress_tokens": [PAD]}
@@ -41,7 +41,7 @@ class TestCaches:
             longer = torch.cat([first.sequences, prompts(2, 3, seed=5)], 1)
             with forward_calls(model) as calls:
                 out = model.generate(
-                    longer, past_key_values=first.past_key_values, mode="fast", return_dict_in_generate=True, **GREEDY
+                    longer, **{CACHE: first[CACHE]}, mode="fast", return_dict_in_generate=True, **GREEDY
                 )
         # The last generated token was never fed back, so it is computed with the 3 that were added.
         assert calls[0]["input_ids"].shape == (2, 4) and out.stats.prefill_tokens == 2 * 4
@@ -52,17 +52,15 @@ class TestCaches:
         with ak.patched(build("llama"), MODES) as model:
             first = model.generate(prompts(2, 2), max_new_tokens=1, return_dict_in_generate=True, eos_token_id=None)
             with forward_calls(model) as calls:
-                out = model.generate(
-                    prompts(2, WIDTH, seed=3), past_key_values=first.past_key_values, **arguments, **GREEDY
-                )
+                out = model.generate(prompts(2, WIDTH, seed=3), **{CACHE: first[CACHE]}, **arguments, **GREEDY)
         assert calls[0]["input_ids"].shape == (2, WIDTH)
         assert out.stats.prefill_tokens == 2 * WIDTH
 
     def test_given_static_cache(self):
         def call(model):
             cache = StaticCache(config=model.config, max_cache_len=64)
-            first = model.generate(prompts(2, WIDTH), past_key_values=cache, **no_pad)
-            return model.generate(torch.cat([first, prompts(2, 3)], 1), past_key_values=cache, **no_pad)
+            first = model.generate(prompts(2, WIDTH), **{CACHE: cache}, **no_pad)
+            return model.generate(torch.cat([first, prompts(2, 3)], 1), **{CACHE: cache}, **no_pad)
 
         no_pad = {**GREEDY, "suppress_tokens": [PAD]}
         unpatched, patched = both(shared("llama"), call, "sample_only")
@@ -108,7 +106,7 @@ class TestCaches:
             first = model.generate(prompts(3, WIDTH), return_dict_in_generate=True, **{**GREEDY, **ends})
             longer = torch.cat([first.sequences, prompts(3, 3, seed=5)], 1)
             mask = torch.ones_like(longer)
-            arguments = {"attention_mask": mask, "past_key_values": first.past_key_values, **GREEDY}
+            arguments = {"attention_mask": mask, CACHE: first[CACHE], **GREEDY}
             return model.generate(longer, **arguments)
 
         unpatched, patched = both(shared("llama"), call, "sample_only")
@@ -119,7 +117,7 @@ class TestCaches:
             torch.manual_seed(3)
             arguments = {**GREEDY, "do_sample": True, "top_k": 0, **ours}
             first = model.generate(prompts(2, WIDTH), return_dict_in_generate=True, **arguments)
-            return model.generate(first.sequences, past_key_values=first.past_key_values, **arguments)
+            return model.generate(first.sequences, **{CACHE: first[CACHE]}, **arguments)
 
         model = shared("llama")
         expected = call(model)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from parity import GREEDY, WIDTH, assert_same, both, cached, padded_inputs
+from parity import CACHE, GREEDY, WIDTH, assert_same, both, cached, padded_inputs
 from recorders import RowLengths
 from tiny_models import EOS, build, prompts, shared
 from transformers import DynamicCache
@@ -24,8 +24,8 @@ class TestRichOutput:
     def test_returned_cache(self):
         arguments = {**padded_inputs(), **GREEDY, "return_dict_in_generate": True}
         theirs, ours = both(shared("llama"), lambda m: m.generate(**arguments))
-        assert type(ours.past_key_values) is DynamicCache
-        for ours_kv, theirs_kv in zip(cached(ours.past_key_values), cached(theirs.past_key_values), strict=True):
+        assert type(ours[CACHE]) is DynamicCache
+        for ours_kv, theirs_kv in zip(cached(ours[CACHE]), cached(theirs[CACHE]), strict=True):
             assert_same(ours_kv, theirs_kv)
 
     @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "qwen3_next", "mamba", "bloom"])
@@ -38,8 +38,8 @@ class TestRichOutput:
         ends = {"eos_token_id": EOS, "suppress_tokens": [EOS], "stopping_criteria": [RowLengths(WIDTH, [3, 8, 5])]}
         arguments = {**inputs, **GREEDY, "return_dict_in_generate": True, **ends}
         theirs, ours = both(model, lambda m: m.generate(**arguments))
-        assert isinstance(ours.past_key_values, DynamicCache)
-        for ours_layer, theirs_layer in zip(ours.past_key_values.layers, theirs.past_key_values.layers, strict=True):
+        assert isinstance(ours[CACHE], DynamicCache)
+        for ours_layer, theirs_layer in zip(ours[CACHE].layers, theirs[CACHE].layers, strict=True):
             assert type(ours_layer) is type(theirs_layer)
             states = {k: v for k, v in vars(theirs_layer).items() if torch.is_tensor(v) or isinstance(v, dict)}
             assert states

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from parity import GREEDY, MODES, WIDTH, both, padded_inputs
+from parity import CACHE, GREEDY, MODES, WIDTH, both, padded_inputs
 from tiny_models import build, prompts, shared
 from transformers import DynamicCache
 
@@ -18,7 +18,7 @@ class TestReasons:
         "PrefixConstrainedLogitsProcessor may depend on the place": {"prefix_allowed_tokens_fn": lambda row, ids: [9]},
         "there is no cache to branch": {"use_cache": False},
         "StaticCache, offloaded, quantized or static": {"cache_implementation": "static"},
-        "past_key_values was given": {"past_key_values": True},
+        f"{CACHE} was given": {CACHE: True},
         "model input 'extra' may hold rows": {"extra": torch.zeros(3)},
     }
 
@@ -26,8 +26,8 @@ class TestReasons:
     def test_is_named(self, reason):
         arguments = dict(self.CASES[reason])
         model = build("llama")
-        if "past_key_values" in arguments:
-            arguments["past_key_values"] = DynamicCache(config=model.config)
+        if CACHE in arguments:
+            arguments[CACHE] = DynamicCache(config=model.config)
         if "extra" in arguments:
             # A model whose forward takes more inputs than llama's.
             model._validate_model_kwargs = lambda kwargs: None

@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from parity import CACHE
 from recorders import CallbackStreamer, RaisingCriterion, RaisingProcessor, RowLengths
 from tiny_models import EOS, FAST, SLOW, prompts, shared
 from transformers.cache_utils import DynamicLayer
@@ -143,7 +144,7 @@ class TestCounts:
         seen = []
 
         def watch(module, args, kwargs, output):
-            cache = kwargs.get("past_key_values", kwargs.get("cache_params"))
+            cache = kwargs.get(CACHE, kwargs.get("cache_params"))
             states = [v for layer in cache.layers for v in _tensors(vars(layer))]
             storages = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in states}
             narrow = sum(v.numel() * v.element_size() for v in states)

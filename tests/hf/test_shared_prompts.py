@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity import CACHE
 from recorders import RecordingStreamer, RowLengths, forward_calls
 from tiny_models import DECODER_ONLY, EOS, FAST, SLOW, build, left_padded, prompts, shared
 from transformers.cache_utils import DynamicLayer
@@ -89,9 +90,9 @@ def test_stores_a_prompt_once():
 def test_returned_cache(lengths):
     model, call = shared("llama"), arguments()
     call["stopping_criteria"] = [RowLengths(WIDTH, lengths)]
-    theirs = model.generate(**call).past_key_values
+    theirs = model.generate(**call)[CACHE]
     with ak.patched(model, MODES):
-        ours = model.generate(**call, kv_layout="shared").past_key_values
+        ours = model.generate(**call, kv_layout="shared")[CACHE]
     for ours_layer, theirs_layer in zip(ours.layers, theirs.layers, strict=True):
         real = torch.nn.functional.pad(call["attention_mask"], (0, theirs_layer.keys.shape[2] - WIDTH), value=1)
         for name in ("keys", "values"):

@@ -4,6 +4,7 @@ import traceback
 
 import pytest
 import torch
+from parity import CACHE
 from recorders import RecordingStreamer, RowLengths
 from tiny_models import EOS, FAST, SLOW, build, left_padded, prompts, shared
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -53,7 +54,7 @@ def test_nobody_sees_it(monkeypatch, architecture, name):
         torch.testing.assert_close(late.logprobs, on_time.logprobs, atol=1e-5, rtol=1e-5)
     assert late.stats.row_steps_padded == on_time.stats.row_steps_padded
     assert late.stats.row_steps >= on_time.stats.row_steps
-    for ours, theirs in zip(late.past_key_values.layers, on_time.past_key_values.layers, strict=True):
+    for ours, theirs in zip(late[CACHE].layers, on_time[CACHE].layers, strict=True):
         if hasattr(theirs, "keys") and theirs.keys is not None:
             assert ours.keys.shape == theirs.keys.shape
 
