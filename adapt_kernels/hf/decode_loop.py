@@ -19,7 +19,7 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
     """
     rows, device = len(input_ids), input_ids.device
     selector = TokenSelector(
-        call.modes, call.rows, logits_processor, config, call.prompt_modes, call.request.return_logprobs, device
+        call.modes, call.rows, logits_processor, config, call.prompt, call.request.return_logprobs, device
     )
     ends = RowEnds(call.modes, stopping_criteria, config, rows, device)
     reason = whole_batch_reason(model, call, config, logits_processor, rows, model_kwargs)
