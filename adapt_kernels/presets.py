@@ -15,3 +15,14 @@ PRESETS: dict[str, dict[str, str | None]] = {
     # Qwen3's chat template: an empty think block against an open one.
     "qwen3": {"fast": "<think>\n\n</think>\n\n", "slow": "<think>\n"},
 }
+
+# Tags that begin a tool call: models write them inside a thought, without closing it first. A tokenizer's own are used.
+TOOL_CALLS: tuple[str, ...] = (
+    "<tool_call>",  # Qwen, Hermes, GLM
+    "<|tool_call|>",  # Granite
+    "<|tool_call_start|>",  # LFM2
+    "<|tool_calls_section_begin|>",  # Kimi K2
+    "<｜tool▁calls▁begin｜>",  # DeepSeek
+    "<|python_tag|>",  # Llama 3
+    "[TOOL_CALLS]",  # Mistral
+)

@@ -28,7 +28,7 @@ class TokenSelector:
     State is kept for all rows in Hugging Face's order; `place` says which of them the logits are for.
     """
 
-    def __init__(self, modes: Modes, request: RowRequest, processors, config, prompt_modes, return_logprobs, device):
+    def __init__(self, modes: Modes, request: RowRequest, processors, config, prompt, return_logprobs, device):
         self.definition, self.gated, self.return_logprobs = modes, request.gated, return_logprobs
         self.processors = split(processors)
         self.records = config.return_dict_in_generate and (config.output_scores or config.output_logits)
@@ -39,7 +39,7 @@ class TokenSelector:
         self.exact = not bool(request.fast_prob.isnan().all())
         self.fast_prob = request.fast_prob.to(device)
         self.seeds = None if request.seeds is None else request.seeds.to(device)
-        self.modes = prompt_modes.to(device)
+        self.modes = prompt.modes.to(device)
         self.mode_probs = torch.nn.functional.one_hot(self.modes.clamp(min=0).long(), len(modes)).float()
         self.mode_probs[self.modes < 0] = 0
         self.mode_logprobs = torch.zeros(len(self.modes), device=device) if return_logprobs else None
@@ -47,7 +47,7 @@ class TokenSelector:
         self._on_prefix = self.modes < 0
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
         self._suffixes = suffix_table(modes, device)
-        self._closings = Closings(modes, len(self.modes), device)
+        self._closings = Closings(modes, prompt.contents, device)
         self._rows, self._slot_seeds, self._head = None, self.seeds, self.processors.head
 
     def place(self, row_of_slot) -> None:
@@ -79,7 +79,8 @@ class TokenSelector:
         shaped = logits
         if self._head or self.records:
             shaped = self._head(input_ids, logits.to(copy=True, dtype=torch.float32))
-        forced = self._forced_tokens(step, input_ids)
+        opening = self._opening_tokens(step)
+        forced = self._forced_tokens(step, input_ids, opening)
         if self.return_logprobs:
             self.forced = torch.zeros_like(logits[:, 0], dtype=torch.bool) if forced is None else forced >= 0
         gate = self._gate() if at_gate and self.gated else {}
@@ -162,13 +163,13 @@ class TokenSelector:
             shaped, temperature=self._temperature, seeds=0, forced_tokens=tokens, **gate
         ).tempered_logprobs
 
-    def _forced_tokens(self, step: int, input_ids):
+    def _forced_tokens(self, step: int, input_ids, opening):
         """[slots] int64, -1 = draw; None when no row is forced at this step."""
-        opening = self._opening_tokens(step)
-        if not self._closings.at(step):
-            return opening
-        closing = self._closings.tokens(step, input_ids, self._of_slots(self.modes), self._rows)
-        return closing if opening is None else torch.where(opening >= 0, opening, closing)
+        busy = None if opening is None else opening >= 0
+        closing = self._closings.tokens(step, input_ids, self._of_slots(self.modes), self._rows, busy)
+        if opening is None or closing is None:
+            return closing if opening is None else opening
+        return torch.where(busy, opening, closing)
 
     def _opening_tokens(self, step: int):
         if not self.gated or step > self.gate_step + self._suffixes.shape[1]:
