@@ -5,6 +5,7 @@ import warnings
 import torch
 
 from adapt_kernels.hf.closing import Closings
+from adapt_kernels.hf.gate_logits import observe
 from adapt_kernels.hf.processors import of_rows, split
 from adapt_kernels.hf.request import RowRequest
 from adapt_kernels.modes import Modes
@@ -61,6 +62,10 @@ class TokenSelector:
             return per_slot
         return per_row.index_copy(0, self._rows, per_slot)
 
+    def _to_all_rows(self, per_slot):
+        """per_slot with NaN for the rows that have left."""
+        return self._to_rows(per_slot.new_full((len(self.modes), *per_slot.shape[1:]), float("nan")), per_slot)
+
     def __call__(self, step: int, input_ids, logits, alive):
         """(tokens [slots] int64, scores [slots, V] or None, logprobs [slots] or None) for the logits [slots, V].
 
@@ -77,6 +82,8 @@ class TokenSelector:
         opening = self._opening_tokens(step)
         forced = self._forced_tokens(step, input_ids, opening)
         gate = self._gate() if at_gate and self.gated else {}
+        if gate:
+            observe(shaped, self.definition.token_ids, self._temperature, self._to_all_rows)
         tokens, scores, logprobs = self._select(step, input_ids, shaped, gate, forced)
         if at_gate and self.return_logprobs:
             drawn = token_logprobs(logits, tokens, self._of_slots(self._on_prefix), self._temperature or 1.0)[0]
