@@ -86,7 +86,7 @@ def unknown_loop_warning() -> str | None:
 
 
 # Processors that look at one row at a time and remember nothing about rows, or what `processors.of_rows` selects.
-_ROWWISE_PROCESSORS = (
+ROWWISE_PROCESSORS = (
     lp.RepetitionPenaltyLogitsProcessor,
     *(lp.MinLengthLogitsProcessor, lp.MinNewTokensLengthLogitsProcessor, lp.TemperatureLogitsWarper),
     *(lp.TopPLogitsWarper, lp.TopKLogitsWarper, lp.TopHLogitsWarper, lp.MinPLogitsWarper, lp.TypicalLogitsWarper),
@@ -134,7 +134,7 @@ def _output_reason(config) -> str | None:
 
 
 def _processor_reason(processors) -> str | None:
-    other = [type(processor).__name__ for processor in processors if type(processor) not in _ROWWISE_PROCESSORS]
+    other = [type(processor).__name__ for processor in processors if type(processor) not in ROWWISE_PROCESSORS]
     return f"{other[0]} may depend on the place of a row in the batch" if other else None
 
 
