@@ -7,7 +7,7 @@ from numbers import Integral
 from pathlib import Path
 
 from adapt_kernels.mode_tokens import mode_ids
-from adapt_kernels.presets import PRESETS
+from adapt_kernels.presets import PRESETS, THOUGHTS
 
 _FILE_NAME = "modes.json"
 _MAX_MODES = 127  # mode indices are int8
@@ -66,7 +66,8 @@ class Modes:
         Modes(fast=5, slow=6)        # a value: token id | tuple of ids | Mode(...) | None = any other token
 
     `token_ids` holds, per mode, the id on which the model decides (None: any other token), `prefix` the ids all modes
-    open with, `suffixes` the ids that follow the decision. Raises ValueError when the modes cannot be told apart by
+    open with, `suffixes` the ids that follow the decision, `spans` where a preset's thought opens and closes (as in
+    a program, ids; no part of comparisons). Raises ValueError when the modes cannot be told apart by
     one token after their common prefix.
     """
 
@@ -80,6 +81,7 @@ class Modes:
         _check_distinct(listed, len(self.prefix), any_other=len(listed) < len(given))
         gate = len(self.prefix)
         self.token_ids = tuple(None if m.ids is None else m.ids[gate] for m in self._modes.values())
+        self.spans: dict[str, dict] = {}
         self.suffixes = tuple(() if m.ids is None else m.ids[gate + 1 :] for m in self._modes.values())
 
     @classmethod
@@ -103,12 +105,20 @@ class Modes:
         """The modes of a published method, resolved from this tokenizer; see `adapt_kernels.presets.PRESETS`."""
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; there are {', '.join(sorted(PRESETS))}")
-        return cls.from_tokenizer(tokenizer, PRESETS[name])
+        made = cls.from_tokenizer(tokenizer, PRESETS[name])
+        vocabulary = tokenizer.get_vocab()
+        if name in THOUGHTS and all(tag in vocabulary for tag in THOUGHTS[name]):
+            opening, closing = (vocabulary[tag] for tag in THOUGHTS[name])
+            breaks = {"breaks": vocabulary["<tool_call>"]} if "<tool_call>" in vocabulary else {}
+            made.spans = {"think": {"open": opening, "close": closing, **breaks}}
+        return made
 
     def save_pretrained(self, directory) -> None:
         """Write `modes.json` into directory (made when missing)."""
         Path(directory).mkdir(parents=True, exist_ok=True)
         content = {"modes": [{"name": name, **asdict(mode)} for name, mode in self._modes.items()]}
+        if self.spans:
+            content["spans"] = self.spans
         (Path(directory) / _FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -118,8 +128,10 @@ class Modes:
         if not path.is_file():
             raise FileNotFoundError(f"no {_FILE_NAME} in {str(directory)!r}: write one with modes.save_pretrained(dir)")
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))["modes"]
-            return cls({entry.pop("name"): Mode(**entry) for entry in entries})
+            content = json.loads(path.read_text(encoding="utf-8"))
+            made = cls({entry.pop("name"): Mode(**entry) for entry in content["modes"]})
+            made.spans = content.get("spans", {})
+            return made
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} does not hold modes as save_pretrained writes them: {error!r}") from error
 

@@ -15,3 +15,6 @@ PRESETS: dict[str, dict[str, str | None]] = {
     # Qwen3's chat template: an empty think block against an open one.
     "qwen3": {"fast": "<think>\n\n</think>\n\n", "slow": "<think>\n"},
 }
+
+# The tags of the thought in the replies of those methods that close one.
+THOUGHTS: dict[str, tuple[str, str]] = dict.fromkeys(("thinkless", "adaptthink", "qwen3"), ("<think>", "</think>"))

@@ -19,6 +19,15 @@ class Closings:
         """The modes that close at this step: (mode, its max_new_tokens, its closing)."""
         return [each for each in self._closings if each[1] <= step < each[1] + len(each[2])]
 
+    def under_way(self, step: int, modes, row_of_slot):
+        """[slots] bool: rows that are being given a closing, begun before this step; None where none is."""
+        found = None
+        for mode, limit, _ in self.at(step):
+            if step > limit:
+                now = (modes == mode) & (self._open if row_of_slot is None else self._open[row_of_slot])
+                found = now if found is None else found | now
+        return found
+
     def tokens(self, step: int, input_ids, modes, row_of_slot):
         """[slots] int64, -1 = draw.
 
