@@ -32,6 +32,7 @@ _GENERATION = (
     *("generate", "_sample", "_prefill", "prepare_inputs_for_generation", "_prepare_generated_length"),
     *("_prepare_generation_config", "_prepare_special_tokens", "_prepare_cache_for_generation"),
     *("_update_model_kwargs_for_generation", "_valid_auto_compile_criteria", "_optimize_model_for_decode"),
+    "_prepare_position_ids_for_generation",
 )
 _LAYER = (
     *("keys", "values", "device", "is_initialized", "lazy_initialization", "update", "reorder_cache", "crop"),

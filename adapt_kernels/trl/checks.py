@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import trl
 from accelerate.utils import get_int_from_env, parse_flag_from_env
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from trl.trainer.utils import get_callable_name
 
 from adapt_kernels.modes import Modes
@@ -57,6 +57,12 @@ def reward_names(reward_funcs) -> list[str]:
 def _reward_name(function) -> str:
     path = function if isinstance(function, str) else getattr(getattr(function, "config", None), "_name_or_path", None)
     return get_callable_name(function) if path is None else path.rstrip("/").split("/")[-1]
+
+
+def load_tokenizer(name: str, args: ADaPTConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, as TRL would load it."""
+    revision = (args.model_init_kwargs or {}).get("revision", "main")
+    return AutoTokenizer.from_pretrained(name, revision=revision, padding_side="left", truncation_side="left")
 
 
 def resolve_modes(modes: Modes | Mapping | None, folder: str, tokenizer) -> Modes:

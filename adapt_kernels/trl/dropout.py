@@ -3,9 +3,39 @@
 import warnings
 
 import torch
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from adapt_kernels.hf.random_draws import drawn_from, random_states
+from adapt_kernels.trl.config import ADaPTConfig
 
 # Modeling files keep rates in modules of their own, or as numbers that they pass to functions.
 _WORDS = ("drop", "jitter")
+_SHOWN = 4
+
+
+def warn_of_randomness(model: torch.nn.Module, args: ADaPTConfig, stacklevel: int) -> bool:
+    """One warning where a forward in training draws random numbers; whether it does. disable_dropout goes first."""
+    if args.disable_dropout:
+        silence(model)
+    random = _draws_in_training(model)
+    if not random and not args.neftune_noise_alpha:
+        return False
+    found = rates(model) if random else {}
+    listed = [f"{name}={rate:g}" for name, rate in list(found.items())[:_SHOWN]]
+    remedies = []
+    if args.neftune_noise_alpha:
+        listed.append(f"neftune_noise_alpha={args.neftune_noise_alpha:g}")
+        remedies.append("leave neftune_noise_alpha out")
+    if random:
+        off = "set disable_dropout=True in ADaPTConfig"
+        remedies.append("take it out of the model: disable_dropout does not reach it" if args.disable_dropout else off)
+    warnings.warn(
+        f"dropout or other noise is on in training ({', '.join(listed) or 'in the code of the model'}), but not when"
+        f" completions are drawn: importance ratios then stray from 1 before any update. To turn it off,"
+        f" {' and '.join(remedies)}",
+        stacklevel=stacklevel + 1,
+    )
+    return True
 
 
 def rates(model: torch.nn.Module) -> dict[str, float]:
@@ -28,23 +58,24 @@ def silence(model: torch.nn.Module) -> None:
             setattr(module, name, 0.0)
 
 
-def warn_of(model: torch.nn.Module, neftune_noise_alpha: float | None, stacklevel: int) -> bool:
-    """One warning where the model is random in training; whether it is."""
-    found = rates(model)
-    if neftune_noise_alpha:
-        found["neftune_noise_alpha"] = neftune_noise_alpha
-    if found:
-        listed = ", ".join(f"{name}={rate:g}" for name, rate in list(found.items())[:4])
-        warnings.warn(
-            f"dropout is on in training ({listed}), but not when completions are drawn: importance ratios then stray"
-            " from 1 before any update. Set disable_dropout=True in ADaPTConfig"
-            + (", and leave neftune_noise_alpha out" if neftune_noise_alpha else ""),
-            stacklevel=stacklevel + 1,
-        )
-    return bool(found)
-
-
 def _settings(module: torch.nn.Module):
     for name, value in vars(module).items():
         if any(word in name for word in _WORDS) and type(value) is float and value > 0:
             yield name, value
+
+
+def _draws_in_training(model: torch.nn.Module) -> bool:
+    """By a forward of two tokens; the random state is put back."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return bool(rates(model))  # FSDP loads the weights on one rank
+    ids = torch.ones(1, 2, dtype=torch.long, device=model.device)
+    modes = [(module, module.training) for module in model.modules()]
+    before = random_states(model.device)
+    model.train()
+    try:
+        with torch.no_grad(), maybe_gather_lm_head_ctx(*model.parameters()):
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return drawn_from(before, model.device)

@@ -79,6 +79,17 @@ def check_counts(counts: torch.Tensor, whats: Sequence[str], policy: str, step: 
             )
 
 
+@contextmanager
+def named(policy: str, step: int) -> Iterator[None]:
+    """Inside, a rollout that cannot go on says whose it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # out of memory, which callers look for
+            raise
+        raise RuntimeError(f"policy {policy!r} at step {step}: {error}") from error
+
+
 def check_gradients(model: torch.nn.Module, policy: str, step: int) -> None:
     """Raises RuntimeError naming a parameter whose gradient is not finite. One read of the gradients and one sync."""
     named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]

@@ -21,6 +21,19 @@ def mode_metrics(modes: Modes, chosen, mode_probs, correct, lengths) -> dict[str
     return found
 
 
+def log_rows(logs: dict, modes: Modes, chosen, advantages) -> None:
+    """Into TRL's table of completions: the response's advantage in the place of its own, and two columns.
+
+    logs: TRL's, filled by now. chosen [N] and advantages [2, N] of all ranks.
+    """
+    logged = logs["advantages"]
+    for _ in range(min(len(logged), len(chosen))):
+        logged.pop()
+    logged.extend(advantages[1].tolist())
+    logs["extra"]["mode"].extend(modes.names[mode] for mode in chosen.tolist())
+    logs["extra"]["mode_advantage"].extend(advantages[0].tolist())
+
+
 NOT_FINITE = ("log-probs of the policy", "the loss")  # what the last two of `loss_sums` count
 
 

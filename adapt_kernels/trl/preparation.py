@@ -7,7 +7,7 @@ import torch
 from adapt_kernels.hf.call import patch
 from adapt_kernels.modes import Modes
 from adapt_kernels.trl.config import ADaPTConfig
-from adapt_kernels.trl.dropout import silence, warn_of
+from adapt_kernels.trl.dropout import warn_of_randomness
 from adapt_kernels.trl.generation_settings import warn_of_settings
 from adapt_kernels.trl.head_check import check_head, logit_settings
 from adapt_kernels.trl.policy_head import add_policy_head
@@ -16,7 +16,7 @@ _HALF_DRIFT, _DRIFT = 0.1, 2e-3  # mean |log ratio| that rounding does not make,
 
 
 def prepare(model, reference, modes: Modes, args: ADaPTConfig, stacklevel: int) -> tuple[dict, bool]:
-    """Heads on policy and reference (or None), the policy patched; returns (`logit_settings`, whether dropout is on).
+    """Heads on policy and reference (or None), the policy patched; returns (`logit_settings`, whether training draws).
 
     Warns of what the training mode or the checkpoint's settings do. Raises ValueError for a head that is not served.
     """
@@ -29,9 +29,7 @@ def prepare(model, reference, modes: Modes, args: ADaPTConfig, stacklevel: int) 
     elif args.beta and "ref" in getattr(model, "peft_config", ()):
         _complete_reference_adapter(model)
     patch(policy, modes)
-    if args.disable_dropout:
-        silence(model)
-    random = warn_of(model, args.neftune_noise_alpha, stacklevel + 1)
+    random = warn_of_randomness(model, args, stacklevel + 1)
     warn_of_settings(policy.generation_config, stacklevel + 1)
     return lm_head, random
 

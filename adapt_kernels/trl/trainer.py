@@ -5,21 +5,28 @@ from pathlib import Path
 
 import torch
 import trl
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id
 
 from adapt_kernels.modes import Modes
-from adapt_kernels.trl.checks import check_arguments, check_model, check_modes, check_prepared, resolve_modes
+from adapt_kernels.trl.checks import (
+    check_arguments,
+    check_model,
+    check_modes,
+    check_prepared,
+    load_tokenizer,
+    resolve_modes,
+)
 from adapt_kernels.trl.columns import check_columns
 from adapt_kernels.trl.config import ADaPTConfig
 from adapt_kernels.trl.credit import credited, verdicts
 from adapt_kernels.trl.epochs import EpochSampler
-from adapt_kernels.trl.finite import check_counts, check_gradients, check_rewards, checked_rewards, not_finite
+from adapt_kernels.trl.finite import check_counts, check_gradients, check_rewards, checked_rewards, named, not_finite
 from adapt_kernels.trl.generation_settings import own_settings_only
 from adapt_kernels.trl.kept_rollouts import load_rollouts, save_rollouts
-from adapt_kernels.trl.metrics import NOT_FINITE, loss_metrics, loss_sums, mode_metrics, response_drift
+from adapt_kernels.trl.metrics import NOT_FINITE, log_rows, loss_metrics, loss_sums, mode_metrics, response_drift
 from adapt_kernels.trl.micro_batch import policy_head, token_scores
 from adapt_kernels.trl.policy_head import PolicyHead
 from adapt_kernels.trl.preparation import prepare, warn_of_drift
@@ -66,9 +73,7 @@ class ADaPTTrainer(trl.GRPOTrainer):
         check_arguments(args, reward_funcs, train_dataset, eval_dataset, processing_class, kwargs)
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if processing_class is None:
-            revision = (args.model_init_kwargs or {}).get("revision", "main")
-            sides = {"padding_side": "left", "truncation_side": "left"}
-            processing_class = AutoTokenizer.from_pretrained(name, revision=revision, **sides)
+            processing_class = load_tokenizer(name, args)
         self.modes = resolve_modes(modes, name, processing_class)
         check_modes(self.modes, args)
         check_model(model, self.modes, args)
@@ -132,6 +137,7 @@ class ADaPTTrainer(trl.GRPOTrainer):
             torch.no_grad(),
             own_settings_only(model),
             whole_parameters(model, bool(getattr(plugin, "reshard_after_forward", False))),
+            named(self._policy_name, self.state.global_step),
         ):
             model.eval()
             out = model.generate(
@@ -227,7 +233,7 @@ class ADaPTTrainer(trl.GRPOTrainer):
         progress = self.state.global_step / max(self.state.max_steps, 1)
         advantages = credited(self.args, self.modes, everyone, outcome, correct, size, progress, reference)
         self._log(mode_metrics(self.modes, everyone.modes, everyone.mode_probs, correct, everyone.lengths))
-        self._log_rows(everyone, advantages)
+        log_rows(self._logs, self.modes, everyone.modes, advantages)
         first = self.accelerator.process_index * len(inputs)
         mode, rest = advantages[:, first : first + len(inputs)]
         return mode, rest
@@ -266,15 +272,6 @@ class ADaPTTrainer(trl.GRPOTrainer):
     def _log(self, metrics: dict) -> None:
         for name, value in metrics.items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
-
-    def _log_rows(self, everyone: RolloutRows, advantages) -> None:
-        """TRL's table of completions: the response's advantage in the place of its own, and two columns."""
-        logged = self._logs["advantages"]
-        for _ in range(min(len(logged), len(everyone.modes))):
-            logged.pop()
-        logged.extend(advantages[1].tolist())
-        self._logs["extra"]["mode"].extend(self.modes.names[mode] for mode in everyone.modes.tolist())
-        self._logs["extra"]["mode_advantage"].extend(advantages[0].tolist())
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)

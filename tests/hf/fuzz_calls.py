@@ -12,6 +12,8 @@ from tiny_models import FAST, PAD, SLOW, VOCAB
 from transformers import DynamicCache, LogitsProcessor
 from transformers.generation.utils import ALL_CACHE_NAMES
 
+from adapt_kernels.hf.kv.batch import cached_tokens
+
 CACHE = ALL_CACHE_NAMES[0]
 _MODE_IDS = {"fast": FAST, "slow": SLOW}
 
@@ -23,10 +25,11 @@ def model_of(case: Case):
 
 @dataclass
 class Outcome:
-    """What a case gave: one or two outputs of `generate`, the streamer's calls, or the error."""
+    """What a case gave: one or two outputs of `generate`, the streamers' calls, positions in caches, or the error."""
 
     outputs: tuple = ()
     streamed: tuple = ()
+    cached: tuple = ()
     error: BaseException | None = None
 
 
@@ -51,7 +54,7 @@ def conditions(model, case: Case):
     checkpointing = case.checkpointing and model.supports_gradient_checkpointing
     if checkpointing:
         _checkpointing(model, "enable")
-        model.train()
+    model.train(case.training)
     try:
         yield
     finally:
@@ -59,7 +62,7 @@ def conditions(model, case: Case):
             handle.remove()
         if checkpointing:
             _checkpointing(model, "disable")
-            model.eval()
+        model.eval()
 
 
 def call(model, case: Case, arguments: dict, ours: dict) -> Outcome:
@@ -72,9 +75,10 @@ def call(model, case: Case, arguments: dict, ours: dict) -> Outcome:
         if case.continued:
             again = _continuation(case, arguments, outputs[0])
             outputs.append(model.generate(**again, **ours, **_streamer(case, streams)))
+        cached = tuple(cached_tokens(output) for output in outputs if not torch.is_tensor(output))
     except Exception as error:
         return Outcome(error=error)
-    return Outcome(tuple(outputs), tuple(tuple(stream.calls) for stream in streams))
+    return Outcome(tuple(outputs), tuple(tuple(stream.calls) for stream in streams), cached)
 
 
 def arguments_of(model, case: Case) -> dict:
@@ -185,7 +189,7 @@ def _continuation(case: Case, arguments: dict, output) -> dict:
     more = torch.randint(3, VOCAB, (rows, 2), generator=torch.Generator().manual_seed(case.seed + 1))
     ids = torch.cat([output.sequences, more], 1)
     again = {**arguments, "num_return_sequences": 1, "input_ids": ids, "max_new_tokens": case.new}
-    for name in ("stopping_criteria", "max_length", "attention_mask", "token_type_ids"):
+    for name in ("stopping_criteria", "max_length", "attention_mask", "token_type_ids", "position_ids"):
         again.pop(name, None)
     mask = arguments.get("attention_mask")
     if mask is not None:

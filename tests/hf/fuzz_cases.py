@@ -31,6 +31,8 @@ class Case:
     attention: str | None = None  # implementation
     lengths: tuple[int, ...] | None = None  # real tokens per prompt; None = all
     mask: str = "left"  # where padding is: "left", "right" or "holes"
+    mask_type: str = "int64"  # or "bool", "float32"
+    positions: bool = False  # position_ids are given
     samples: int = 1
     eos: tuple[tuple[int, int], ...] = ()  # (row, step) of the free run whose tokens end rows; () = no EOS id
     has_pad: bool = True
@@ -46,8 +48,10 @@ class Case:
     cache: str | None = None  # "static", or "given": an empty cache of the caller's
     inputs: str = "input_ids"  # or "inputs_embeds", or "none"
     token_types: bool = False
+    kv_tokens: int | None = None  # of the first mode: how early KV segments grow
     hook: str | None = None  # "seen": looks at a layer's output; "rows": adds another number to each row
-    checkpointing: bool = False
+    training: bool = False
+    checkpointing: bool = False  # while training
     continued: bool = False  # a second call takes the sequences and the cache of the first
     streamed: bool = False
     limit: str = "max_new_tokens"
@@ -69,6 +73,9 @@ def draw_case(architecture: str, seed: int) -> Case:
     samples = r.randint(2, 4) if draw in _SAMPLED and r.random() < 0.6 else 1
     shape = {"rows": rows, "width": width, "new": new, "samples": samples, "prompt_of_row": _prompt_numbers(r, rows)}
     case = shape | _inputs(r, rows, width, kind) | _ends(r, rows, new, samples) | _settings(r)
+    # Where a model draws numbers while training, tokens drawn from the same generator would shift them.
+    case["training"] &= draw in ("greedy", "forced", "rng_hf")
+    case["checkpointing"] &= case["training"]
     if draw == "forced":
         case["outputs"] = ()  # at a forced step they show what nobody drew from
     if draw not in ("greedy", "top_k_1", "rng_hf") or case["inputs"] != "input_ids":
@@ -79,7 +86,7 @@ def draw_case(architecture: str, seed: int) -> Case:
 
 
 def prompts(case: Case) -> dict:
-    """`input_ids` and `attention_mask` (none without padding) of the case's prompts [rows, width]; no mode tokens."""
+    """Inputs of the case's prompts [rows, width], without mode tokens; a mask only where there is padding."""
     generator = torch.Generator().manual_seed(case.seed)
     ids = torch.randint(SLOW + 1, VOCAB, (case.rows, case.width), generator=generator)
     chosen = torch.tensor(case.prompt_of_row)
@@ -93,7 +100,10 @@ def prompts(case: Case) -> dict:
         real = places < lengths
     else:
         real = places != lengths - 1
-    return {"input_ids": ids.where(real, PAD), "attention_mask": real.long()}
+    inputs = {"input_ids": ids.where(real, PAD), "attention_mask": real.to(getattr(torch, case.mask_type))}
+    if case.positions:
+        inputs["position_ids"] = (real.cumsum(1) - 1).clamp(min=0)
+    return inputs
 
 
 def _prompt_numbers(r: random.Random, rows: int) -> tuple[int, ...]:
@@ -108,6 +118,8 @@ def _inputs(r: random.Random, rows: int, width: int, kind: str) -> dict:
     return {
         "lengths": tuple(r.randint(1, width) for _ in range(rows)) if r.random() < 0.6 else None,
         "mask": r.choices(["left", "right", "holes"], [90, 4, 6])[0],
+        "mask_type": r.choices(["int64", "bool", "float32"], [88, 8, 4])[0],
+        "positions": r.random() < 0.04,
         "inputs": kind,
         "token_types": kind == "input_ids" and r.random() < 0.04,
         "cache": r.choice(["static", "given"]) if r.random() < 0.06 else None,
@@ -141,7 +153,9 @@ def _settings(r: random.Random) -> dict:
         "compact_at": r.choice([0, 0.5, 0.75, 1]),
         "use_cache": r.random() < 0.94,
         "hook": r.choice(["seen", "rows"]) if r.random() < 0.06 else None,
-        "checkpointing": r.random() < 0.06,
+        "training": r.random() < 0.15,
+        "checkpointing": r.random() < 0.6,
+        "kv_tokens": r.randint(1, 6) if r.random() < 0.5 else None,
         "streamed": r.random() < 0.05,
     }
 

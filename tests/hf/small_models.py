@@ -108,7 +108,7 @@ def _shrunk(config: PreTrainedConfig, architecture: str) -> dict:
     small = {name: value for name, value in _SIZES.items() if given.get(name) is not None}
     small |= {name: value for name, value in _TOKENS.items() if name in given}
     small |= {n: _shrunk(v, v.model_type) for n, v in given.items() if isinstance(v, PreTrainedConfig)}
-    small |= {name: 0.0 for name, value in given.items() if "dropout" in name and isinstance(value, float)}
+    small |= {name: 0.0 for name, value in given.items() if "drop" in name and isinstance(value, float)}
     if "tie_word_embeddings" in given:
         small["tie_word_embeddings"] = False
     if small.get("kv_lora_rank"):

@@ -51,11 +51,21 @@ def test_every_architecture(architecture, record_property):
 def test_fixed_cases_reach_everything():
     """Each kind of call, often enough to meet the models it goes wrong with."""
     cases = [draw_case(name, seed) for name in QUICK for seed in range(SEEDS)]
-    names = ("draw", "inputs", "mask", "cache", "hook", "layout", "compact_at", "limit", "attention")
+    names = ("draw", "inputs", "mask", "mask_type", "cache", "hook", "layout", "compact_at", "limit", "attention")
     for name in names:
         least = min(Counter(getattr(case, name) for case in cases).values())
         assert least >= 2, f"{name}: {Counter(getattr(case, name) for case in cases)}"
-    for name in ("checkpointing", "continued", "streamed", "stop_at", "row_ends", "eos", "outputs", "token_types"):
+    for name in (
+        "training",
+        "checkpointing",
+        "continued",
+        "streamed",
+        "stop_at",
+        "row_ends",
+        "eos",
+        "outputs",
+        "token_types",
+    ):
         assert sum(bool(getattr(case, name)) for case in cases) >= 5, name
     processors = Counter(name for case in cases for name, _ in case.processors)
     assert min(processors.values()) >= 5 and len(processors) == 11

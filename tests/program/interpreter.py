@@ -69,7 +69,8 @@ class Row:
 
     def visits(self):
         open_ones = [(name, s.start, self.position, "end") for name, s in self.state.items() if s.inside]
-        return sorted([visit for s in self.state.values() for visit in s.log] + open_ones, key=lambda v: (v[1], v[2], v[0]))
+        ended = [visit for state in self.state.values() for visit in state.log]
+        return sorted(ended + open_ones, key=lambda visit: (visit[1], visit[2], visit[0]))
 
     def half_closed(self, name):
         done, _, begun = self.t.match(self.spans[name]["close"], self.history)

@@ -137,15 +137,15 @@ def policy_and_copies(tmp_path, source):
         model = make_model(tie_word_embeddings=False)
         add_policy_head(model)
     else:
-        settings = {"cast_lm_head_to_fp32": True, "bf16": True} if source == "cast" else {}
+        settings = {"bf16": "bf16" in source, "cast_lm_head_to_fp32": "cast" in source, "max_steps": 1}
         trainer = make_trainer(tmp_path, make_model(tie_word_embeddings=False), **settings)
-        if source == "trained":
+        if "trained" in source:
             trainer.train()
         model = trainer.model
     return model.eval(), copy.deepcopy(model)
 
 
-@pytest.mark.parametrize("source", ["bare", "trainer", "trained", "cast"])
+@pytest.mark.parametrize("source", ["bare", "trainer", "trained", "bf16 trained", "bf16 cast"])
 def test_a_copy_computes_with_its_own_weights(tmp_path, source):
     model, twin = policy_and_copies(tmp_path, source)
     ids = torch.arange(4, 12)[None]
@@ -159,7 +159,9 @@ def test_a_copy_computes_with_its_own_weights(tmp_path, source):
     loaded = pickle.load(io.BytesIO(pickle.dumps(twin)))
     doubled(twin)
     with torch.no_grad():
-        assert torch.equal(loaded(input_ids=ids).logits, before[0]), "a pickle is the model, without the head"
+        # A pickle is the model without the head, nor with accelerate's autocast to bfloat16.
+        rounding = 0.1 if "bf16" in source else 0.0
+        torch.testing.assert_close(loaded(input_ids=ids).logits, before[0], rtol=0, atol=rounding)
 
 
 def test_a_second_trainer_on_the_same_model(tmp_path):

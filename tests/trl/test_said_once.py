@@ -44,22 +44,33 @@ def drift(trainer):
 @pytest.mark.parametrize("name", RANDOM)
 def test_dropout_that_is_on_in_training(tmp_path, name):
     make, rate = RANDOM[name]
-    text = rf"dropout is on in training \(.*{rate}.*\).*Set disable_dropout=True in ADaPTConfig"
+    text = rf"noise is on in training \(.*{rate}.*\).*, set disable_dropout=True in ADaPTConfig"
     with pytest.warns(UserWarning, match=text) as found:
         trainer = make(tmp_path)
-    ours = [warning for warning in found if "dropout is on" in str(warning.message)]
+    ours = [warning for warning in found if "noise is on" in str(warning.message)]
     assert len(ours) == 1 and ours[0].filename == __file__.replace("test_said_once", "tiny_trainer")
     assert drift(trainer) > 1e-2
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "dropout is on|importance ratios")
+        warnings.filterwarnings("error", "dropout or other noise|importance ratios")
         trainer = make(tmp_path, disable_dropout=True, max_steps=1)
         assert drift(trainer) < 1e-3
         trainer.train()
 
 
-def test_noise_of_the_training_arguments(tmp_path):
-    with pytest.warns(UserWarning, match=r"\(neftune_noise_alpha=5\).*leave neftune_noise_alpha out"):
+def test_noise_of_the_training_arguments_and_of_code_without_a_rate(tmp_path):
+    with pytest.warns(UserWarning, match=r"\(neftune_noise_alpha=5\).*, leave neftune_noise_alpha out"):
         make_trainer(tmp_path, neftune_noise_alpha=5.0)
+    model = make_model()
+    model.model.norm.register_forward_hook(lambda module, _, out: torch.dropout(out, 0.3, module.training))
+    with pytest.warns(UserWarning, match=r"\(in the code of the model\).*, set disable_dropout=True"):
+        make_trainer(tmp_path, model)
+    with pytest.warns(UserWarning, match=r"\(in the code of the model\).*disable_dropout does not reach it"):
+        make_trainer(tmp_path, model, disable_dropout=True)
+    silent = make_model()
+    silent.unused = torch.nn.Dropout(0.5)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "dropout or other noise")
+        make_trainer(tmp_path, silent)
 
 
 def test_the_weight_of_the_kl_term(tmp_path):

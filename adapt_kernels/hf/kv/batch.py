@@ -198,7 +198,8 @@ class BranchedBatch(WholeBatch):
         name = next(name for name in CACHE_NAMES if self.kwargs.get(name) is cache)
         arguments = (self._config, self._prompt_kwargs, name, self._prompt_length, sequences)
         mask = self._prompt_kwargs.get("attention_mask")
-        witness = Witness.of(cache, int(self._slots[0]), mask, surplus)
+        length = cached_tokens(self.kwargs) - surplus
+        witness = Witness.of(cache, int(self._slots[0]), mask, length, surplus)
         release(cache)
         return RebuiltCache(self._model, lambda model: witness.checked(rebuild(model, *arguments))), self._peak
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from transformers import DynamicCache
 
-from adapt_kernels.hf.kv.segments import SegmentedLayer
+from adapt_kernels.hf.kv.segments import row_keys, row_states
 from adapt_kernels.hf.row_hooks import row_hook_reason
 
 
@@ -54,39 +54,56 @@ def _adapters(model) -> list[tuple]:
 
 
 class Witness(NamedTuple):
-    """Keys of one row that stayed to the end, of the last segmented layer: a forward over whole sequences gives other
-    ones where a model's decoding depends on how many tokens it is given at once. 0 where the row's prompt is padding:
-    nobody reads those, and eager attention fills them with an average over all keys."""
+    """What one row that stayed to the end holds, in the last layer of each kind: a forward over whole sequences gives
+    something else where a model's decoding depends on how many tokens it is given at once."""
 
     row: int
-    layer: int | None  # None: no layer is segmented
-    keys: torch.Tensor | None  # [heads, T, head_dim]
-    mask: torch.Tensor | None  # [T, 1], 0 where the row's prompt is padding
+    held: dict[int, list[torch.Tensor]]  # by layer: keys [T, heads, head_dim], or the states
+    real: torch.Tensor  # [prompt], 0 where the row's prompt is padding
+    length: int  # positions of the call
 
     @classmethod
-    def of(cls, cache, row: int, mask, surplus: bool) -> "Witness":
-        """row: whose keys slot 0 holds; mask [rows, prompt] or None. surplus: the last position is to be left out."""
-        segmented = [i for i, layer in enumerate(cache.layers) if isinstance(layer, SegmentedLayer)]
-        if not segmented:
-            return cls(row, None, None, None)
-        keys = cache.layers[segmented[-1]].row_keys(0)
-        keys = keys[:, : keys.shape[1] - surplus].clone()
-        real = torch.ones_like(keys[0, :, :1])
-        if mask is not None:
-            real[: mask.shape[1], 0] = mask[row].to(real)
-        return cls(row, segmented[-1], keys * real, real)
+    def of(cls, cache, row: int, mask, length: int, surplus: bool) -> "Witness":
+        """row: what slot 0 holds; mask [rows, prompt] or None. surplus: the last position is to be left out."""
+        held = {}
+        for index in {type(layer): index for index, layer in enumerate(cache.layers)}.values():
+            keys = row_keys(cache.layers[index], 0)
+            if keys is not None:
+                held[index] = [keys[: len(keys) - surplus].clone()]
+            elif not surplus:
+                held[index] = [state.clone() for state in row_states(cache.layers[index], 0)]
+        real = torch.ones(0) if mask is None else mask[row]
+        return cls(row, held, real, length)
 
     def checked(self, cache) -> DynamicCache:
         """The rebuilt cache. Raises RuntimeError where it does not hold what the call had computed."""
-        if self.keys is not None:
-            found, had = cache.layers[self.layer].keys[self.row] * self.mask, self.keys
-            tolerance = max(1e-3, 16 * _rounding(had)) * float(had.abs().max())
-            if found.shape != had.shape or not bool(((found - had).abs() <= tolerance).all()):
+        for index, held in self.held.items():
+            keys = row_keys(cache.layers[index], self.row)
+            found = row_states(cache.layers[index], self.row) if keys is None else [keys]
+            pairs = zip(held, found, strict=True)
+            if keys is not None:
+                pairs = [self._comparable(*pair) for pair in pairs]
+            if not all(self._close(had, got, 1e-2 if keys is None else 1e-3) for had, got in pairs):
                 raise RuntimeError(
                     "the returned cache cannot be computed: this model's forward over a whole sequence differs from its"
                     " decoding token by token. Let the next call start from the returned sequences"
                 )
         return cache
+
+    def _comparable(self, had, got) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last positions that both have (sliding layers keep a window), without padding: nobody reads its keys, and
+        eager attention fills them with an average over all keys."""
+        count = min(len(had), len(got))
+        real = torch.ones(self.length, dtype=torch.bool, device=had.device)
+        real[: len(self.real)] = self.real.to(had.device) != 0
+        real = real[self.length - count :]
+        return had[len(had) - count :][real], got[len(got) - count :][real]
+
+    def _close(self, had, got, relative: float) -> bool:
+        if had.shape != got.shape or not had.numel():
+            return had.shape == got.shape
+        tolerance = max(relative, 16 * _rounding(had)) * float(had.abs().max())
+        return bool(((got - had).abs() <= tolerance).all())
 
 
 class RebuiltCache(DynamicCache):

@@ -192,3 +192,17 @@ def release(cache) -> None:
     for layer in cache.layers:
         if isinstance(layer, SegmentedLayer):
             layer.release()
+
+
+def row_keys(layer, row: int) -> torch.Tensor | None:
+    """[positions, heads, head_dim]: the keys that any layer of a cache holds for a row, None without keys."""
+    keys = layer.row_keys(row) if isinstance(layer, SegmentedLayer) else getattr(layer, "keys", None)
+    if keys is None:
+        return None
+    return (keys if isinstance(layer, SegmentedLayer) else keys[row]).transpose(0, 1)
+
+
+def row_states(layer, row: int) -> list[torch.Tensor]:
+    """The recurrent states that a layer without keys holds for a row."""
+    values = [v for value in vars(layer).values() for v in (value.values() if isinstance(value, dict) else [value])]
+    return [value[row] for value in values if torch.is_tensor(value) and value.ndim > 1 and len(value) > row]
