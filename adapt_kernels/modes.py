@@ -67,8 +67,8 @@ class Modes:
 
     `token_ids` holds, per mode, the id on which the model decides (None: any other token), `prefix` the ids all modes
     open with, `suffixes` the ids that follow the decision, `spans` where a preset's thought opens and closes (as in
-    a program, ids; no part of comparisons). Raises ValueError when the modes cannot be told apart by
-    one token after their common prefix.
+    a program, ids; no part of comparisons). Raises ValueError when the modes cannot be told apart by one token after
+    their common prefix.
     """
 
     def __init__(self, modes: Mapping | None = None, /, **named):

@@ -74,15 +74,14 @@ def _check_no_choice(run: ProgramRun, request: ModeRequest) -> None:
     if writes.any():
         row = int(writes.nonzero()[0, 0])
         gate = int(decision.gate[row])
-        raise _both_choose(
-            f"the program of row {row}" if gate < 0 else f"row {row}: a gate, {list(rules[gate].modes)},"
-        )
+        who = "the program" if gate < 0 else f"the gate {list(rules[gate].modes)}"
+        raise _both_choose(f"{who} of row {row}")
 
 
 def _both_choose(who: str) -> ValueError:
     return ValueError(
-        f"{who} acts at position 0, where mode, mode_bias or fast_prob chooses the mode: leave these out, or let the rule"
-        " act later ('at': [n, null])"
+        f"{who} acts at position 0, where mode, mode_bias or fast_prob chooses the mode: leave these out, or let the"
+        " rule act later ('at': [n, null])"
     )
 
 
