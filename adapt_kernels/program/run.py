@@ -191,10 +191,13 @@ class ProgramRun:
         own = torch.tensor(own, dtype=torch.bool, device=self.device).reshape(len(own), len(holds))[self.slots]
         return (inside & own & torch.tensor(holds, dtype=torch.bool, device=self.device)).any(1)
 
-    def limit(self, max_new_tokens: int) -> None:
-        """How many tokens the call allows, where that was not known before; before `place`."""
+    def bind(self, max_new_tokens: int, seeds: torch.Tensor | None) -> None:
+        """What was not known when the run was made: the tokens the call allows, and seeds [rows]; before `place`."""
         limits = torch.full_like(self._all_rows.max_new_tokens, max_new_tokens)
-        self._all_rows = self.rows = self._all_rows._replace(max_new_tokens=limits)
+        self._all_rows = self._all_rows._replace(max_new_tokens=limits)
+        if seeds is not None:
+            self._all_rows = self._all_rows._replace(seeds=seeds)
+        self.rows = self._all_rows
 
     def admit(self, alive: torch.Tensor) -> None:
         """The slots [slots] bool that take part from now on: the others keep their state and decide nothing."""
@@ -215,8 +218,9 @@ class ProgramRun:
         )
 
     def foresee(self) -> Decision:
-        """What `decide` would say, with nothing changed."""
-        return decide(self._tables, self.state, self.rows)[1]
+        """What `decide` would say if every firing draw came out so, with nothing changed."""
+        least = torch.zeros(len(self.slots), len(self.compiled.rules), dtype=torch.float64, device=self.device)
+        return decide(self._tables, self.state, self.rows, least)[1]
 
     def stops_next(self) -> torch.Tensor:
         """[slots] bool: rows that a rule ends before their next token; its firing is counted. Reads no new signal."""

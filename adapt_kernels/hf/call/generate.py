@@ -65,10 +65,10 @@ class GenerateCall:
             given = [arguments[name] for name in ROW_INPUTS if arguments.get(name) is not None]
             prompts = prompt_of_row([tensor for tensor in (prompt, *given) if len(tensor) == batch])
         random = config.do_sample or self.request.fast_prob is not None
-        rows = self.request.spread(batch, samples, random, prompts)
-        mask = arguments.get("attention_mask")
-        asked = (self.model, self.state, self.steer, self.request, rows, ids, mask, samples, config)
-        self.programs, self.rows = program_run(*asked), rows
+        asked = (self.model, self.state, self.steer, self.request)
+        self.programs = program_run(*asked, ids, arguments.get("attention_mask"), samples, config)
+        # Last: a refused call must not have moved torch's generator.
+        self.rows = self.request.spread(batch, samples, random, prompts)
 
     @property
     def planned(self) -> bool:

@@ -4,14 +4,15 @@ import torch
 
 from adapt_kernels.hf.call.state import PatchState
 from adapt_kernels.modes import Modes
-from adapt_kernels.program.request import ModeRequest, RowRequest
+from adapt_kernels.ops.steer import UNBOUNDED
+from adapt_kernels.program.request import ModeRequest
 from adapt_kernels.program.rules import Force, Gate, Probe, label_of
 from adapt_kernels.program.run import ProgramRun
 from adapt_kernels.program.steer_request import RowPrograms, SteerRequest, reply_tails, thought_spans
 
 
 def program_run(
-    model, state: PatchState, steer: SteerRequest, request: ModeRequest, rows: RowRequest, prompt, mask, samples, config
+    model, state: PatchState, steer: SteerRequest, request: ModeRequest, prompt, mask, samples: int, config
 ) -> ProgramRun | None:
     """The programs of the rows after their prompts, or None where there are none.
 
@@ -31,12 +32,12 @@ def program_run(
         )
     if request.gated:
         _check_opening(asked, state.modes)
-    device = prompt.device
     run = ProgramRun(
         asked.programs,
         vocab_size=_vocab_size(model),
-        max_new_tokens=torch.iinfo(torch.int32).max,  # known when the loop begins: `limit`
-        seeds=(torch.zeros(len(asked.programs), dtype=torch.int64) if rows.seeds is None else rows.seeds).to(device),
+        # Both are known when the loop begins: `bind`.
+        max_new_tokens=UNBOUNDED - 1,
+        seeds=torch.zeros(len(asked.programs), dtype=torch.int64, device=prompt.device),
         inputs=asked.inputs,
         outer_modes=state.modes.names,
         min_new_tokens=config.min_new_tokens or 0,

@@ -28,16 +28,19 @@ class Closings:
                 found = now if found is None else found | now
         return found
 
-    def tokens(self, step: int, input_ids, modes, row_of_slot):
+    def tokens(self, step: int, input_ids, modes, row_of_slot, busy=None):
         """[slots] int64, -1 = draw.
 
         input_ids [slots, T] and modes [slots] are of the rows `row_of_slot` [slots], None = every row in order.
+        busy [slots] bool: rows whose token is forced already, None = none are.
         """
         tokens = torch.full(modes.shape, -1, device=modes.device)
         for mode, limit, ids in self.at(step):
             if step == limit:
                 slots = slice(None) if row_of_slot is None else row_of_slot
                 self._open[slots] &= (modes != mode) | ~_contains(input_ids[:, -step:], ids)
+                if busy is not None:
+                    self._open[slots] &= (modes != mode) | ~busy
             still_open = self._open if row_of_slot is None else self._open[row_of_slot]
             tokens = torch.where((modes == mode) & still_open, ids[step - limit], tokens)
         return tokens

@@ -25,7 +25,7 @@ def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, 
     )
     most_new = (stopping_criteria.max_length or config.max_length or 1 << 40) - input_ids.shape[1]
     if call.programs is not None:
-        call.programs.limit(min(most_new, UNBOUNDED))
+        call.programs.bind(min(most_new, UNBOUNDED - 1), selector.seeds)
         selector.steering = Steering(call.programs, selector.processors, config, stopping_criteria)
     rules_end = selector.steering is not None and selector.steering.may_end
     ends = RowEnds(call.modes, stopping_criteria, config, rows, device, rules_end)

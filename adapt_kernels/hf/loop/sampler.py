@@ -200,7 +200,8 @@ class TokenSelector:
         forced = _either(opening, ruled)
         if not self._closings.at(step):
             return forced
-        closing = self._closings.tokens(step, input_ids, self._of_slots(self.modes), self._rows)
+        busy = None if forced is None else forced >= 0
+        closing = self._closings.tokens(step, input_ids, self._of_slots(self.modes), self._rows, busy)
         if self.steering is not None:
             self.steering.give_way(closing)
         return _either(forced, closing)
