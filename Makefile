@@ -24,7 +24,7 @@ test: lint ## Lint, then run the tests that README and CI run (20 minutes at mos
 test-all: lint ## Lint, then run every test that needs no GPU, the full matrices too
 	$(PYTEST) -m "not gpu" $(ARGS)
 
-test-versions: ## Run the suite's core on the oldest, the pinned and the newest torch, transformers and triton
+test-versions: ## Run the core of the tests on the oldest, the pinned and the newest versions (15 GB of environments)
 	PYTHON=$(PYTHON) .ci/versions $(ARGS)
 
 mutants: ## Break adapt_kernels/hf in 100 seeded ways (needs cosmic-ray, an hour or two); lists what no test notices

@@ -85,6 +85,10 @@ def _has(op: str, backend: str) -> bool:
     return backend in _backends_of(op)
 
 
+def _serves(op: str, backend: str, device: str) -> bool:
+    return backend != "native" or device in backend_module(op, backend).DEVICES
+
+
 @cache
 def _backends_of(op: str) -> tuple[str, ...]:
     return tuple(name for name, file in _FILES.items() if find_spec(f"adapt_kernels.ops.{op}.{file}"))
@@ -99,7 +103,7 @@ def backend_module(op: str, backend: str) -> ModuleType:
 @cache
 def _fastest(op: str, device: str, stacklevel: int) -> ModuleType:
     # Cached, so that there is one warning, and no second look for what was not there.
-    name = next((name for name in _FASTEST.get(device, ()) if _has(op, name)), None)
+    name = next((name for name in _FASTEST.get(device, ()) if _has(op, name) and _serves(op, name, device)), None)
     if name is None:
         return backend_module(op, "reference")  # what was left out of C++ is not slow without it
     try:

@@ -3,26 +3,34 @@
 import re
 
 # One tag: <think>, </think>, <|im_start|>, [THINK].
-_TAG = re.compile(r"<[^<>\s]+>|\[[A-Za-z_/][^\[\]\s]*\]")
+TAG = re.compile(r"<[^<>\s]+>|\[[A-Za-z_/][^\[\]\s]*\]")
 
 # In no vocabulary: a model that makes one token of it has made its unknown token.
 _NONCHARACTER = "\U0010ffff"
 
+_EMPTY = {
+    "ids": "for 'any other token' pass None",
+    "closing": "to end rows at max_new_tokens pass None",
+    "close": "for the last tag of the closing pass None",
+    "breaks": "for none pass ()",
+}
+_CLOSES = "A tag or a single word that closes a mode must be one token (other ids: pass them as a tuple)."
 _WHY = {
     "ids": "One token must select the mode.",
-    "closing": "A tag or a single word that closes a mode must be one token (other ids: pass them as a tuple).",
+    "closing": _CLOSES,
+    "close": _CLOSES,
+    "breaks": "What breaks a mode off must be one token (several: pass their ids as a tuple).",
 }
 
 
 def mode_ids(tokenizer, name: str, text: str, field: str = "ids") -> tuple[int, ...]:
-    """Token ids of the text that opens mode `name`, or closes it. Raises ValueError for a missing or split token.
+    """Token ids of the text that opens mode `name`, or ends it. Raises ValueError for a missing or split token.
 
-    field: the field of `Mode` that the text is for, "ids" or "closing".
+    field: the field of `Mode` that the text is for.
     """
     if not text:
-        none = "for 'any other token'" if field == "ids" else "to end rows at max_new_tokens"
-        raise ValueError(f"mode {name!r} has an empty text as {field}; {none} pass None")
-    tags = _TAG.findall(text)
+        raise ValueError(f"mode {name!r} has an empty text as {field}; {_EMPTY[field]}")
+    tags = [text] if field == "breaks" else TAG.findall(text)
     # One word, even after a space, must be one token; several words or tags are a multi-token mode.
     whole = [] if tags or re.search(r"\s", text.strip()) else [text]
     for unit in tags or whole:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from adapt_kernels.mode_tokens import mode_ids
 from adapt_kernels.presets import PRESETS, THOUGHTS
+from adapt_kernels.prompt_tokens import PromptTokens, Vocabulary
 
 _FILE_NAME = "modes.json"
 _MAX_MODES = 127  # mode indices are int8
+TOKEN_FIELDS = ("ids", "closing", "close", "breaks")  # of a Mode: those that hold token ids, or text for them
 
 
 @dataclass(frozen=True)
@@ -21,26 +23,38 @@ class Mode:
         ids are forced), or None for "any other token". `Modes.from_tokenizer` also takes the text here.
     max_new_tokens: cap on the new tokens of a row in this mode, mode token included; None = no cap of its own.
     kv_tokens: KV slots per row set aside when the mode is drawn; None = learnt from recent lengths.
-    closing: a token id or a tuple of ids, such as `</think>`'s, that end the mode (`Modes.from_tokenizer` also takes
-        text). A row with max_new_tokens new tokens, none of them the whole closing, gets the closing forced next and
-        then decodes freely to the call's own end (EOS, max_length ...); a row that closed by itself before is left
-        alone. None = the row ends at max_new_tokens.
+    closing: a token id or a tuple of ids that end the mode, such as those of "\\n</think>\\n\\n" (`from_tokenizer` also
+        takes text). A row that has written max_new_tokens since the mode last opened, by the gate, the prompt (whose
+        tokens count 0) or the model itself, gets the closing forced next and then decodes freely to the call's own end
+        (EOS, max_length ...); one that closed by itself is left alone. None = the row ends at max_new_tokens.
+    close: the ids of the closing's tag, which end the mode whatever stands around them; text as above. None = the last
+        tag in the closing if it was resolved by `from_tokenizer`, else the whole closing.
+    breaks: ids any one of which ends the mode without its tag; text as above. None = the tokenizer's tags of tool calls
+        (`<tool_call>` ...) under `from_tokenizer`, else none, as ().
     """
 
     ids: int | tuple[int, ...] | str | None
     max_new_tokens: int | None = None
     kv_tokens: int | None = None
     closing: int | tuple[int, ...] | str | None = None
+    close: int | tuple[int, ...] | str | None = None
+    breaks: int | tuple[int, ...] | str | None = None
 
     def __post_init__(self):
-        for name, label in (("ids", "a mode's ids"), ("closing", "Mode.closing")):
-            object.__setattr__(self, name, _as_ids(label, getattr(self, name)))
+        for name in TOKEN_FIELDS:
+            label = "a mode's ids" if name == "ids" else f"Mode.{name}"
+            object.__setattr__(self, name, _as_ids(label, getattr(self, name), may_be_empty=name == "breaks"))
         for name in ("max_new_tokens", "kv_tokens"):
             value = getattr(self, name)
             if value is not None and (not _is_int(value) or value < 1):
                 raise ValueError(f"Mode.{name} must be an integer >= 1 or None; got {value!r}")
         if self.closing is None:
+            for name in ("close", "breaks"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"Mode.{name} says when no closing is needed any more: give closing too")
             return
+        if self.close == self.closing:
+            object.__setattr__(self, "close", None)  # equal modes compare equal
         if self.max_new_tokens is None:
             raise ValueError("Mode.closing is forced after max_new_tokens: give that too")
         if isinstance(self.ids, tuple):
@@ -66,9 +80,10 @@ class Modes:
         Modes(fast=5, slow=6)        # a value: token id | tuple of ids | Mode(...) | None = any other token
 
     `token_ids` holds, per mode, the id on which the model decides (None: any other token), `prefix` the ids all modes
-    open with, `suffixes` the ids that follow the decision, `spans` where a preset's thought opens and closes (as in
-    a program, ids; no part of comparisons). Raises ValueError when the modes cannot be told apart by one token after
-    their common prefix.
+    open with, `suffixes` the ids that follow the decision. `spans` is where a preset's thought opens and closes (ids,
+    as in a program) and `prompt_tokens` what a tokenizer told of the tokens before a reply, None without one; they take
+    no part in comparisons. Raises ValueError when the modes cannot be told apart by one token after their common
+    prefix.
     """
 
     def __init__(self, modes: Mapping | None = None, /, **named):
@@ -83,6 +98,7 @@ class Modes:
         self.token_ids = tuple(None if m.ids is None else m.ids[gate] for m in self._modes.values())
         self.spans: dict[str, dict] = {}
         self.suffixes = tuple(() if m.ids is None else m.ids[gate + 1 :] for m in self._modes.values())
+        self.prompt_tokens: PromptTokens | None = None
 
     @classmethod
     def from_tokenizer(cls, tokenizer, modes: Mapping | None = None, /, **named) -> "Modes":
@@ -92,13 +108,16 @@ class Modes:
         (Qwen3's `<think>\\n\\n</think>\\n\\n`) is a multi-token mode. Raises ValueError that shows how the text was
         tokenised and the `add_special_tokens` call that mends it.
         """
-        resolved = {}
+        resolved, vocabulary = {}, Vocabulary(tokenizer)
         for name, value in {**(modes or {}), **named}.items():
             mode = value if isinstance(value, Mode) else Mode(value)
-            texts = {field: getattr(mode, field) for field in ("ids", "closing")}
+            texts = {field: getattr(mode, field) for field in TOKEN_FIELDS}
             texts = {field: text for field, text in texts.items() if isinstance(text, str)}
-            resolved[name] = replace(mode, **{f: mode_ids(tokenizer, name, text, f) for f, text in texts.items()})
-        return cls(resolved)
+            mode = replace(mode, **{f: mode_ids(tokenizer, name, text, f) for f, text in texts.items()})
+            resolved[name] = _with_ends(mode, vocabulary)
+        made = cls(resolved)
+        made.prompt_tokens = vocabulary.prompt_tokens(list(made._modes.values()))
+        return made
 
     @classmethod
     def preset(cls, name: str, tokenizer) -> "Modes":
@@ -106,11 +125,8 @@ class Modes:
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; there are {', '.join(sorted(PRESETS))}")
         made = cls.from_tokenizer(tokenizer, PRESETS[name])
-        vocabulary = tokenizer.get_vocab()
-        if name in THOUGHTS and all(tag in vocabulary for tag in THOUGHTS[name]):
-            opening, closing = (vocabulary[tag] for tag in THOUGHTS[name])
-            breaks = {"breaks": vocabulary["<tool_call>"]} if "<tool_call>" in vocabulary else {}
-            made.spans = {"think": {"open": opening, "close": closing, **breaks}}
+        thought = Vocabulary(tokenizer).thought(THOUGHTS.get(name))
+        made.spans = {} if thought is None else {"think": thought}
         return made
 
     def save_pretrained(self, directory) -> None:
@@ -119,6 +135,8 @@ class Modes:
         content = {"modes": [{"name": name, **asdict(mode)} for name, mode in self._modes.items()]}
         if self.spans:
             content["spans"] = self.spans
+        if self.prompt_tokens is not None:
+            content["prompt_tokens"] = asdict(self.prompt_tokens)
         (Path(directory) / _FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -131,6 +149,8 @@ class Modes:
             content = json.loads(path.read_text(encoding="utf-8"))
             made = cls({entry.pop("name"): Mode(**entry) for entry in content["modes"]})
             made.spans = content.get("spans", {})
+            if "prompt_tokens" in content:
+                made.prompt_tokens = PromptTokens(**content["prompt_tokens"])
             return made
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} does not hold modes as save_pretrained writes them: {error!r}") from error
@@ -168,7 +188,7 @@ def _check_names(modes: dict[str, Mode]) -> None:
     for name, mode in modes.items():
         if not isinstance(name, str) or not name or name in ("auto", "balanced"):
             raise ValueError(f"a mode's name must be a text other than 'auto' and 'balanced'; got {name!r}")
-        for text in (mode.ids, mode.closing):
+        for text in (getattr(mode, field) for field in TOKEN_FIELDS):
             if isinstance(text, str):
                 raise TypeError(
                     f"mode {name!r} holds the text {text!r}: resolve it with Modes.from_tokenizer(tokenizer, ...)"
@@ -214,7 +234,15 @@ def _common_prefix(sequences: list[tuple[int, ...]]) -> tuple[int, ...]:
     return sequences[0][: min(length, min(map(len, sequences)))]
 
 
-def _as_ids(label: str, value):
+def _with_ends(mode: Mode, vocabulary: Vocabulary) -> Mode:
+    """The mode with what ends it beside its whole closing, where the caller left that to the tokenizer."""
+    if mode.closing is None:
+        return mode
+    breaks = vocabulary.tool_calls or None if mode.breaks is None else mode.breaks
+    return replace(mode, close=mode.close or vocabulary.last_tag(mode.closing), breaks=breaks)
+
+
+def _as_ids(label: str, value, may_be_empty: bool = False):
     """A tuple of token ids, a text, or None. Raises TypeError or ValueError for anything else."""
     if value is None or isinstance(value, str):
         return value
@@ -223,7 +251,7 @@ def _as_ids(label: str, value):
     if not isinstance(value, Sequence):
         raise TypeError(f"{label} must be an int, a tuple of ints or None; got {value!r}")
     value = tuple(int(i) if _is_int(i) else i for i in value)
-    if not value or any(not _is_int(i) or i < 0 for i in value):
+    if not (value or may_be_empty) or any(not _is_int(i) or i < 0 for i in value):
         raise ValueError(f"{label} must be token ids >= 0, at least one; got {value!r}")
     return value
 

@@ -18,3 +18,14 @@ PRESETS: dict[str, dict[str, str | None]] = {
 
 # The tags of the thought in the replies of those methods that close one.
 THOUGHTS: dict[str, tuple[str, str]] = dict.fromkeys(("thinkless", "adaptthink", "qwen3"), ("<think>", "</think>"))
+
+# Tags that begin a tool call: models write them inside a thought, without closing it first. A tokenizer's own are used.
+TOOL_CALLS: tuple[str, ...] = (
+    "<tool_call>",  # Qwen, Hermes, GLM
+    "<|tool_call|>",  # Granite
+    "<|tool_call_start|>",  # LFM2
+    "<|tool_calls_section_begin|>",  # Kimi K2
+    "<｜tool▁calls▁begin｜>",  # DeepSeek
+    "<|python_tag|>",  # Llama 3
+    "[TOOL_CALLS]",  # Mistral
+)

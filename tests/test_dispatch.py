@@ -68,6 +68,16 @@ def test_cuda_takes_triton_where_an_op_has_it(op, monkeypatch):
             dispatch.choose(op, "native", on_cuda())
 
 
+def test_kernels_of_the_cpu_alone_never_see_a_gpu(monkeypatch):
+    """native.py of an op says which devices it reads: the first by speed is not the first that can."""
+    monkeypatch.setattr(dispatch, "unavailable_reason", lambda _: None)
+    monkeypatch.setattr(dispatch, "_backends_of", lambda _: ("reference", "native"))
+    for op in ("steer", "mode_sample"):
+        dispatch._fastest.cache_clear()
+        assert dispatch.choose(op, "auto", on_cuda()).__name__ == f"adapt_kernels.ops.{op}.reference"
+    dispatch._fastest.cache_clear()
+
+
 @pytest.mark.parametrize("op", CREDIT_OPS)
 def test_cuda_without_nvcc(op, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -26,6 +26,7 @@ class Rule:
         return hit(self.files) and not hit(self.exempt)
 
 
+MODE_FILES = ("mode", "preset", "prompt_")
 HF_ONLY = "adapt_kernels/hf/*|adapt_kernels/trl/*|adapt_kernels/vllm.py"
 UPWARD = ("adapt_kernels.hf", "adapt_kernels.trl", "adapt_kernels.vllm")
 JIT_USERS = "|".join(
@@ -44,7 +45,7 @@ PROGRAMS = tuple(
 RULES = [
     Rule("engine-below-recipes", "adapt_kernels/*", ("adapt_recipes",)),
     Rule("transformers-only-in-hf", "adapt_kernels/*", ("transformers", "tokenizers"), exempt=HF_ONLY),
-    Rule("modes-import-no-engine", "adapt_kernels/modes.py|adapt_kernels/*preset*", ("triton", *UPWARD)),
+    Rule("modes-import-no-engine", "|".join(f"adapt_kernels/{n}*" for n in MODE_FILES), ("triton", *UPWARD)),
     Rule("trl-only-in-adapter", "*", ("trl",), exempt="adapt_kernels/trl/*"),
     Rule("vllm-only-in-adapter", "*", ("vllm",), exempt="adapt_kernels/vllm.py"),
     Rule("ops-below-hf", "adapt_kernels/ops/*", UPWARD),

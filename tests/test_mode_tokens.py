@@ -221,8 +221,9 @@ class TestClosing:
     def test_from_text(self, text):
         tokenizer = byte_level(["<think>", "</think>"])
         expected = tuple(tokenizer.encode(text, add_special_tokens=False))
-        ids = tokenizer.convert_tokens_to_ids("<think>")
-        assert self.resolve(tokenizer, text) == Mode(ids, max_new_tokens=9, kv_tokens=4, closing=expected)
+        ids, tag = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+        mode = Mode(ids, max_new_tokens=9, kv_tokens=4, closing=expected, close=tag if tag in expected else None)
+        assert self.resolve(tokenizer, text) == mode
 
     def test_a_split_tag_is_shown(self):
         with pytest.raises(ValueError, match=r"(?s)mode 'slow': '</think>' is not one token.*closes a mode.*tuple"):

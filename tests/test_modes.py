@@ -144,13 +144,15 @@ def test_equality_counts_names_ids_limits_and_order():
         Modes(fast=5, deep=6),
         Modes(fast=5, slow=Mode(6, max_new_tokens=9)),
         Modes(fast=5, slow=Mode(6, max_new_tokens=9, closing=7)),
+        Modes(fast=5, slow=Mode(6, max_new_tokens=9, closing=7, close=8)),
+        Modes(fast=5, slow=Mode(6, max_new_tokens=9, closing=7, breaks=8)),
         Modes(fast=5, slow=None),
         Modes(fast=5, slow=(6, 7)),
         {"fast": 5, "slow": 6},
         None,
     ]
     assert all(modes != other for other in different)
-    assert len({modes, *(other for other in different if isinstance(other, Modes))}) == 8
+    assert len({modes, *(other for other in different if isinstance(other, Modes))}) == 10
 
 
 @pytest.mark.parametrize(
@@ -160,9 +162,12 @@ def test_equality_counts_names_ids_limits_and_order():
         Modes(fast=(10, 11, 12), slow=(10, 13)),
         Modes(fast=Mode(5, max_new_tokens=7), slow=None, third=Mode((6, 7), kv_tokens=32)),
         Modes(fast=5, slow=Mode(6, max_new_tokens=9, closing=(7, 8)), third=Mode(7, max_new_tokens=2, closing=9)),
+        Modes(
+            fast=5, slow=Mode(6, max_new_tokens=9, closing=(7, 8), close=8, breaks=(3, 4)), c=Mode(7, 2, None, 9, 8, ())
+        ),
         Modes({"naïve – ✓": 0, 'a "quoted" name\n': 1}),
     ],
-    ids=["plain", "prefix", "limits", "closings", "names"],
+    ids=["plain", "prefix", "limits", "closings", "ends", "names"],
 )
 class TestCopies:
     def test_save_and_load(self, modes, tmp_path):

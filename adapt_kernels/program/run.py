@@ -40,8 +40,8 @@ class ProgramRun:
 
     programs: per row a Program, several in order of their rules, or None. seeds int64 [rows]; max_new_tokens: int or
     int [rows]. inputs: {name: one value per row} for every name in `Program.inputs`. outer_modes: names of modes that
-    the caller decides itself and tells by `tell_modes`. Raises ValueError, before anything runs, that names the rule
-    or the argument.
+    the caller decides itself and tells by `tell_modes`. backend: that of the op `steer`. Raises ValueError, before
+    anything runs, that names the rule or the argument.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class ProgramRun:
         inputs: Mapping | None = None,
         outer_modes: Sequence[str] = (),
         min_new_tokens: int = 0,
+        backend: str = "auto",
     ):
         of_rows = [listed(program) for program in programs]
         distinct: list[Program] = []
@@ -62,7 +63,7 @@ class ProgramRun:
                 program.check_call(min_new_tokens)
                 distinct.append(program)
         inputs = checked_inputs(distinct, inputs or {}, len(of_rows))
-        self.device = seeds.device
+        self.device, self.backend = seeds.device, backend
         self.compiled = compile_programs(distinct, vocab_size, outer_modes, inputs, self.device)
         self.signals = {name: signal for program in distinct for name, signal in program.signals.items()}
         self._of_rows = [[distinct.index(program) for program in own] for own in of_rows]
@@ -108,12 +109,12 @@ class ProgramRun:
         width = max(map(len, tails), default=0)
         padded = torch.tensor([[-1] * (width - len(tail)) + list(tail) for tail in tails], dtype=torch.int64)
         for tokens in padded.reshape(len(tails), width).to(self.device).unbind(1):
-            self.state = advance(self._tables, self.state, tokens, generated=False)
+            self.state = advance(self._tables, self.state, tokens, generated=False, backend=self.backend)
         self._begun = self.state
 
     def advance(self, tokens: torch.Tensor) -> None:
         """Commit the tokens [slots] of the last step."""
-        self.state = advance(self._tables, self.state, torch.where(self.rows.alive, tokens, -1))
+        self.state = advance(self._tables, self.state, torch.where(self.rows.alive, tokens, -1), backend=self.backend)
 
     def fill(self, values: Mapping[str, torch.Tensor], where=None) -> None:
         """Write registers by name, [slots] each: signals of this step, or a probe's result for the slots `where`."""
@@ -140,17 +141,19 @@ class ProgramRun:
             return []
         if decision is not None:
             tokens = torch.where((decision.forced < 0) & (decision.ends == 0), tokens, -1)
-        self.state, wanted = probe(self._tables, self.state, self.rows, uniforms, tokens)
+        self.state, wanted = probe(self._tables, self.state, self.rows, uniforms, tokens, self.backend)
         return [(index, wanted[:, index]) for index in probes]
 
     def decide(self, uniforms=None) -> Decision:
         """The first half of a step; see `adapt_kernels.ops.steer.decide`."""
-        self.state, decision = decide(self._tables, self.state, self.rows, uniforms)
+        self.state, decision = decide(self._tables, self.state, self.rows, uniforms, self.backend)
         return decision
 
     def settle(self, decision: Decision, tokens, surprise=None, uniforms=None):
         """(tokens, ends, replaced) [slots]: the second half. surprise: {rule: bits of the drawn token}, Mirostat's."""
-        self.state, tokens, ends, replaced = settle(self._tables, self.state, self.rows, decision, tokens, uniforms)
+        self.state, tokens, ends, replaced = settle(
+            self._tables, self.state, self.rows, decision, tokens, uniforms, self.backend
+        )
         if self.compiled.surprise and surprise is not None:
             self._adapt(decision, surprise, replaced)
         return tokens, ends, replaced

@@ -11,6 +11,7 @@ from adapt_kernels.modes import Modes
 from adapt_kernels.program.program import Program
 from adapt_kernels.program.row_inputs import listed
 from adapt_kernels.program.rules import Span, parse_span
+from adapt_kernels.prompt_spans import openings
 
 BUDGET = "thinking_budget"
 
@@ -95,16 +96,17 @@ def thought_spans(modes: Modes, spans: Mapping[str, Span]) -> dict[str, Thought]
     """The spans that `thinking_budget` caps: "think" of `spans`; else those of the modes with a closing; else the one
     that the modes' preset or file tells. Empty where nobody tells any.
 
-    A mode's span opens with its ids and closes with its closing.
+    A mode's span opens with its tag, or its ids, and closes with the tag of its closing.
     """
     closings = [modes[name].closing for name in modes if modes[name].closing is not None]
     if "think" in spans:
         return {"think": _thought(spans["think"], closings)}
-    found = {
-        name: Thought(Span(_pattern(mode.ids), _pattern(mode.closing)), mode.closing)
-        for name, mode in ((name, modes[name]) for name in modes)
-        if mode.closing is not None and mode.ids is not None
-    }
+    opened, found = openings(modes), {}
+    for name, mode in ((name, modes[name]) for name in modes):
+        ids = opened[name] or mode.ids
+        if mode.closing is not None and ids is not None:
+            close, breaks = _pattern(mode.close or mode.closing), list(mode.breaks or ()) or None
+            found[name] = Thought(Span(_pattern(ids), close, breaks), mode.closing)
     if not found and "think" in modes.spans:
         return {"think": _thought(parse_span("think", modes.spans["think"]), closings)}
     return {"think": next(iter(found.values()))} if len(found) == 1 else found

@@ -7,6 +7,7 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from adapt_kernels.hf.random_draws import drawn_from, random_states
 from adapt_kernels.trl.config import ADaPTConfig
+from adapt_kernels.trl.head_check import restored_training
 
 # Modeling files keep rates in modules of their own, or as numbers that they pass to functions.
 _WORDS = ("drop", "jitter")
@@ -65,17 +66,14 @@ def _settings(module: torch.nn.Module):
 
 
 def _draws_in_training(model: torch.nn.Module) -> bool:
-    """By a forward of two tokens; the random state is put back."""
+    """By a forward of two tokens in training and one at rest; the random state is put back."""
     if any(parameter.is_meta for parameter in model.parameters()):
         return bool(rates(model))  # FSDP loads the weights on one rank
     ids = torch.ones(1, 2, dtype=torch.long, device=model.device)
-    modes = [(module, module.training) for module in model.modules()]
-    before = random_states(model.device)
-    model.train()
-    try:
-        with torch.no_grad(), maybe_gather_lm_head_ctx(*model.parameters()):
-            model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    finally:
-        for module, training in modes:
-            module.training = training
-    return drawn_from(before, model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad(), maybe_gather_lm_head_ctx(*model.parameters()), restored_training(model):
+        before = random_states(model.device)
+        noisy = model.train()(**inputs).logits
+        drawn = drawn_from(before, model.device)
+        # Some models draw for layers to drop whatever the rate is.
+        return drawn and (bool(rates(model)) or not torch.equal(noisy, model.eval()(**inputs).logits))

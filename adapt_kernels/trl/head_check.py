@@ -45,8 +45,8 @@ def check_head(model, lm_head: dict) -> None:
         return  # FSDP loads the weights on one rank, which checks
     ids = torch.arange(_TOKENS, device=model.device)[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    with torch.no_grad(), _at_rest(model), maybe_gather_lm_head_ctx(*model.parameters()):
-        plain = model(**inputs).logits
+    with torch.no_grad(), maybe_gather_lm_head_ctx(*model.parameters()), restored_training(model):
+        plain = model.eval()(**inputs).logits
         with _enlarged(model.get_output_embeddings()) as factors:
             large = model(**inputs).logits
         head = _Logits(ids[:, 1:], lm_head, [1.0, factors[0] if factors else 1.0])
@@ -112,12 +112,11 @@ def _enlarged(embeddings):
 
 
 @contextmanager
-def _at_rest(model):
-    """Evaluation mode, and after it every module's own mode again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+def restored_training(model):
+    """Afterwards every module is in training or not, as it was."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in modes:
+            module.training = training

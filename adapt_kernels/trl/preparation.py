@@ -39,8 +39,9 @@ def _complete_reference_adapter(model) -> None:
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if name.endswith(".default"):
-                parameters[name.removesuffix("default") + "ref"].copy_(parameter)
+            copied = parameters.get(name.removesuffix("default") + "ref") if name.endswith(".default") else None
+            if copied is not None:
+                copied.copy_(parameter)
 
 
 def warn_of_drift(drift: float, half: bool, stacklevel: int) -> None:

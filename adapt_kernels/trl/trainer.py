@@ -52,7 +52,9 @@ class ADaPTTrainer(trl.GRPOTrainer):
 
     Seeds of a rollout's rows depend on `args.seed`, the step and the row's place in the whole batch: not on the number
     of ranks, and not on what was drawn before, so a resumed run goes on as it would have. Raises ValueError or
-    TypeError, before a model is loaded from a path, for what it would not honour.
+    TypeError, before a model is loaded from a path, for what it would not honour, and ValueError after it for a head
+    that it cannot compute. A run stops before the optimiser steps where rewards or advantages (ValueError), log-probs,
+    loss or gradients (RuntimeError) are not finite.
     """
 
     _tag_names = ["trl", "grpo", "adapt"]

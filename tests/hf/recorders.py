@@ -75,3 +75,15 @@ class RaisingProcessor(LogitsProcessor):
 class RaisingCriterion(StoppingCriteria):
     def __call__(self, input_ids, scores, **kwargs):
         raise RuntimeError("a criterion failed")
+
+
+class Wishes(LogitsProcessor):
+    """What the model would write: row i's tokens are `wishes[i]`, one a step, whatever its logits say."""
+
+    def __init__(self, prompt_length: int, wishes):
+        self._prompt_length, self._wishes = prompt_length, wishes
+
+    def __call__(self, input_ids, scores):
+        step = input_ids.shape[1] - self._prompt_length
+        wished = torch.tensor([[row[min(step, len(row) - 1)]] for row in self._wishes])
+        return torch.zeros_like(scores).scatter(1, wished, 100.0)

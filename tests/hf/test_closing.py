@@ -75,8 +75,12 @@ def test_a_row_that_closed_by_itself_is_left_alone(rng):
     modes = ak.Modes(fast=FAST, slow=ak.Mode(SLOW, max_new_tokens=CAP, closing=free[0, WIDTH + 3 : WIDTH + 5].tolist()))
     out = generate(ids, modes, mode="slow", rng=rng).sequences
     assert torch.equal(out[0], free[0])
-    others = (out[1:, WIDTH + CAP : WIDTH + END] == torch.tensor(modes["slow"].closing)).all(1)
-    assert others.all() and not torch.equal(out[1:], free[1:])
+    closing = modes["slow"].closing
+    # Row 4 has just begun to write it, and gets the time to go on.
+    assert free[4, WIDTH + CAP - 1] == closing[0]
+    ends = [CAP + (row == 4) for row in range(1, 6)]
+    assert [tuple(out[row, WIDTH + end :][:2].tolist()) for row, end in enumerate(ends, 1)] == [closing] * 5
+    assert torch.equal(out[4, : WIDTH + CAP + 1], free[4, : WIDTH + CAP + 1])
 
 
 def test_closing_tokens_in_the_prompt_do_not_count():

@@ -34,7 +34,15 @@ class Played:
 
 
 def play(
-    program: Program, wishes: str, prompt=(1,), *, max_new=64, uniforms=None, registers=None, probed=None
+    program: Program,
+    wishes: str,
+    prompt=(1,),
+    *,
+    max_new=64,
+    uniforms=None,
+    registers=None,
+    probed=None,
+    backend="auto",
 ) -> Played:
     """One row through its wishes ("8 5>9 ."): the ProgramRun's calls in the order a generation makes them.
 
@@ -46,6 +54,7 @@ def play(
         max_new_tokens=max_new,
         seeds=torch.tensor([7]),
         inputs={name: [None if name in program.sequences else 0.0] for name in program.inputs},
+        backend=backend,
     )
     run.begin([prompt])
     played = Played(run=run)

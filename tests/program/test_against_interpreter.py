@@ -51,7 +51,7 @@ class Batch:
         ]
         self.signals = [[round(rng.random(), 3) for _ in range(STEPS)] for _ in range(rows)]
 
-    def run(self, rows=None):
+    def run(self, rows=None, backend="auto"):
         """A ProgramRun over some of the rows, after their prompts."""
         rows = range(len(self.programs)) if rows is None else rows
 
@@ -66,6 +66,7 @@ class Batch:
             max_new_tokens=torch.tensor(take(self.max_new)),
             seeds=torch.tensor(take(self.seeds)),
             inputs={name: take(self.inputs[name]) for name in needed},
+            backend=backend,
         )
         run.begin(take(self.prompts))
         return run
@@ -169,9 +170,9 @@ def expected_step(row, batch, index, step, drawn):
     return record | {"token": token, "ends": ends, "replaced": replaced}
 
 
-def check(seed):
+def check(seed, backend="auto"):
     batch = Batch(seed)
-    run, rows = batch.run(), batch.interpreters()
+    run, rows = batch.run(backend=backend), batch.interpreters()
     log = [[] for _ in rows]
     committed = None
     for step in range(STEPS):
@@ -203,8 +204,8 @@ def visits_of(run, log):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_every_decision_is_the_interpreters(seed):
-    check(seed)
+def test_every_decision_is_the_interpreters(seed, backend):
+    check(seed, backend)
 
 
 def test_the_random_programs_reach_every_kind_of_decision():

@@ -126,15 +126,15 @@ TRACES = {
 
 
 @pytest.mark.parametrize("number", TRACES)
-def test_golden_trace(number):
+def test_golden_trace(number, backend):
     rules, wishes, expected, given = TRACES[number]
-    played = play(rules, wishes, **given)
+    played = play(rules, wishes, **given, backend=backend)
     assert played.shown == expected
     assert played.ended == (number == "25")
 
 
-def test_what_the_traces_record():
-    fired = {number: play(TRACES[number][0], TRACES[number][1], **TRACES[number][3]) for number in TRACES}
+def test_what_the_traces_record(backend):
+    fired = {n: play(rules, wishes, **given, backend=backend) for n, (rules, wishes, _, given) in TRACES.items()}
     assert fired["1"].run.fired().tolist() == [[1]] and fired["3"].run.fired().tolist() == [[0]]
     assert fired["13"].run.fired().tolist() == [[2, 0]] and fired["14"].run.fired().tolist() == [[1, 1]]
     assert fired["17"].run.modes(0).tolist() == [0] and fired["18"].run.modes(0).tolist() == [1]
@@ -150,10 +150,10 @@ def test_what_the_traces_record():
 
 
 @pytest.mark.parametrize(("renormalise", "expected"), [(False, 1.0), (True, 2 - (math.log2(3) - 1))])
-def test_golden_trace_28_mirostat(renormalise, expected):
+def test_golden_trace_28_mirostat(renormalise, expected, backend):
     """p = 1/2 1/4 1/8 1/8, tau 1, eta 1: mu 2 keeps ids 0 and 1, u = .7 draws 1, and mu follows its surprise."""
     rule = {"sample": {"surprise": 1.0, "rate": 1.0, "renormalise": renormalise}, "when": {}}
-    run = ProgramRun([program(rule)], vocab_size=4 + 12, max_new_tokens=8, seeds=torch.tensor([3]))
+    run = ProgramRun([program(rule)], vocab_size=4 + 12, max_new_tokens=8, seeds=torch.tensor([3]), backend=backend)
     run.begin([[9]])
     logits = torch.tensor([[0.5, 0.25, 0.125, 0.125] + [0.0] * 12]).log()
     call = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}

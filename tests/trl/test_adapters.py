@@ -81,7 +81,7 @@ def test_loss_and_gradient_are_those_of_the_models_own_logits(tmp_path, name):
         assert (gradient - value).norm() <= 1e-4 * value.norm()
 
 
-@pytest.mark.parametrize("name", SET_UPS)
+@pytest.mark.parametrize("name", [n if "tied" in n else pytest.param(n, marks=pytest.mark.full) for n in SET_UPS])
 def test_a_run_trains_the_rows_and_leaves_the_others(tmp_path, name):
     settings = {"beta": 0.1, "use_bias_correction_kl": False, "max_steps": 3, "logging_steps": 1}
     trainer, parameters = with_adapter(tmp_path, name, **settings)

@@ -65,7 +65,7 @@ def test_old_logprobs_and_a_reference_model_do_too(tmp_path, architecture):
     assert trainer._metrics["train"]["kl"][-1] < 1e-7
 
 
-@pytest.mark.parametrize("architecture", [REPORTED, "gpt_neo", "llama"])
+@pytest.mark.parametrize("architecture", [REPORTED, pytest.param("gpt_neo", marks=pytest.mark.full), "llama"])
 def test_a_reference_by_disabled_adapters_does_too(tmp_path, architecture):
     peft = pytest.importorskip("peft", reason="peft is not installed: pip install '.[test]'")
     model = make_architecture(architecture, **ARCHITECTURES[architecture])

@@ -17,6 +17,7 @@ from adapt_kernels.hf.outputs import GenerateStats
 from adapt_kernels.program.request import ModeRequest, RowRequest
 from adapt_kernels.program.run import ProgramRun
 from adapt_kernels.program.steer_request import SteerRequest
+from adapt_kernels.prompt_spans import PromptSpans, prompt_spans
 
 _ACTIVE: ContextVar["GenerateCall | None"] = ContextVar("adapt_kernels_generate_call", default=None)
 
@@ -29,8 +30,9 @@ class GenerateCall:
         self.steer = steer
         self.programs: ProgramRun | None = None
         self.state = state
+        self.eos_ids = _eos_ids(model.generation_config)
         self.rows: RowRequest | None = None
-        self.prompt_modes: torch.Tensor | None = None
+        self.prompt: PromptSpans | None = None
         self.prompt_length: int | None = None
         self.stats: GenerateStats | None = None
 
@@ -52,23 +54,33 @@ class GenerateCall:
         device = self.model.device if prompt is None else prompt.device
         written = prompt is not None and prompt.ndim == 2
         ids = prompt if written else torch.zeros(batch, 0, dtype=torch.long, device=device)
-        self.prompt_modes = prompt_modes(self.modes, ids).repeat_interleave(samples)
-        if self.request.gated and (self.prompt_modes >= 0).any():
-            row = int((self.prompt_modes >= 0).nonzero()[0])
-            name = self.modes.names[int(self.prompt_modes[row])]
-            raise ValueError(
-                f"prompt {row // samples} already ends in the tokens of mode {name!r}, so no mode is left to choose:"
-                " use a chat template that does not prefill it, or leave out mode, mode_bias and fast_prob"
-            )
+        self.eos_ids |= _eos_ids(config)
+        prompt_of = prompt_spans(self.modes, ids, arguments.get("attention_mask"), self.eos_ids)
+        if self.request.gated:
+            self._check_none_entered(prompt_of)
+        self.prompt = prompt_of.repeat(samples)
         prompts = None
         if self.request.mode == "balanced" and samples == 1 and prompt is not None:
             given = [arguments[name] for name in ROW_INPUTS if arguments.get(name) is not None]
             prompts = prompt_of_row([tensor for tensor in (prompt, *given) if len(tensor) == batch])
         random = config.do_sample or self.request.fast_prob is not None
         asked = (self.model, self.state, self.steer, self.request)
-        self.programs = program_run(*asked, ids, arguments.get("attention_mask"), samples, config)
+        self.programs = program_run(*asked, ids, arguments.get("attention_mask"), samples, config, self.eos_ids)
         # Last: a refused call must not have moved torch's generator.
         self.rows = self.request.spread(batch, samples, random, prompts)
+
+    def _check_none_entered(self, prompt: PromptSpans) -> None:
+        some = prompt.entered >= 0
+        if not some.any():
+            return
+        whole = some & (prompt.entered < len(self.modes))
+        first = int((whole if whole.any() else some).nonzero()[0])
+        mode = int(prompt.entered[first])
+        what = "the modes, in part" if mode == len(self.modes) else f"mode {self.modes.names[mode]!r}"
+        raise ValueError(
+            f"prompt {first} already ends in the tokens of {what}, so no mode is left to choose: use a chat template"
+            " that does not prefill it, or leave out mode, mode_bias and fast_prob"
+        )
 
     @property
     def planned(self) -> bool:
@@ -90,7 +102,9 @@ class GenerateCall:
         if self.stats.plan == "original" and isinstance(output, ModelOutput):
             output.stats, output.mode_probs, output.modes = self.stats, None, None
             if self.prompt_length is not None:
-                output.modes = _opened_modes(self.modes, output.sequences[:, self.prompt_length :])
+                before, new = output.sequences.tensor_split([self.prompt_length], dim=1)
+                entered = prompt_spans(self.modes, before, eos_ids=self.eos_ids).modes.to(new.device)
+                output.modes = torch.where(entered >= 0, entered, _opened_modes(self.modes, new))
         return output
 
 
@@ -150,7 +164,7 @@ class ModeGenerate:
         (`ModeGenerateOutput`). `adapt_kernels.last_stats(model)` has the stats of the latest call in any case.
 
         Raises ValueError or TypeError before anything is computed: unknown names, wrong row counts, arguments that
-        exclude each other, a prompt that already ends in a mode token, or a call that only Hugging Face's own loop can
+        exclude each other, a prompt that has opened or closed a mode, or a call that only Hugging Face's own loop can
         serve (beams, assisted decoding, encoder-decoder ...) together with any of these arguments.
         """
         state = STATES[self]
@@ -215,17 +229,6 @@ class ModeGenerate:
         return call if call is not None and call.model is self else None
 
 
-def prompt_modes(modes, input_ids) -> torch.Tensor:
-    """[batch] int8: the mode whose tokens a prompt already ends in, -1 = none."""
-    found = torch.full((input_ids.shape[0],), -1, dtype=torch.int8, device=input_ids.device)
-    for index, name in enumerate(modes):
-        ids = modes[name].ids
-        if ids is not None and 0 < len(ids) <= input_ids.shape[1]:
-            ends = (input_ids[:, -len(ids) :] == torch.tensor(ids, device=input_ids.device)).all(1)
-            found = found.masked_fill(ends, index)
-    return found
-
-
 def _opened_modes(modes, new_tokens) -> torch.Tensor:
     """[rows] int8: the mode whose tokens the new tokens start with, -1 = none."""
     found = torch.full((new_tokens.shape[0],), -1, dtype=torch.int8, device=new_tokens.device)
@@ -248,6 +251,11 @@ def _running(state, call: GenerateCall):
     finally:
         state.running -= 1
         _ACTIVE.reset(token)
+
+
+def _eos_ids(config) -> set[int]:
+    ids = config.eos_token_id
+    return set() if ids is None else set(torch.as_tensor(ids).flatten().tolist())
 
 
 def _by_name(method, args, kwargs) -> dict:

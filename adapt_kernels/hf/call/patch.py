@@ -13,7 +13,7 @@ from adapt_kernels.hf.call.loop_check import check_loop
 from adapt_kernels.hf.call.state import STATES, PatchState
 from adapt_kernels.hf.compat import check_names
 from adapt_kernels.hf.outputs import GenerateStats
-from adapt_kernels.modes import Modes
+from adapt_kernels.modes import TOKEN_FIELDS, Modes
 from adapt_kernels.program.program import Program
 from adapt_kernels.program.rules import Span
 
@@ -122,7 +122,7 @@ def _generating_model(model):
 def _check_fits(model, modes: Modes) -> None:
     vocab_size = model.config.get_text_config().vocab_size
     for name in modes:
-        ids = (modes[name].ids or ()) + (modes[name].closing or ())
+        ids = [i for field in TOKEN_FIELDS for i in getattr(modes[name], field) or ()]
         outside = [i for i in ids if i >= vocab_size]
         if outside:
             raise ValueError(

@@ -12,7 +12,7 @@ from adapt_kernels.program.steer_request import RowPrograms, SteerRequest, reply
 
 
 def program_run(
-    model, state: PatchState, steer: SteerRequest, request: ModeRequest, prompt, mask, samples: int, config
+    model, state: PatchState, steer: SteerRequest, request: ModeRequest, prompt, mask, samples: int, config, eos_ids
 ) -> ProgramRun | None:
     """The programs of the rows after their prompts, or None where there are none.
 
@@ -42,7 +42,9 @@ def program_run(
         outer_modes=state.modes.names,
         min_new_tokens=config.min_new_tokens or 0,
     )
-    tails = reply_tails(prompt, mask, _turns(model, config), _delimiters(asked))
+    told = state.modes.prompt_tokens
+    turns = {*eos_ids, *(() if told is None else told.turns)}
+    tails = reply_tails(prompt, mask, turns, _delimiters(asked))
     run.begin([tail for tail in tails for _ in range(samples)])
     if request.gated:
         _check_no_choice(run, request)
@@ -90,14 +92,6 @@ def _vocab_size(model) -> int:
     head = model.get_output_embeddings()
     size = model.config.get_text_config().vocab_size
     return size if getattr(head, "weight", None) is None else max(size, head.weight.shape[0])
-
-
-def _turns(model, config) -> set[int]:
-    found: set[int] = set()
-    for each in (model.generation_config, config):
-        if each.eos_token_id is not None:
-            found |= set(torch.as_tensor(each.eos_token_id).flatten().tolist())
-    return found
 
 
 def _delimiters(asked: RowPrograms) -> set[int]:

@@ -15,7 +15,8 @@ class PatchState:
     """modes, spans: what the model was patched with. loop: Hugging Face's, checked. running: `generate` calls under
     way. last_stats: of the latest finished one. recent_lengths: what fast rows needed lately. reading_faults: whether
     the model reads shared prompts rightly, see `LayoutChoice`. no_cache: `training_state` in which the model turned out
-    to leave its cache unused."""
+    to leave its cache unused. rows_stay: whether rows must stay for a returned cache, since a forward over whole
+    sequences gives another one."""
 
     modes: Modes
     loop: CheckedLoop
@@ -25,6 +26,10 @@ class PatchState:
     recent_lengths: RecentLengths = field(default_factory=RecentLengths)
     reading_faults: dict[tuple[str, str], str | None] = field(default_factory=dict)
     no_cache: tuple[bool, bool] | None = None
+    rows_stay: bool = False
+
+    def keep_rows(self) -> None:
+        self.rows_stay = True
 
 
 STATES: "WeakKeyDictionary[object, PatchState]" = WeakKeyDictionary()

@@ -156,8 +156,9 @@ class BranchedBatch(WholeBatch):
 
     @property
     def _leave(self) -> bool:
-        """Whether finished rows leave: virtual tokens are not to be had again for a cache that is returned."""
-        return not (self._virtual and self._config.return_dict_in_generate)
+        """Whether finished rows leave: some models' KV is not to be had again for a cache that is returned."""
+        stay = self._virtual or self._call.state.rows_stay
+        return not (stay and self._config.return_dict_in_generate)
 
     def take(self, per_row):
         return per_row if self.row_of_slot is None else per_row[self.row_of_slot]
@@ -199,7 +200,7 @@ class BranchedBatch(WholeBatch):
         arguments = (self._config, self._prompt_kwargs, name, self._prompt_length, sequences)
         mask = self._prompt_kwargs.get("attention_mask")
         length = cached_tokens(self.kwargs) - surplus
-        witness = Witness.of(cache, int(self._slots[0]), mask, length, surplus)
+        witness = Witness.of(cache, int(self._slots[0]), mask, length, surplus, self._call.state.keep_rows)
         release(cache)
         return RebuiltCache(self._model, lambda model: witness.checked(rebuild(model, *arguments))), self._peak
 

@@ -1,6 +1,7 @@
 """The cache that plan "full" returns when rows have left: computed again, if anybody looks at it."""
 
 import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -61,9 +62,10 @@ class Witness(NamedTuple):
     held: dict[int, list[torch.Tensor]]  # by layer: keys [T, heads, head_dim], or the states
     real: torch.Tensor  # [prompt], 0 where the row's prompt is padding
     length: int  # positions of the call
+    refuted: Callable[[], None]  # called where it does not agree
 
     @classmethod
-    def of(cls, cache, row: int, mask, length: int, surplus: bool) -> "Witness":
+    def of(cls, cache, row: int, mask, length: int, surplus: bool, refuted) -> "Witness":
         """row: what slot 0 holds; mask [rows, prompt] or None. surplus: the last position is to be left out."""
         held = {}
         for index in {type(layer): index for index, layer in enumerate(cache.layers)}.values():
@@ -73,7 +75,7 @@ class Witness(NamedTuple):
             elif not surplus:
                 held[index] = [state.clone() for state in row_states(cache.layers[index], 0)]
         real = torch.ones(0) if mask is None else mask[row]
-        return cls(row, held, real, length)
+        return cls(row, held, real, length, refuted)
 
     def checked(self, cache) -> DynamicCache:
         """The rebuilt cache. Raises RuntimeError where it does not hold what the call had computed."""
@@ -84,9 +86,10 @@ class Witness(NamedTuple):
             if keys is not None:
                 pairs = [self._comparable(*pair) for pair in pairs]
             if not all(self._close(had, got, 1e-2 if keys is None else 1e-3) for had, got in pairs):
+                self.refuted()
                 raise RuntimeError(
                     "the returned cache cannot be computed: this model's forward over a whole sequence differs from its"
-                    " decoding token by token. Let the next call start from the returned sequences"
+                    " decoding token by token. Call generate again: from now on this model's rows stay for their cache"
                 )
         return cache
 

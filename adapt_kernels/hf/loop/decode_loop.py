@@ -21,7 +21,7 @@ def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, 
     """
     rows, device = len(input_ids), input_ids.device
     selector = TokenSelector(
-        call.modes, call.rows, logits_processor, config, call.prompt_modes, call.request.return_logprobs, device
+        call.modes, call.rows, logits_processor, config, call.prompt, call.request.return_logprobs, device
     )
     most_new = (stopping_criteria.max_length or config.max_length or 1 << 40) - input_ids.shape[1]
     if call.programs is not None:

@@ -29,7 +29,7 @@ class TokenSelector:
     State is kept for all rows in Hugging Face's order; `place` says which of them the logits are for.
     """
 
-    def __init__(self, modes: Modes, request: RowRequest, processors, config, prompt_modes, return_logprobs, device):
+    def __init__(self, modes: Modes, request: RowRequest, processors, config, prompt, return_logprobs, device):
         self.definition, self.gated, self.return_logprobs = modes, request.gated, return_logprobs
         self.processors = split(processors)
         self.records = config.return_dict_in_generate and (config.output_scores or config.output_logits)
@@ -40,7 +40,7 @@ class TokenSelector:
         self.exact = not bool(request.fast_prob.isnan().all())
         self.fast_prob = request.fast_prob.to(device)
         self.seeds = None if request.seeds is None else request.seeds.to(device)
-        self.modes = prompt_modes.to(device)
+        self.modes = prompt.modes.to(device)
         self.mode_probs = torch.nn.functional.one_hot(self.modes.clamp(min=0).long(), len(modes)).float()
         self.mode_probs[self.modes < 0] = 0
         self.mode_logprobs = torch.zeros(len(self.modes), device=device) if return_logprobs else None
@@ -49,7 +49,7 @@ class TokenSelector:
         self._on_prefix = self.modes < 0
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
         self._suffixes = suffix_table(modes, device)
-        self._closings = Closings(modes, len(self.modes), device)
+        self._closings = Closings(modes, prompt.contents, device)
         self._rows, self._slot_seeds, self._head = None, self.seeds, self.processors.head
 
     def place(self, row_of_slot) -> None:
@@ -83,7 +83,8 @@ class TokenSelector:
         shaped = logits
         if self._head or self.records:
             shaped = self._head(input_ids, logits.to(copy=True, dtype=torch.float32))
-        forced = self._forced_tokens(step, input_ids, logits, alive)
+        opening = self._opening_tokens(step)
+        forced = self._forced_tokens(step, input_ids, opening, logits, alive)
         if self.return_logprobs or self.steering is not None:
             self.forced = torch.zeros_like(logits[:, 0], dtype=torch.bool) if forced is None else forced >= 0
         gate = self._gate() if at_gate and self.gated else {}
@@ -124,7 +125,7 @@ class TokenSelector:
         """[slots] bool: rows in which no mode writes the next token for sure; None where any may."""
         if self.gated and step < self.gate_step + self._suffixes.shape[1]:
             return None
-        closing = self._closings.under_way(step + 1, self._of_slots(self.modes), self._rows)
+        closing = self._closings.under_way(self._rows)
         return torch.ones_like(self.forced) if closing is None else ~closing
 
     def _select(self, step: int, input_ids, shaped, gate: dict, forced, settings=None):
@@ -193,23 +194,20 @@ class TokenSelector:
         temperature = self._temperature if settings is None else settings["temperature"]
         return mode_sample(shaped, temperature=temperature, seeds=0, forced_tokens=tokens, **gate).tempered_logprobs
 
-    def _forced_tokens(self, step: int, input_ids, logits, alive):
+    def _forced_tokens(self, step: int, input_ids, opening, logits, alive):
         """[slots] int64, -1 = draw; None when no row is forced at this step."""
-        opening = self._opening_tokens(step)
         ruled = None if self.steering is None else self._ruled_tokens(step, opening, logits, alive)
         forced = _either(opening, ruled)
-        if not self._closings.at(step):
-            return forced
         busy = None if forced is None else forced >= 0
         closing = self._closings.tokens(step, input_ids, self._of_slots(self.modes), self._rows, busy)
-        if self.steering is not None:
+        if self.steering is not None and closing is not None:
             self.steering.give_way(closing)
         return _either(forced, closing)
 
     def _ruled_tokens(self, step: int, opening, logits, alive):
         """[slots] int64: what rules write, but where a mode is opened or being closed; -1 = draw."""
         modes = self._of_slots(self.modes)
-        held = self._closings.under_way(step, modes, self._rows)
+        held = self._closings.under_way(self._rows)
         if self.gated and step <= self.gate_step:
             held = torch.ones_like(modes, dtype=torch.bool)
         elif opening is not None:

@@ -2,7 +2,8 @@
 
 import torch
 
-from adapt_kernels.ops.steer import reference
+from adapt_kernels.dispatch import choose
+from adapt_kernels.ops.steer.arguments import check
 from adapt_kernels.ops.steer.tables import (
     ENDS_AFTER,
     ENDS_BEFORE,
@@ -46,8 +47,9 @@ __all__ = [
 ]
 
 
-@torch.no_grad()
-def advance(tables: SteerTables, state: SteerState, tokens, generated: bool = True) -> SteerState:
+def advance(
+    tables: SteerTables, state: SteerState, tokens, generated: bool = True, backend: str = "auto"
+) -> SteerState:
     """The state after one more token of each row.
 
         for pattern: state = transitions[pattern, state, classes[token]]
@@ -59,24 +61,33 @@ def advance(tables: SteerTables, state: SteerState, tokens, generated: bool = Tr
         state: n rows; read only.
         tokens: [n] int64: the committed token, < 0 = none for that row (before the first one, and for dead rows).
         generated: False for tokens of the prompt, which count 0 and have no position.
+        backend: "auto" (native on CPU, else reference), "reference" or "native"; all are equal bit for bit.
 
     Returns the new state. A pure function of the history; no randomness, no host sync. n = 0 works.
+
+    Raises, as the other halves do, ValueError or TypeError naming the argument, what was given and what is allowed;
+    IndexError for a token outside the vocabulary, where the backend runs on the CPU; RuntimeError if an explicit
+    backend cannot run.
     """
-    return reference.advance(tables, state, tokens, generated)
+    check(tables, state, tokens=tokens)
+    return choose("steer", backend, state.numbers).advance(tables, state, tokens, generated)
 
 
-@torch.no_grad()
-def probe(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=None, tokens=None):
+def probe(
+    tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=None, tokens=None, backend: str = "auto"
+) -> tuple[SteerState, torch.Tensor]:
     """(state, wanted [n, R] bool): the probes that hold here, to be run before `decide`; counts their firings.
 
     tokens: None for probes without `drawn`; else [n] int64, what each row drew (< 0 = nothing), for those with it, to
     be run before `settle`. Other arguments as in `decide`.
     """
-    return reference.probe(tables, state, rows, uniforms, tokens)
+    check(tables, state, rows, tokens, uniforms)
+    return choose("steer", backend, state.numbers).probe(tables, state, rows, uniforms, tokens)
 
 
-@torch.no_grad()
-def decide(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=None) -> tuple[SteerState, Decision]:
+def decide(
+    tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=None, backend: str = "auto"
+) -> tuple[SteerState, Decision]:
     """What each row's next token is to be: the first half of a step, before the draw.
 
         running sequence -> its next id
@@ -91,16 +102,25 @@ def decide(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=Non
         state: n rows after the last committed token; read only. Signals of this step are in its registers.
         rows: seeds, limits and the rules that each row uses.
         uniforms: [n, R] float64 in place of the firing draws, or None: uniform(seed, position, PURPOSE_RULE, rule).
+        backend: as in `advance`.
 
     Returns (state, Decision). Rows that are not alive keep their state. Randomness: the firing draws alone, by row
     seed, position and the rule's place in its program, so they are the same in any batch and after a rewind. No host
     sync. n = 0 works.
     """
-    return reference.decide(tables, state, rows, uniforms)
+    check(tables, state, rows, uniforms=uniforms)
+    return choose("steer", backend, state.numbers).decide(tables, state, rows, uniforms)
 
 
-@torch.no_grad()
-def settle(tables: SteerTables, state: SteerState, rows: SteerRows, decision: Decision, tokens, uniforms=None):
+def settle(
+    tables: SteerTables,
+    state: SteerState,
+    rows: SteerRows,
+    decision: Decision,
+    tokens,
+    uniforms=None,
+    backend: str = "auto",
+) -> tuple[SteerState, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(state, tokens [n], ends [n], replaced [n] bool): the second half of a step, after the draw.
 
         where a row drew: the first force whose `drawn` completes with its token and whose guard holds takes its place
@@ -109,4 +129,5 @@ def settle(tables: SteerTables, state: SteerState, rows: SteerRows, decision: De
     tokens: [n] int64, what each row drew, or `decision.forced`. Other arguments as in `decide`. The tokens returned are
     to be committed by `advance` at the next step; ends as in Decision.
     """
-    return reference.settle(tables, state, rows, decision, tokens, uniforms)
+    check(tables, state, rows, tokens, uniforms, (decision.forced, decision.ends, decision.gate))
+    return choose("steer", backend, state.numbers).settle(tables, state, rows, decision, tokens, uniforms)

@@ -21,6 +21,7 @@ from adapt_kernels.ops.steer.tables import (
 )
 
 
+@torch.no_grad()
 def advance(tables: SteerTables, state: SteerState, tokens, generated: bool = True) -> SteerState:
     """See `adapt_kernels.ops.steer.advance`."""
     moves = tokens >= 0
@@ -72,6 +73,7 @@ def _write(numbers, columns, values, where) -> None:
     numbers[:, -1] = 0
 
 
+@torch.no_grad()
 def probe(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=None, tokens=None):
     """See `adapt_kernels.ops.steer.probe`."""
     guard = evaluate(tables, state, rows, uniforms)
@@ -96,6 +98,7 @@ def _act(tables: SteerTables, numbers, acts, ended_too: bool = True) -> None:
         _write(numbers, tables.rules[:, RuleField.ENDED].long(), numbers[:, POSITION, None] + 1, acts)
 
 
+@torch.no_grad()
 def decide(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=None) -> tuple[SteerState, Decision]:
     """See `adapt_kernels.ops.steer.decide`."""
     guard = evaluate(tables, state, rows, uniforms)
@@ -222,12 +225,17 @@ def _class_bias(tables: SteerTables, acting) -> tuple[torch.Tensor, torch.Tensor
     owner, action = tables.biases.long().unbind(1)
     acts, amount = acting[:, owner, None], tables.bias_amounts[:, None]
     member, action = tables.bias_members, action[:, None]
-    scale = torch.where(acts & member & (action == Action.SCALE), amount, 1.0).prod(1)
-    bias = torch.where(acts & member & (action == Action.ADD), amount, 0.0).sum(1)
+    scales = torch.where(acts & member & (action == Action.SCALE), amount, 1.0)
+    added = torch.where(acts & member & (action == Action.ADD), amount, 0.0)
+    scale = scales.new_ones(len(acting), member.shape[1])
+    bias = torch.zeros_like(scale)
+    for each in range(len(tables.biases)):  # float32 in the order of the rules: other orders round differently
+        scale, bias = scale * scales[:, each], bias + added[:, each]
     out = acts & torch.where(action == Action.ONLY, ~member, member & (action == Action.BAN))
     return scale, bias.masked_fill(out.any(1), float("-inf"))
 
 
+@torch.no_grad()
 def settle(tables: SteerTables, state: SteerState, rows: SteerRows, decision: Decision, tokens, uniforms=None):
     """See `adapt_kernels.ops.steer.settle`."""
     guard = evaluate(tables, state, rows, uniforms)
