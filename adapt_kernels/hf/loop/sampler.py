@@ -7,6 +7,7 @@ import torch
 from adapt_kernels.hf.loop.closing import Closings
 from adapt_kernels.hf.loop.gate_logits import observe
 from adapt_kernels.hf.loop.processors import of_rows, refused_by_memory, split, with_memory
+from adapt_kernels.hf.loop.steering import Steering
 from adapt_kernels.modes import Modes
 from adapt_kernels.ops.mode_sample import (
     FLAG_EMPTY,
@@ -44,7 +45,8 @@ class TokenSelector:
         self.mode_probs = torch.nn.functional.one_hot(self.modes.clamp(min=0).long(), len(modes)).float()
         self.mode_probs[self.modes < 0] = 0
         self.mode_logprobs = torch.zeros(len(self.modes), device=device) if return_logprobs else None
-        self.forced = None  # [slots] bool with return_logprobs: whose latest token was written, not drawn
+        self.forced = None  # [slots] bool with return_logprobs or programs: whose latest token was written, not drawn
+        self.steering: Steering | None = None
         self._on_prefix = self.modes < 0
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
         self._suffixes = suffix_table(modes, device)
@@ -56,6 +58,8 @@ class TokenSelector:
         self._rows = row_of_slot
         self._slot_seeds = self.seeds if self.seeds is None else self._of_slots(self.seeds)
         self._head = self.processors.head if row_of_slot is None else of_rows(self.processors.head, row_of_slot)
+        if self.steering is not None:
+            self.steering.place(row_of_slot)
 
     def _of_slots(self, per_row):
         return per_row if self._rows is None else per_row[self._rows]
@@ -87,13 +91,20 @@ class TokenSelector:
         opening = self._opening_tokens(step)
         if opening is not None:
             self._refuse_by_memory(self._certain_tokens(opening, at_gate), input_ids, logits, shaped, alive)
-        forced = self._forced_tokens(step, input_ids, opening)
-        if self.return_logprobs:
+        forced = self._forced_tokens(step, input_ids, opening, logits, alive)
+        if self.return_logprobs or self.steering is not None:
             self.forced = torch.zeros_like(logits[:, 0], dtype=torch.bool) if forced is None else forced >= 0
         gate = self._gate() if at_gate and self.gated else {}
         if gate:
             observe(shaped, self.definition.token_ids, self._temperature, self._to_all_rows)
-        tokens, scores, logprobs = self._select(step, input_ids, shaped, gate, forced)
+        settings = None
+        if self.steering is not None:
+            shaped = self.steering.biased(shaped)
+            settings = self.steering.settings(shaped)
+        tokens, scores, logprobs = self._select(step, input_ids, shaped, gate, forced, settings)
+        if self.steering is not None:
+            drawn = self.steering.choose(step, shaped, tokens, scores, logprobs, settings, self._slot_seeds)
+            tokens, scores, logprobs = self._settle(step, logits, shaped, settings, alive, *drawn)
         if at_gate and self.return_logprobs:
             drawn = token_logprobs(logits, tokens, self._of_slots(self._on_prefix), self._temperature or 1.0)[0]
             self.mode_logprobs = self._to_rows(self.mode_logprobs, drawn.float())
@@ -108,7 +119,25 @@ class TokenSelector:
                 f"the model gave NaN logits in {rows} of {len(self._flags)} rows; they count as -inf", stacklevel=2
             )
 
-    def _select(self, step: int, input_ids, shaped, gate: dict, forced):
+    def _settle(self, step: int, logits, shaped, settings, alive, tokens, scores, logprobs):
+        """The same after the rules that look at what was drawn, which is then committed."""
+        steering = self.steering
+        tokens = steering.settle(tokens, shaped, settings)
+        if steering.replaced is not None:
+            self.forced = self.forced | steering.replaced
+            if logprobs is not None:
+                logprobs = torch.where(steering.replaced, self._tempered(shaped, {}, tokens, settings), logprobs)
+        steering.commit(tokens, logits, self._of_slots(alive), self._free_next(step))
+        return tokens, scores, logprobs
+
+    def _free_next(self, step: int):
+        """[slots] bool: rows in which no mode writes the next token for sure; None where any may."""
+        if self.gated and step < self.gate_step + self._suffixes.shape[1]:
+            return None
+        closing = self._closings.under_way(self._rows)
+        return torch.ones_like(self.forced) if closing is None else ~closing
+
+    def _select(self, step: int, input_ids, shaped, gate: dict, forced, settings=None):
         scores = None
         if self.records or self.seeds is None or (self.processors.fused is None and not gate):
             scores = self._scores(input_ids, shaped, gate)
@@ -120,22 +149,25 @@ class TokenSelector:
             tokens = self._huggingface_draw(open_scores, drawn=bool(gate) and self.exact)
             tokens = tokens if forced is None else torch.where(forced >= 0, forced, tokens)
             return tokens, scores, self._tempered(shaped, gate, tokens)
-        if self.greedy and not gate and not self.return_logprobs:
+        if self.greedy and not gate and settings is None and not self.return_logprobs:
             tokens = (shaped if scores is None else scores).argmax(-1)
             return (tokens if forced is None else torch.where(forced >= 0, forced, tokens)), scores, None
         drawn = {"seeds": self._slot_seeds, "step": step, "forced_tokens": forced}
         if gate:
             sample = mode_sample(shaped, temperature=self._temperature, **gate, **drawn)
+        elif settings is not None:
+            sample = mode_sample(shaped, **settings, **drawn)
         elif scores is not None:
             sample = mode_sample(scores, temperature=float(not self.greedy), **drawn)
         elif self.greedy:
             sample = mode_sample(shaped, temperature=0.0, **drawn)
         else:
             sample = mode_sample(shaped, **self.processors.fused, **drawn)
-        self._note_flags(sample.flags, drawn=not (gate or self.greedy), forced=forced)
+        self._note_flags(sample.flags, drawn=not gate and not (self.greedy and settings is None), forced=forced)
         if gate:
             self._refuse_masked_modes((sample.flags & FLAG_EMPTY) != 0, forced)
-        logprobs = sample.tempered_logprobs if scores is None else self._tempered(shaped, gate, sample.tokens)
+        own = scores is None or settings is not None
+        logprobs = sample.tempered_logprobs if own else self._tempered(shaped, gate, sample.tokens)
         return sample.tokens, scores, logprobs if self.return_logprobs else None
 
     @property
@@ -165,20 +197,32 @@ class TokenSelector:
             return scores.argmax(-1)
         return torch.multinomial(torch.softmax(scores, -1), num_samples=1).squeeze(1)
 
-    def _tempered(self, shaped, gate: dict, tokens):
+    def _tempered(self, shaped, gate: dict, tokens, settings=None):
         if not self.return_logprobs:
             return None
-        return mode_sample(
-            shaped, temperature=self._temperature, seeds=0, forced_tokens=tokens, **gate
-        ).tempered_logprobs
+        temperature = self._temperature if settings is None else settings["temperature"]
+        return mode_sample(shaped, temperature=temperature, seeds=0, forced_tokens=tokens, **gate).tempered_logprobs
 
-    def _forced_tokens(self, step: int, input_ids, opening):
+    def _forced_tokens(self, step: int, input_ids, opening, logits, alive):
         """[slots] int64, -1 = draw; None when no row is forced at this step."""
-        busy = None if opening is None else opening >= 0
+        ruled = None if self.steering is None else self._ruled_tokens(step, opening, logits, alive)
+        forced = _either(opening, ruled)
+        busy = None if forced is None else forced >= 0
         closing = self._closings.tokens(step, input_ids, self._of_slots(self.modes), self._rows, busy)
-        if opening is None or closing is None:
-            return closing if opening is None else opening
-        return torch.where(busy, opening, closing)
+        if self.steering is not None and closing is not None:
+            self.steering.give_way(closing)
+        return _either(forced, closing)
+
+    def _ruled_tokens(self, step: int, opening, logits, alive):
+        """[slots] int64: what rules write, but where a mode is opened or being closed; -1 = draw."""
+        modes = self._of_slots(self.modes)
+        held = self._closings.under_way(self._rows)
+        if self.gated and step <= self.gate_step:
+            held = torch.ones_like(modes, dtype=torch.bool)
+        elif opening is not None:
+            held = opening >= 0 if held is None else held | (opening >= 0)
+        self.steering.run.tell_modes(modes)
+        return self.steering.decide(logits, self._of_slots(alive), held)
 
     def _opening_tokens(self, step: int):
         if not self.gated or step > self.gate_step + self._suffixes.shape[1]:
@@ -266,6 +310,13 @@ class TokenSelector:
                 " (suppress_tokens, bad_words_ids, a grammar ...) bans them. Allow them, or name"
                 f" {'the mode' if named < 0 else 'another mode'}: mode='...'"
             )
+
+
+def _either(first, second):
+    """[slots] int64, -1 = none, None = none anywhere: the first, or where it has none the second."""
+    if first is None or second is None:
+        return second if first is None else first
+    return torch.where(first >= 0, first, second)
 
 
 def suffix_table(modes: Modes, device) -> torch.Tensor:
