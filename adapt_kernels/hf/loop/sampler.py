@@ -6,6 +6,7 @@ import torch
 
 from adapt_kernels.hf.loop.closing import Closings
 from adapt_kernels.hf.loop.gate_logits import observe
+from adapt_kernels.hf.loop.mode_refusals import no_mode_left, refusal_of_token
 from adapt_kernels.hf.loop.processors import of_rows, refused_by_memory, split, with_memory
 from adapt_kernels.hf.loop.steering import Steering
 from adapt_kernels.modes import Modes
@@ -285,31 +286,22 @@ class TokenSelector:
         return opening.masked_fill(~self._of_slots(self.fast_prob).isnan(), fast)
 
     def _refuse_by_memory(self, certain, input_ids, logits, shaped, alive) -> None:
-        for slot in refused_by_memory(self._head, input_ids, logits, shaped, certain.where(self._of_slots(alive), -1)):
-            row, token = slot if self._rows is None else int(self._rows[slot]), int(certain[slot])
+        certain = certain.where(self._of_slots(alive), -1)
+        for slot in refused_by_memory(self._head, input_ids, logits, shaped, certain):
+            row, token = self._row_of(slot), int(certain[slot])
             mode = max(int(self.forced_mode[row]), int(self.modes[row]))
             mode = 0 if self.exact and token == self.definition.token_ids[0] else mode
-            names = ", ".join(type(p).__name__ for p in with_memory(self._head))
-            raise ValueError(
-                f"row {row}: {'the modes' if mode < 0 else f'mode {self.definition.names[mode]!r}'} must be given token"
-                f" {token}, which {names} refuses (logit -inf) and would have to go on from: let it allow"
-                " the modes' tokens, or begin after them, or leave out mode, mode_bias and fast_prob"
-            )
+            raise ValueError(refusal_of_token(self.definition, row, mode, token, with_memory(self._head)))
 
     def _refuse_masked_modes(self, empty, forced) -> None:
         masked = empty & self._of_slots(self._on_prefix)
         masked = masked if forced is None else masked & (forced < 0)
         if masked.any():
-            slot = masked.nonzero()[0, 0]
-            row = int(slot if self._rows is None else self._rows[slot])
-            # Only a mode of any other token is named without a token to force.
-            named = int(self.forced_mode[row])
-            what = "mode token" if named < 0 else f"token of mode {self.definition.names[named]!r}"
-            raise ValueError(
-                f"row {row}: every {what} has logit -inf, so no mode can be drawn; a logits processor"
-                " (suppress_tokens, bad_words_ids, a grammar ...) bans them. Allow them, or name"
-                f" {'the mode' if named < 0 else 'another mode'}: mode='...'"
-            )
+            row = self._row_of(masked.nonzero()[0, 0])
+            raise ValueError(no_mode_left(self.definition, row, int(self.forced_mode[row])))
+
+    def _row_of(self, slot) -> int:
+        return int(slot if self._rows is None else self._rows[slot])
 
 
 def _either(first, second):
