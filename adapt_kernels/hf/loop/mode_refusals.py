@@ -14,7 +14,7 @@ def no_mode_left(modes: Modes, row: int, named: int) -> str:
 
 
 def refusal_of_token(modes: Modes, row: int, mode: int, token: int, processors) -> str:
-    """processors: those that remember the row, and would have to go on from a token that they refuse. mode: -1 = any."""
+    """mode: -1 = any. processors: those that remember the row and refuse the token they would have to go on from."""
     names = ", ".join(type(processor).__name__ for processor in processors)
     return (
         f"row {row}: {'the modes' if mode < 0 else f'mode {modes.names[mode]!r}'} must be given token"

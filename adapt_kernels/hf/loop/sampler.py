@@ -5,6 +5,7 @@ import warnings
 import torch
 
 from adapt_kernels.hf.loop.closing import Closings
+from adapt_kernels.hf.loop.forced_tokens import either, suffix_table
 from adapt_kernels.hf.loop.gate_logits import observe
 from adapt_kernels.hf.loop.mode_refusals import no_mode_left, refusal_of_token
 from adapt_kernels.hf.loop.processors import of_rows, refused_by_memory, split, with_memory
@@ -207,12 +208,12 @@ class TokenSelector:
     def _forced_tokens(self, step: int, input_ids, opening, logits, alive):
         """[slots] int64, -1 = draw; None when no row is forced at this step."""
         ruled = None if self.steering is None else self._ruled_tokens(step, opening, logits, alive)
-        forced = _either(opening, ruled)
+        forced = either(opening, ruled)
         busy = None if forced is None else forced >= 0
         closing = self._closings.tokens(step, input_ids, self._of_slots(self.modes), self._rows, busy)
         if self.steering is not None and closing is not None:
             self.steering.give_way(closing)
-        return _either(forced, closing)
+        return either(forced, closing)
 
     def _ruled_tokens(self, step: int, opening, logits, alive):
         """[slots] int64: what rules write, but where a mode is opened or being closed; -1 = draw."""
@@ -302,17 +303,3 @@ class TokenSelector:
 
     def _row_of(self, slot) -> int:
         return int(slot if self._rows is None else self._rows[slot])
-
-
-def _either(first, second):
-    """[slots] int64, -1 = none, None = none anywhere: the first, or where it has none the second."""
-    if first is None or second is None:
-        return second if first is None else first
-    return torch.where(first >= 0, first, second)
-
-
-def suffix_table(modes: Modes, device) -> torch.Tensor:
-    """[M, longest] int64: the ids forced after each mode's decision, -1 = none."""
-    longest = max(map(len, modes.suffixes))
-    rows = [list(suffix) + [-1] * (longest - len(suffix)) for suffix in modes.suffixes]
-    return torch.tensor(rows, dtype=torch.int64, device=device).reshape(len(modes), longest)
