@@ -1,6 +1,7 @@
 """Makes the fuzzer's calls: a case's arguments for `generate`, the conditions it runs under, and what it gave."""
 
 import contextlib
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ def model_of(case: Case):
 
 @dataclass
 class Outcome:
-    """What a case gave: one or two outputs of `generate`, the streamers' calls, positions in caches, or the error."""
+    """What a case gave: one or two outputs of `generate`, the streamers' calls, positions in caches, and the error."""
 
     outputs: tuple = ()
     streamed: tuple = ()
@@ -47,8 +48,12 @@ class ForcedFirst(LogitsProcessor):
 
 @contextlib.contextmanager
 def conditions(model, case: Case):
-    """The case's hook and training mode, around its calls."""
-    handle = None
+    """The case's hook, training mode and missing token ids, around its calls."""
+    handle, settings = None, model.generation_config
+    model.generation_config = copy.copy(settings)
+    # None among a call's arguments stands for these.
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD if case.has_pad else None
     if case.hook is not None:
         handle = _some_layer(model).register_forward_hook(_steer if case.hook == "rows" else _look)
     checkpointing = case.checkpointing and model.supports_gradient_checkpointing
@@ -58,6 +63,7 @@ def conditions(model, case: Case):
     try:
         yield
     finally:
+        model.generation_config = settings
         if handle is not None:
             handle.remove()
         if checkpointing:
@@ -69,15 +75,15 @@ def call(model, case: Case, arguments: dict, ours: dict) -> Outcome:
     """One `generate` call, or two where the case goes on. ours: arguments that only a patched model takes."""
     arguments = {**arguments, **_fresh(model, case, arguments)}
     torch.manual_seed(case.seed)
-    streams = []
+    streams, outputs = [], []
     try:
-        outputs = [model.generate(**arguments, **ours, **_streamer(case, streams))]
+        outputs.append(model.generate(**arguments, **ours, **_streamer(case, streams)))
         if case.continued:
             again = _continuation(case, arguments, outputs[0])
             outputs.append(model.generate(**again, **ours, **_streamer(case, streams)))
         cached = tuple(cached_tokens(output) for output in outputs if not torch.is_tensor(output))
     except Exception as error:
-        return Outcome(error=error)
+        return Outcome(tuple(outputs), error=error)
     return Outcome(tuple(outputs), tuple(tuple(stream.calls) for stream in streams), cached)
 
 

@@ -7,7 +7,7 @@ import torch
 from tiny_models import PAD, SLOW, VOCAB
 
 # How tokens are chosen. Beams, assistants and prompt look-up have loops of their own.
-_DRAWS = (
+DRAWS = (
     *("greedy",) * 6,
     *("top_k_1",) * 4,
     *("rng_hf", "rng_hf", "own_seeds", "forced", "beams", "beam_sample", "assisted", "lookup"),
@@ -65,7 +65,7 @@ class Case:
 def draw_case(architecture: str, seed: int) -> Case:
     """The case of a seed."""
     r = random.Random(f"{architecture} {seed}")
-    draw = r.choice(_DRAWS)
+    draw = r.choice(DRAWS)
     rows = 1 if draw in ("assisted", "lookup") else r.randint(1, 6)
     kind = r.choices(["input_ids", "inputs_embeds", "none"], [88, 10, 2])[0]
     rows = 1 if kind == "none" else rows
