@@ -118,15 +118,17 @@ class TokenSelector:
             self.forced = self.forced | steering.replaced
             if logprobs is not None:
                 logprobs = torch.where(steering.replaced, self._tempered(shaped, {}, tokens, settings), logprobs)
-        steering.commit(tokens, logits, self._of_slots(alive), self._free_next(step))
+        steering.commit(tokens, logits, self._of_slots(alive))
         return tokens, scores, logprobs
 
-    def _free_next(self, step: int):
-        """[slots] bool: rows in which no mode writes the next token for sure; None where any may."""
-        if self.gated and step < self.gate_step + self._suffixes.shape[1]:
+    def stops_next(self, step: int, alive):
+        """[slots] bool: rows of `alive` [rows] that a rule ends after this step; None where none can be told to."""
+        opening = self.gated and step < self.gate_step + self._suffixes.shape[1]
+        if self.steering is None or not self.steering.looks_ahead or opening:
             return None
         closing = self._closings.under_way(self._rows)
-        return torch.ones_like(self.forced) if closing is None else ~closing
+        free = self._of_slots(alive)
+        return self.steering.stops_next(free if closing is None else free & ~closing)
 
     def _select(self, step: int, input_ids, shaped, gate: dict, forced, settings=None):
         scores = None
