@@ -14,7 +14,7 @@ from adapt_kernels.hf.call.state import STATES
 from adapt_kernels.hf.kv.prompts import ROW_INPUTS, prompt_of_row
 from adapt_kernels.hf.loop.decode_loop import decode
 from adapt_kernels.hf.outputs import GenerateStats
-from adapt_kernels.program.request import ModeRequest, RowRequest
+from adapt_kernels.program.request import MODE_ARGUMENTS, ModeRequest, RowRequest
 from adapt_kernels.program.run import ProgramRun
 from adapt_kernels.program.steer_request import SteerRequest
 from adapt_kernels.prompt_spans import PromptSpans, prompt_spans
@@ -42,6 +42,10 @@ class GenerateCall:
         config: the merged GenerationConfig.
         """
         arguments = self.arguments
+        for name in MODE_ARGUMENTS:
+            # A GenerationConfig takes any name, and nobody would look at it.
+            if getattr(arguments.get("generation_config"), name, None) is not None:
+                raise ValueError(f"{name} is no setting of a GenerationConfig: pass it to generate, {name}=...")
         reason = original_reason(self.model, config, arguments)
         if reason is not None:
             self.use_original(reason)
@@ -137,8 +141,8 @@ class ModeGenerate:
 
         Args:
             mode: "auto" (the model chooses), a mode name, "balanced" (each prompt's samples, be they returned sequences
-                or equal rows, split evenly over the modes, first mode first), or a list of "auto" and names. A name
-                excludes mode_bias and fast_prob.
+                or equal rows, split evenly over the modes, first mode first), or a list of "auto" and names; an array
+                or tensor may hold mode indices. A name excludes mode_bias and fast_prob.
             mode_bias: logit units; > 0 favours mode 0. A number, a tensor, or {mode name: number or tensor}.
             fast_prob: exact probability of mode 0, inside (0, 1), at any temperature; drawn even when greedy.
             seed: int (row i draws from `row_seed(seed, i)`), or one per row used as given; one per prompt gives sample
@@ -165,7 +169,8 @@ class ModeGenerate:
 
         Raises ValueError or TypeError before anything is computed: unknown names, wrong row counts, arguments that
         exclude each other, a prompt that has opened or closed a mode, or a call that only Hugging Face's own loop can
-        serve (beams, assisted decoding, encoder-decoder ...) together with any of these arguments.
+        serve (beams, assisted decoding, encoder-decoder ...) together with any of these arguments; after the prefill,
+        a mode whose token a grammar, or another processor that may remember what it refused, puts at -inf.
         """
         state = STATES[self]
         request = ModeRequest(
@@ -180,6 +185,18 @@ class ModeGenerate:
             output = super().generate(*args, **kwargs)
         state.last_stats = call.stats
         return call.finish(output)
+
+    def generate_batch(self, *args, **kwargs):
+        """Hugging Face's continuous batching, which drops arguments it does not know: ours raise ValueError."""
+        given = [name for name in MODE_ARGUMENTS if kwargs.get(name) is not None]
+        modes = STATES[self].modes
+        given += [f"Mode.max_new_tokens of {name!r}" for name in modes if modes[name].max_new_tokens is not None]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} cannot be honoured by generate_batch, Hugging Face's continuous batching: call"
+                " generate, whose finished rows leave the batch too, or unpatch the model"
+            )
+        return super().generate_batch(*args, **kwargs)
 
     def _prepare_generation_config(self, *args, **kwargs):
         # Hugging Face merges the settings before it computes anything: here the call can be planned, or refused.

@@ -115,8 +115,23 @@ def _generating_model(model):
     # PEFT's generate calls the base model's.
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(inner, GenerationMixin):
-        raise TypeError(f"model must be a Hugging Face model with generate(); got {type(model).__name__}")
+        raise TypeError(
+            f"model must be a Hugging Face model with generate(); got {type(model).__name__}{_wrapped(model)}"
+        )
     return inner
+
+
+def _wrapped(model) -> str:
+    """Where the model is inside what torch.compile, DataParallel, DDP, FSDP1, a pipeline or a trainer made of it."""
+    path, inner = "model", model
+    for _ in range(4):
+        name = next((n for n in ("_orig_mod", "module", "model") if getattr(inner, n, None) is not None), None)
+        if name is None:
+            break
+        path, inner = f"{path}.{name}", getattr(inner, name)
+        if isinstance(inner, GenerationMixin) or hasattr(inner, "get_base_model"):
+            return f", which only wraps a {type(inner).__name__}: pass that one, {path}, whose generate is what runs"
+    return ""
 
 
 def _check_fits(model, modes: Modes) -> None:

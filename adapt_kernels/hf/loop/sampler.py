@@ -5,7 +5,9 @@ import warnings
 import torch
 
 from adapt_kernels.hf.loop.closing import Closings
-from adapt_kernels.hf.loop.processors import of_rows, split
+from adapt_kernels.hf.loop.gate_logits import observe
+from adapt_kernels.hf.loop.mode_refusals import no_mode_left, refusal_of_token
+from adapt_kernels.hf.loop.processors import of_rows, refused_by_memory, split, with_memory
 from adapt_kernels.hf.loop.steering import Steering
 from adapt_kernels.modes import Modes
 from adapt_kernels.ops.mode_sample import (
@@ -69,6 +71,10 @@ class TokenSelector:
             return per_slot
         return per_row.index_copy(0, self._rows, per_slot)
 
+    def _to_all_rows(self, per_slot):
+        """per_slot with NaN for the rows that have left."""
+        return self._to_rows(per_slot.new_full((len(self.modes), *per_slot.shape[1:]), float("nan")), per_slot)
+
     def __call__(self, step: int, input_ids, logits, alive):
         """(tokens [slots] int64, scores [slots, V] or None, logprobs [slots] or None) for the logits [slots, V].
 
@@ -84,10 +90,14 @@ class TokenSelector:
         if self._head or self.records:
             shaped = self._head(input_ids, logits.to(copy=True, dtype=torch.float32))
         opening = self._opening_tokens(step)
+        if opening is not None:
+            self._refuse_by_memory(self._certain_tokens(opening, at_gate), input_ids, logits, shaped, alive)
         forced = self._forced_tokens(step, input_ids, opening, logits, alive)
         if self.return_logprobs or self.steering is not None:
             self.forced = torch.zeros_like(logits[:, 0], dtype=torch.bool) if forced is None else forced >= 0
         gate = self._gate() if at_gate and self.gated else {}
+        if gate:
+            observe(shaped, self.definition.token_ids, self._temperature, self._to_all_rows)
         settings = None
         if self.steering is not None:
             shaped = self.steering.biased(shaped)
@@ -136,7 +146,7 @@ class TokenSelector:
             scores = self._scores(input_ids, shaped, gate)
         if self.seeds is None:
             if gate:
-                self._refuse_masked_modes((scores == float("-inf")).all(1))
+                self._refuse_masked_modes((scores == float("-inf")).all(1), forced)
             # A forced row may have no token left to draw, and is not drawn anyway.
             open_scores = scores if forced is None else scores.masked_fill((forced >= 0)[:, None], 0.0)
             tokens = self._huggingface_draw(open_scores, drawn=bool(gate) and self.exact)
@@ -158,7 +168,7 @@ class TokenSelector:
             sample = mode_sample(shaped, **self.processors.fused, **drawn)
         self._note_flags(sample.flags, drawn=not gate and not (self.greedy and settings is None), forced=forced)
         if gate:
-            self._refuse_masked_modes((sample.flags & FLAG_EMPTY) != 0)
+            self._refuse_masked_modes((sample.flags & FLAG_EMPTY) != 0, forced)
         own = scores is None or settings is not None
         logprobs = sample.tempered_logprobs if own else self._tempered(shaped, gate, sample.tokens)
         return sample.tokens, scores, logprobs if self.return_logprobs else None
@@ -270,15 +280,30 @@ class TokenSelector:
         after = self._suffixes[modes.clamp(min=0).long(), step - self.gate_step - 1]
         return torch.where(modes >= 0, after, -1)
 
-    def _refuse_masked_modes(self, empty) -> None:
-        masked = empty & self._of_slots((self.forced_mode < 0) & self._on_prefix)
+    def _certain_tokens(self, opening, at_gate: bool):
+        """opening, with mode 0's token where `fast_prob` draws it whatever its logit."""
+        fast = self.definition.token_ids[0]
+        if not (at_gate and self.exact) or fast is None:
+            return opening
+        return opening.masked_fill(~self._of_slots(self.fast_prob).isnan(), fast)
+
+    def _refuse_by_memory(self, certain, input_ids, logits, shaped, alive) -> None:
+        certain = certain.where(self._of_slots(alive), -1)
+        for slot in refused_by_memory(self._head, input_ids, logits, shaped, certain):
+            row, token = self._row_of(slot), int(certain[slot])
+            mode = max(int(self.forced_mode[row]), int(self.modes[row]))
+            mode = 0 if self.exact and token == self.definition.token_ids[0] else mode
+            raise ValueError(refusal_of_token(self.definition, row, mode, token, with_memory(self._head)))
+
+    def _refuse_masked_modes(self, empty, forced) -> None:
+        masked = empty & self._of_slots(self._on_prefix)
+        masked = masked if forced is None else masked & (forced < 0)
         if masked.any():
-            slot = masked.nonzero()[0, 0]
-            row = int(slot if self._rows is None else self._rows[slot])
-            raise ValueError(
-                f"row {row}: every mode token has logit -inf, so no mode can be drawn; a logits processor"
-                " (suppress_tokens, bad_words_ids, a grammar ...) bans them. Allow them, or name the mode: mode='...'"
-            )
+            row = self._row_of(masked.nonzero()[0, 0])
+            raise ValueError(no_mode_left(self.definition, row, int(self.forced_mode[row])))
+
+    def _row_of(self, slot) -> int:
+        return int(slot if self._rows is None else self._rows[slot])
 
 
 def _either(first, second):
