@@ -3,7 +3,7 @@
 import torch
 from transformers import LogitsProcessor
 
-from adapt_kernels.hf.loop.forced_tokens import suffix_table
+from adapt_kernels.hf.loop.openings import suffix_table
 from adapt_kernels.modes import Modes
 from adapt_kernels.ops.mode_sample import biased_logits, selected_modes
 from adapt_kernels.program.request import ModeRequest

@@ -14,6 +14,7 @@ from adapt_kernels.program.rules import Span, parse_span
 from adapt_kernels.prompt_spans import openings
 
 BUDGET = "thinking_budget"
+STEER_ARGUMENTS = ("program", BUDGET, "program_inputs")
 
 
 class Thought(NamedTuple):
@@ -44,7 +45,7 @@ class SteerRequest:
 
     def given_arguments(self) -> list[str]:
         """Names of the arguments that were given."""
-        return [n for n in ("program", BUDGET, "program_inputs") if getattr(self, n) is not None]
+        return [n for n in STEER_ARGUMENTS if getattr(self, n) is not None]
 
     def spread(self, batch: int, samples: int, thoughts: Mapping[str, Thought]) -> RowPrograms | None:
         """Programs of the rows, None where no row has any. Raises ValueError or TypeError that names the argument.

@@ -214,6 +214,11 @@ def test_rows_that_a_rule_ends_leave():
         last = {"force": [3, 10], "stop": True, "when": {"after": 9}}
         rows, out = run("8 9 . . 8 6", program=program(last), eos_token_id=None, **more)
         assert rows == [[8, 9, 3, 10]] and out.sequences.shape[1] == 5
+    # A row that has ended, or has all its tokens, is not ended again.
+    for position, eos in ((2, 9), (2, None), (1, None)):
+        late = program({"force": [], "stop": True, "when": {"at": position}})
+        rows, out = run("8 9", program=late, eos_token_id=eos)
+        assert (rows, out.fired.tolist()) == (([[8]], [[1]]) if position == 1 else ([[8, 9]], [[0]]))
     # A signal of the step itself ends the row before its token: the column that was computed is padding.
     unsure = {"force": [], "stop": True, "when": {"if": {"top1": [None, 0.9]}}}
     for plan, more in PLANS:

@@ -5,6 +5,7 @@ import torch
 from char_tokenizer import char_tokenizer
 from scripted_model import PAD, PLANS, run, scripted
 from tiny_models import FAST, SLOW, build, left_padded, prompts
+from transformers import GenerationConfig
 
 import adapt_kernels as ak
 
@@ -193,3 +194,13 @@ def test_a_budget_without_a_known_span_and_spans_that_are_none():
     assert ak.patch(model, modes, SPANS) is model
     with pytest.raises(ValueError, match=r"this model is patched with {'think': .*; call unpatch\(model\)"):
         ak.patch(model, modes)
+
+
+def test_places_that_would_ignore_them_raise():
+    model = ak.patch(scripted("8 8 8 8", (1,)), ak.Modes(fast=12, slow=13), SPANS)
+    ids = torch.tensor([[1]])
+    for name, value in (("thinking_budget", 3), ("program", ak.Program.from_dict({"rules": []}))):
+        with pytest.raises(ValueError, match=f"{name} is no setting of a GenerationConfig: pass it to generate"):
+            model.generate(ids, GenerationConfig(max_new_tokens=4, **{name: value}), pad_token_id=PAD)
+        with pytest.raises(ValueError, match=f"{name} cannot be honoured by generate_batch"):
+            model.generate_batch([[1]], **{name: value})

@@ -16,9 +16,10 @@ from adapt_kernels.hf.loop.decode_loop import decode
 from adapt_kernels.hf.outputs import GenerateStats
 from adapt_kernels.program.request import MODE_ARGUMENTS, ModeRequest, RowRequest
 from adapt_kernels.program.run import ProgramRun
-from adapt_kernels.program.steer_request import SteerRequest
+from adapt_kernels.program.steer_request import STEER_ARGUMENTS, SteerRequest
 from adapt_kernels.prompt_spans import PromptSpans, prompt_spans
 
+_ARGUMENTS = (*MODE_ARGUMENTS, *STEER_ARGUMENTS)
 _ACTIVE: ContextVar["GenerateCall | None"] = ContextVar("adapt_kernels_generate_call", default=None)
 
 
@@ -42,7 +43,7 @@ class GenerateCall:
         config: the merged GenerationConfig.
         """
         arguments = self.arguments
-        for name in MODE_ARGUMENTS:
+        for name in _ARGUMENTS:
             # A GenerationConfig takes any name, and nobody would look at it.
             if getattr(arguments.get("generation_config"), name, None) is not None:
                 raise ValueError(f"{name} is no setting of a GenerationConfig: pass it to generate, {name}=...")
@@ -188,7 +189,7 @@ class ModeGenerate:
 
     def generate_batch(self, *args, **kwargs):
         """Hugging Face's continuous batching, which drops arguments it does not know: ours raise ValueError."""
-        given = [name for name in MODE_ARGUMENTS if kwargs.get(name) is not None]
+        given = [name for name in _ARGUMENTS if kwargs.get(name) is not None]
         modes = STATES[self].modes
         given += [f"Mode.max_new_tokens of {name!r}" for name in modes if modes[name].max_new_tokens is not None]
         if given:

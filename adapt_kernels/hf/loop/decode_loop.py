@@ -89,6 +89,7 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
             step += 1
             sleeps = None if steering is None else batch.spread(steering.sleeps, False)
             ends.update(input_ids, record.scores, selector.modes, step, selector.lost, sleeps)
+            ends.leave(batch.spread(selector.stops_next(step - 1, ends.alive), False))
             stop.put(ends, step)
             stop.check_lost()
             if streamer is not None:

@@ -55,6 +55,12 @@ class RowEnds:
         self._capped = self._capped | (self.alive & (ended > 0))
         self.alive = self.alive & (ended != ENDS_BEFORE)
 
+    def leave(self, ended) -> None:
+        """ended [rows] bool: rows that end with the tokens they have, None = none."""
+        if ended is not None:
+            self._capped = self._capped | (self.alive & ended)
+            self.alive = self.alive & ~ended
+
     def update(self, input_ids, scores, modes, new_tokens: int, lost=None, sleeps=None) -> None:
         """Take the rows out that end with the last token of `input_ids` [rows, T].
 

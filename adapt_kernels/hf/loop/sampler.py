@@ -5,9 +5,9 @@ import warnings
 import torch
 
 from adapt_kernels.hf.loop.closing import Closings
-from adapt_kernels.hf.loop.forced_tokens import either, suffix_table
 from adapt_kernels.hf.loop.gate_logits import observe
 from adapt_kernels.hf.loop.mode_refusals import no_mode_left, refusal_of_token
+from adapt_kernels.hf.loop.openings import Openings, either
 from adapt_kernels.hf.loop.processors import of_rows, refused_by_memory, split, with_memory
 from adapt_kernels.hf.loop.steering import Steering
 from adapt_kernels.modes import Modes
@@ -51,7 +51,7 @@ class TokenSelector:
         self.steering: Steering | None = None
         self._on_prefix = self.modes < 0
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
-        self._suffixes = suffix_table(modes, device)
+        self._openings = Openings(modes, device)
         self._closings = Closings(modes, prompt.contents, device)
         self._rows, self._slot_seeds, self._head = None, self.seeds, self.processors.head
 
@@ -90,7 +90,9 @@ class TokenSelector:
         shaped = logits
         if self._head or self.records:
             shaped = self._head(input_ids, logits.to(copy=True, dtype=torch.float32))
-        opening = self._opening_tokens(step)
+        opening = None
+        if self.gated:
+            opening = self._openings.tokens(step, self._of_slots(self.forced_mode), self._of_slots(self.modes))
         if opening is not None:
             self._refuse_by_memory(self._certain_tokens(opening, at_gate), input_ids, logits, shaped, alive)
         forced = self._forced_tokens(step, input_ids, opening, logits, alive)
@@ -129,15 +131,17 @@ class TokenSelector:
             self.forced = self.forced | steering.replaced
             if logprobs is not None:
                 logprobs = torch.where(steering.replaced, self._tempered(shaped, {}, tokens, settings), logprobs)
-        steering.commit(tokens, logits, self._of_slots(alive), self._free_next(step))
+        steering.commit(tokens, logits, self._of_slots(alive))
         return tokens, scores, logprobs
 
-    def _free_next(self, step: int):
-        """[slots] bool: rows in which no mode writes the next token for sure; None where any may."""
-        if self.gated and step < self.gate_step + self._suffixes.shape[1]:
+    def stops_next(self, step: int, alive):
+        """[slots] bool: rows of `alive` [rows] that a rule ends after this step; None where none can be told to."""
+        opening = self.gated and step < self._openings.last_step
+        if self.steering is None or not self.steering.looks_ahead or opening:
             return None
         closing = self._closings.under_way(self._rows)
-        return torch.ones_like(self.forced) if closing is None else ~closing
+        free = self._of_slots(alive)
+        return self.steering.stops_next(free if closing is None else free & ~closing)
 
     def _select(self, step: int, input_ids, shaped, gate: dict, forced, settings=None):
         scores = None
@@ -226,17 +230,6 @@ class TokenSelector:
         self.steering.run.tell_modes(modes)
         return self.steering.decide(logits, self._of_slots(alive), held)
 
-    def _opening_tokens(self, step: int):
-        if not self.gated or step > self.gate_step + self._suffixes.shape[1]:
-            return None
-        forced_mode = self._of_slots(self.forced_mode)
-        if step < self.gate_step:
-            return torch.full_like(forced_mode, self.definition.prefix[step])
-        if step > self.gate_step:
-            return self._suffix_tokens(step)
-        ids = torch.tensor([-1 if i is None else i for i in self.definition.token_ids], device=forced_mode.device)
-        return torch.where(forced_mode >= 0, ids[forced_mode.clamp(min=0)], -1)
-
     def _observe(self, logits) -> None:
         ids = self.definition.token_ids
         if None not in ids:
@@ -247,7 +240,7 @@ class TokenSelector:
         self.mode_probs = self._to_rows(self.mode_probs, seen)
 
     def _record_modes(self, step: int, tokens, vocab_size: int, alive) -> None:
-        if step > self.gate_step + self._suffixes.shape[1]:
+        if step > self._openings.last_step:
             return
         on_prefix, modes = self._of_slots(self._on_prefix), self._of_slots(self.modes)
         if step < self.gate_step:
@@ -258,7 +251,7 @@ class TokenSelector:
         else:
             # Unrestricted rows may leave a multi-token mode half way: then they never entered it.
             # One that has ended keeps it.
-            expected, decoding = self._suffix_tokens(step), on_prefix & self._of_slots(alive)
+            expected, decoding = self._openings.suffix(step, modes), on_prefix & self._of_slots(alive)
             modes = modes.masked_fill(decoding & (expected >= 0) & (tokens != expected), -1)
         self.modes = self._to_rows(self.modes, modes)
 
@@ -273,11 +266,6 @@ class TokenSelector:
             self._flags |= flags
         else:
             self._flags[self._rows] |= flags
-
-    def _suffix_tokens(self, step: int):
-        modes = self._of_slots(self.modes)
-        after = self._suffixes[modes.clamp(min=0).long(), step - self.gate_step - 1]
-        return torch.where(modes >= 0, after, -1)
 
     def _certain_tokens(self, opening, at_gate: bool):
         """opening, with mode 0's token where `fast_prob` draws it whatever its logit."""

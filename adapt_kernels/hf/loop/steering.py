@@ -7,7 +7,7 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 
 from adapt_kernels.hf.loop.processors import SplitProcessors
 from adapt_kernels.ops.mode_sample import FLAG_EMPTY, ModeSample, gated_logits, mode_sample
-from adapt_kernels.ops.steer import ENDS_AFTER, ENDS_BEFORE
+from adapt_kernels.ops.steer import ENDS_BEFORE, POSITION
 from adapt_kernels.program.clauses import RowInput
 from adapt_kernels.program.rules import Bias, Force, Sample, label_of
 from adapt_kernels.program.run import ProgramRun
@@ -27,9 +27,10 @@ class Steering:
         settings = steering.settings(shaped)               # of sample rules
         tokens = steering.choose(...)                      # rows at a gate of a program
         tokens = steering.settle(tokens, sample)           # rules that replace what was drawn
-        steering.commit(tokens, alive, ...)
+        steering.commit(tokens, logits, alive)
 
     decision: of this step. ended: [slots] uint8 of `ops.steer`, None where no rule ends rows. replaced: [slots] bool.
+    looks_ahead: whether rules may end a row before a token that need not be computed then, see `stops_next`.
     sleeps: [slots] bool: rows whose stop strings sleep now; None where none ever do.
     """
 
@@ -47,7 +48,7 @@ class Steering:
             isinstance(rule, Force) and rule.stop and (isinstance(rule.sequence, RowInput) or not rule.sequence)
             for rule in rules
         )
-        self._looks_ahead = silent and not run.signals
+        self.looks_ahead = silent and not run.signals
         held = any(span.stops == "hold" for program in run.compiled.programs for span in program.spans.values())
         self._may_sleep = held and any(isinstance(each, StopStringCriteria) for each in criteria)
         self._call = {**_CALL, **(processors.fused or {})} | ({} if config.do_sample else {"temperature": 0.0})
@@ -211,22 +212,20 @@ class Steering:
                 bits = torch.where(self.decision.sample == index, -drawn.logprobs, bits)
         return bits / math.log(2)
 
-    def commit(self, tokens, logits, alive, may_stop) -> None:
-        """Take the tokens [slots] that were written; logits [slots, V]: the model's at this step.
-
-        may_stop [slots] bool or None: rows that nobody holds at the next step.
-        """
-        written = alive if self.ended is None else alive & (self.ended != ENDS_BEFORE)
-        self.run.admit(written)
+    def commit(self, tokens, logits, alive) -> None:
+        """Take the tokens [slots] that were written; logits [slots, V]: the model's at this step."""
+        self.run.admit(alive if self.ended is None else alive & (self.ended != ENDS_BEFORE))
         self.run.advance(tokens)
         if self._logp is not None:
             logp = torch.log_softmax(logits.float().masked_fill(logits.isnan(), _NEG_INF), -1)
             self._logp[self.run.slots] = logp.gather(1, tokens[:, None])[:, 0]
-        if self._looks_ahead and may_stop is not None:
-            self.run.admit(written & (self.ended == 0) & may_stop)
-            self.ended = torch.where(self.run.stops_next(), ENDS_AFTER, self.ended)
         if self._may_sleep:
             self.sleeps = self.run.holds_stops()
+
+    def stops_next(self, free) -> torch.Tensor:
+        """[slots] bool: of the rows `free` [slots] bool, that go on, those that a rule ends before their next token."""
+        self.run.admit(free & (self.run.rows.max_new_tokens > self.run.state.numbers[:, POSITION]))
+        return self.run.stops_next()
 
     def report(self, tokens, lengths, forced) -> dict:
         """`fired`, `spans` and `never_armed` of `ModeGenerateOutput`; tokens [rows, T], of which lengths [rows] count;
