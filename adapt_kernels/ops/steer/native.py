@@ -6,7 +6,7 @@ import torch
 
 from adapt_kernels import jit
 from adapt_kernels.ops.steer.arguments import contiguous, contiguous_or_none, empty_decision
-from adapt_kernels.ops.steer.tables import Decision, SteerRows, SteerState, SteerTables
+from adapt_kernels.ops.steer.tables import Decision, RuleField, SteerRows, SteerState, SteerTables
 
 DEVICES = ("cpu",)
 
@@ -131,6 +131,7 @@ def _prepare(tables: SteerTables, state: SteerState) -> _Prepared:
 
 
 def _prepared(tables: SteerTables, width: int, registers: int) -> _Prepared:
+    _check_columns(tables, width, registers)
     kernels = jit.load()
     held = [getattr(tables, name).contiguous() for name in _TABLES]
     sizes = (
@@ -141,6 +142,18 @@ def _prepared(tables: SteerTables, width: int, registers: int) -> _Prepared:
     per_row = (len(each) > 1 for each in (tables.limits, tables.lengths, tables.ids))
     native = kernels.SteerTables(*(each.data_ptr() for each in held), *sizes, *per_row, width, registers)
     return _Prepared(tables, width, registers, held, native, kernels, tables.bias_members.shape[1])
+
+
+def _check_columns(tables: SteerTables, width: int, registers: int) -> None:
+    """A state of other tables may have their shapes and still lack a column that these name."""
+    named = tables.rules[:, RuleField.DUE : RuleField.MODE + 1].flatten(), tables.mode_clauses[:, 1]
+    column = max(torch.cat(named).tolist(), default=-1)
+    if column >= width - 1:  # the last one is scratch
+        raise ValueError(f"state.numbers must have more than {column + 1} columns for these tables; got {width}")
+    read = tables.rules[:, RuleField.CHANCE_REGISTER], tables.conditions[:, 1]
+    register = max(torch.cat(read).tolist(), default=-1)
+    if register >= registers:
+        raise ValueError(f"state.registers must have at least {register + 1} columns for these tables; got {registers}")
 
 
 def _addresses(tensors):
