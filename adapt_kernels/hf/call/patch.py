@@ -153,5 +153,6 @@ def _checked_spans(model, spans) -> dict[str, Span]:
         try:
             Program.from_dict({"spans": spans, "rules": []}).check_vocabulary(model.config.get_text_config().vocab_size)
         except ValueError as error:
-            raise ValueError(f"spans of patch: {error}") from None
+            # There is no tokenizer here.
+            raise ValueError(f"spans of patch: {error}".replace("pass tokenizer=, or write ids", "write ids")) from None
     return dict(spans)
