@@ -67,7 +67,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
-        "numpy>=1.26",
+        "numpy>=2.0",
         "safetensors>=0.8",
         "pybind11>=2.13",
         "ninja>=1.11",

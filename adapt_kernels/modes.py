@@ -7,7 +7,7 @@ from numbers import Integral
 from pathlib import Path
 
 from adapt_kernels.mode_tokens import mode_ids
-from adapt_kernels.presets import PRESETS
+from adapt_kernels.presets import PRESETS, THOUGHTS
 from adapt_kernels.prompt_tokens import PromptTokens, Vocabulary
 
 _FILE_NAME = "modes.json"
@@ -80,9 +80,10 @@ class Modes:
         Modes(fast=5, slow=6)        # a value: token id | tuple of ids | Mode(...) | None = any other token
 
     `token_ids` holds, per mode, the id on which the model decides (None: any other token), `prefix` the ids all modes
-    open with, `suffixes` the ids that follow the decision. `prompt_tokens` is what a tokenizer told of the tokens
-    before a reply, None without one; it takes no part in comparisons. Raises ValueError when the modes cannot be told
-    apart by one token after their common prefix.
+    open with, `suffixes` the ids that follow the decision. `spans` is where a preset's thought opens and closes (ids,
+    as in a program) and `prompt_tokens` what a tokenizer told of the tokens before a reply, None without one; they take
+    no part in comparisons. Raises ValueError when the modes cannot be told apart by one token after their common
+    prefix.
     """
 
     def __init__(self, modes: Mapping | None = None, /, **named):
@@ -95,6 +96,7 @@ class Modes:
         _check_distinct(listed, len(self.prefix), any_other=len(listed) < len(given))
         gate = len(self.prefix)
         self.token_ids = tuple(None if m.ids is None else m.ids[gate] for m in self._modes.values())
+        self.spans: dict[str, dict] = {}
         self.suffixes = tuple(() if m.ids is None else m.ids[gate + 1 :] for m in self._modes.values())
         self.prompt_tokens: PromptTokens | None = None
 
@@ -122,12 +124,17 @@ class Modes:
         """The modes of a published method, resolved from this tokenizer; see `adapt_kernels.presets.PRESETS`."""
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; there are {', '.join(sorted(PRESETS))}")
-        return cls.from_tokenizer(tokenizer, PRESETS[name])
+        made = cls.from_tokenizer(tokenizer, PRESETS[name])
+        thought = Vocabulary(tokenizer).thought(THOUGHTS.get(name))
+        made.spans = {} if thought is None else {"think": thought}
+        return made
 
     def save_pretrained(self, directory) -> None:
         """Write `modes.json` into directory (made when missing)."""
         Path(directory).mkdir(parents=True, exist_ok=True)
         content = {"modes": [{"name": name, **asdict(mode)} for name, mode in self._modes.items()]}
+        if self.spans:
+            content["spans"] = self.spans
         if self.prompt_tokens is not None:
             content["prompt_tokens"] = asdict(self.prompt_tokens)
         (Path(directory) / _FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -141,6 +148,7 @@ class Modes:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             made = cls({entry.pop("name"): Mode(**entry) for entry in content["modes"]})
+            made.spans = content.get("spans", {})
             if "prompt_tokens" in content:
                 made.prompt_tokens = PromptTokens(**content["prompt_tokens"])
             return made

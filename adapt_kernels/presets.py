@@ -16,6 +16,9 @@ PRESETS: dict[str, dict[str, str | None]] = {
     "qwen3": {"fast": "<think>\n\n</think>\n\n", "slow": "<think>\n"},
 }
 
+# The tags of the thought in the replies of those methods that close one.
+THOUGHTS: dict[str, tuple[str, str]] = dict.fromkeys(("thinkless", "adaptthink", "qwen3"), ("<think>", "</think>"))
+
 # Tags that begin a tool call: models write them inside a thought, without closing it first. A tokenizer's own are used.
 TOOL_CALLS: tuple[str, ...] = (
     "<tool_call>",  # Qwen, Hermes, GLM

@@ -45,6 +45,13 @@ class Vocabulary:
         """Ids of the known tags that begin a tool call."""
         return tuple(self._ids[tag] for tag in TOOL_CALLS if tag in self._ids)
 
+    def thought(self, tags: tuple[str, str] | None) -> dict | None:
+        """The span between two tags, broken by tool calls, as ids; None where a tag is not one token."""
+        if tags is None or not all(tag in self._ids for tag in tags):
+            return None
+        breaks = {"breaks": list(self.tool_calls)} if self.tool_calls else {}
+        return {"open": self._ids[tags[0]], "close": self._ids[tags[1]], **breaks}
+
     def last_tag(self, ids) -> tuple[int] | None:
         """The last tag among the ids: one that was added to the vocabulary, or looks like `</think>`."""
         return next(((i,) for i in reversed(ids) if self._is_tag(i)), None)

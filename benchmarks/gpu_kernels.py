@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from adapt_kernels.ops.mode_sample.triton_random import PURPOSE_TOKEN, random_words
+from adapt_kernels.ops.triton_random import PURPOSE_TOKEN, random_words
 
 
 @triton.jit

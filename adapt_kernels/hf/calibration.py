@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from transformers import StoppingCriteria
 
 from adapt_kernels.hf.call.patch import modes_of
+from adapt_kernels.hf.loop.gate_logits import GateLogits, observed_gates
 
 _REACH = 1e3  # logit units; beyond it a mode's probability is 0 or 1 in float64
 _RESAMPLES = 1000
@@ -42,12 +44,14 @@ def calibrate(
     """Find the `mode_bias` (on mode 0) under which `generate` spends target_tokens per row, or picks mode 0 for
     target_fast of the rows.
 
-        P(mode 0 | b) = softmax((log p + b e_0) / T)[0] per prompt, p being the model's mode_probs
+        P(mode 0 | b) = softmax((z + b e_0) / T)[0] per prompt
         target_fast:   mean over prompts of P(mode 0 | b) = target_fast
         target_tokens: mean over prompts of sum_m P(mode m | b) (mean length of the prompt's rows in mode m)
 
-    One generation step tells p; target_tokens also generates `samples` rows per prompt in every mode. The bias then
-    comes from a bisection, its interval from 1000 bootstrap resamples of the prompts: many prompts make it narrow.
+    z and T are what a call of `generate` with these settings has at its gate: the modes' logits after every processor
+    (penalties, biases, bans, your own), and its temperature, wherever each was set. target_tokens also generates
+    `samples` rows per prompt in every mode that is not banned for it. The bias then comes from a bisection, its
+    interval from 1000 bootstrap resamples of the prompts: many prompts make it narrow.
 
     Args:
         model: patched with its modes; left as it is.
@@ -58,8 +62,9 @@ def calibrate(
         confidence: of the interval, inside (0, 1).
         batch_size: prompts per `generate` call.
         seed: of the generated rows and of the resampling; torch's generators are left alone.
-        settings: as for `generate` later on (temperature, do_sample, max_new_tokens, top_p ...). When greedy, a prompt
-            takes the mode of the larger biased logit.
+        settings: as for `generate` later on (generation_config, temperature, do_sample, max_new_tokens, top_p ...).
+            When greedy, a prompt takes the mode of the larger biased logit. A processor that counts rows sees those of
+            these calls: batch_size prompts, times samples for the lengths.
 
     Raises ValueError or TypeError for bad arguments, and ValueError when no bias meets the target, with the range that
     can be met; everything `generate` raises.
@@ -71,83 +76,99 @@ def calibrate(
         {name: x[i : i + batch_size] for name, x in prompts.items()} for i in range(0, _count(prompts), batch_size)
     ]
     settings = {**settings, "return_dict_in_generate": True, "seed": seed}
-    config = model._prepare_generation_config(None, **_config_settings(settings))[0]
-    temperature = (config.temperature or 1.0) if config.do_sample else 0.0
-    probabilities = torch.cat([_mode_probs(model, modes, chunk, settings) for chunk in chunks])
-    lengths = None
+    gates = [_gate(model, modes, chunk, settings) for chunk in chunks]
+    lengths, temperature = None, gates[0].temperature
     if target_tokens is not None:
-        rows = samples if config.do_sample else 1
-        by_mode = [
-            torch.cat([_lengths(model, name, chunk, rows, settings) for chunk in chunks]) for name in modes.names
+        rows = samples if temperature else 1
+        each = [
+            torch.stack([_lengths(model, modes, m, chunk, gate, rows, settings) for m in range(len(modes))], 1)
+            for chunk, gate in zip(chunks, gates, strict=True)
         ]
-        lengths = torch.stack(by_mode, 1)
-    return _solve(probabilities.log(), lengths, temperature, target_tokens, target_fast, confidence, seed)
+        lengths = torch.cat(each)
+    logits = torch.cat([gate.logits for gate in gates])
+    return _solve(logits, lengths, temperature, target_tokens, target_fast, confidence, seed)
 
 
-def _solve(log_p, lengths, temperature, target_tokens, target_fast, confidence, seed) -> Calibration:
-    """log_p [n, M] and lengths [n, M] or None, float64, by prompt."""
+def _solve(logits, lengths, temperature, target_tokens, target_fast, confidence, seed) -> Calibration:
+    """logits [n, M] and lengths [n, M] or None, float64, by prompt."""
     cost = lengths
     if cost is None:
-        cost = torch.zeros_like(log_p)
+        cost = torch.zeros_like(logits)
         cost[:, 0] = 1.0
     target = target_fast if lengths is None else target_tokens
-    count = len(log_p)
+    count = len(logits)
     whole = torch.full((1, count), 1.0 / count, dtype=torch.float64)
-    low, high = sorted(float(_mean(whole, log_p, cost, temperature, torch.tensor([b]))) for b in (-_REACH, _REACH))
+    low, high = sorted(float(_mean(whole, logits, cost, temperature, torch.tensor([b]))) for b in (-_REACH, _REACH))
     if not low <= target <= high:
         name = "target_fast" if lengths is None else "target_tokens"
         raise ValueError(f"{name} must lie in [{low:.4g}, {high:.4g}], what any bias can reach here; got {target}")
-    bias = float(_bisect(whole, log_p, cost, temperature, target))
+    bias = float(_bisect(whole, logits, cost, temperature, target))
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(count, (_RESAMPLES, count), generator=generator)
     shares = torch.zeros(_RESAMPLES, count, dtype=torch.float64).scatter_add_(
         1, drawn, torch.full(drawn.shape, 1.0 / count, dtype=torch.float64)
     )
-    resampled = _bisect(shares, log_p, cost, temperature, target).sort().values
+    resampled = _bisect(shares, logits, cost, temperature, target).sort().values
     resampled = torch.where(resampled.abs() >= _REACH * 0.99, resampled.sign() * torch.inf, resampled)
     # Whole ranks: between two infinite ones there is nothing to interpolate.
     edge = int((1 - confidence) / 2 * (_RESAMPLES - 1))
-    fast = float(_mode_shares(log_p, temperature, torch.tensor([bias]))[..., 0].mean())
-    tokens = None if lengths is None else float(_mean(whole, log_p, cost, temperature, torch.tensor([bias])))
+    fast = float(_mode_shares(logits, temperature, torch.tensor([bias]))[..., 0].mean())
+    tokens = None if lengths is None else float(_mean(whole, logits, cost, temperature, torch.tensor([bias])))
     return Calibration(bias, float(resampled[edge]), float(resampled[-1 - edge]), fast, tokens)
 
 
-def _bisect(shares, log_p, cost, temperature, target) -> torch.Tensor:
+def _bisect(shares, logits, cost, temperature, target) -> torch.Tensor:
     """[R]: the bias at which each weighted mean [R] over prompts crosses the target; +-_REACH where it does not."""
     low = torch.full((len(shares),), -_REACH, dtype=torch.float64)
     high = -low
-    rising = _mean(shares, log_p, cost, temperature, high) >= _mean(shares, log_p, cost, temperature, low)
+    rising = _mean(shares, logits, cost, temperature, high) >= _mean(shares, logits, cost, temperature, low)
     for _ in range(60):
         middle = (low + high) / 2
-        below = _mean(shares, log_p, cost, temperature, middle) < target
+        below = _mean(shares, logits, cost, temperature, middle) < target
         up = below == rising
         low, high = torch.where(up, middle, low), torch.where(up, high, middle)
     return (low + high) / 2
 
 
-def _mean(shares, log_p, cost, temperature, bias) -> torch.Tensor:
+def _mean(shares, logits, cost, temperature, bias) -> torch.Tensor:
     """[R]: sum over prompts of shares [R, n] * expected cost at bias [R]."""
-    return (shares * (_mode_shares(log_p, temperature, bias) * cost).sum(-1)).sum(-1)
+    return (shares * (_mode_shares(logits, temperature, bias) * cost).sum(-1)).sum(-1)
 
 
-def _mode_shares(log_p, temperature, bias) -> torch.Tensor:
+def _mode_shares(logits, temperature, bias) -> torch.Tensor:
     """[R, n, M]: P(mode) of each prompt at bias [R] on mode 0."""
-    shift = torch.zeros(len(bias), 1, log_p.shape[1], dtype=torch.float64)
+    shift = torch.zeros(len(bias), 1, logits.shape[1], dtype=torch.float64)
     shift[:, 0, 0] = bias
-    z = log_p + shift
+    z = logits + shift
     if temperature == 0:
         return torch.nn.functional.one_hot(z.argmax(-1), z.shape[-1]).double()
     return torch.softmax(z / temperature, -1)
 
 
-def _mode_probs(model, modes, chunk: dict, settings: dict) -> torch.Tensor:
-    steps = {"max_new_tokens": len(modes.prefix) + 1, "num_return_sequences": 1}
-    out = model.generate(**chunk, **{**settings, **steps}, mode_bias=0.0)
-    return out.mode_probs.double().cpu()
+class _AfterSteps(StoppingCriteria):
+    def __init__(self, steps: int):
+        self._left = steps
+
+    def __call__(self, input_ids, scores, **kwargs):
+        self._left -= 1
+        return torch.full((len(input_ids),), self._left <= 0, device=input_ids.device)
 
 
-def _lengths(model, name: str, chunk: dict, rows: int, settings: dict) -> torch.Tensor:
-    out = model.generate(**chunk, **{**settings, "num_return_sequences": rows}, mode=name)
+def _gate(model, modes, chunk: dict, settings: dict) -> GateLogits:
+    # Not max_new_tokens: some processors look at it.
+    stop = [*(settings.get("stopping_criteria") or ()), _AfterSteps(len(modes.prefix) + 1)]
+    with observed_gates() as seen:
+        model.generate(**chunk, **{**settings, "num_return_sequences": 1, "stopping_criteria": stop}, mode_bias=0.0)
+    if not seen or seen[-1].logits.isnan().any():
+        raise ValueError(f"with these settings a row ends before token {len(modes.prefix)}, which chooses its mode")
+    return seen[-1]
+
+
+def _lengths(model, modes, mode: int, chunk: dict, gate: GateLogits, rows: int, settings: dict) -> torch.Tensor:
+    banned = gate.logits[:, mode] == -torch.inf
+    # Never drawn, so its length weighs nothing: the row only keeps its place in the batch.
+    names = ["auto" if ban else modes.names[mode] for ban in banned.tolist()]
+    out = model.generate(**chunk, **{**settings, "num_return_sequences": rows}, mode=names)
     return out.lengths.double().cpu().view(-1, rows).mean(1)
 
 
@@ -177,7 +198,3 @@ def _prompt_tensors(inputs) -> dict:
 
 def _count(prompts: dict) -> int:
     return len(prompts["input_ids"])
-
-
-def _config_settings(settings: dict) -> dict:
-    return {name: settings[name] for name in ("do_sample", "temperature") if name in settings}

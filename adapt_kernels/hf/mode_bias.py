@@ -3,7 +3,7 @@
 import torch
 from transformers import LogitsProcessor
 
-from adapt_kernels.hf.loop.sampler import suffix_table
+from adapt_kernels.hf.loop.openings import suffix_table
 from adapt_kernels.modes import Modes
 from adapt_kernels.ops.mode_sample import biased_logits, selected_modes
 from adapt_kernels.program.request import ModeRequest
@@ -39,7 +39,7 @@ class ModeBias(LogitsProcessor):
             raise TypeError(f"modes must be adapt_kernels.Modes; got {type(modes).__name__}")
         if isinstance(prompt_length, bool) or not isinstance(prompt_length, int) or prompt_length < 0:
             raise ValueError(f"prompt_length must be input_ids.shape[1], an int >= 0; got {prompt_length!r}")
-        if mode == "balanced":
+        if isinstance(mode, str) and mode == "balanced":
             raise ValueError("mode='balanced' needs patch: a logits processor cannot see which rows share a prompt")
         if mode is not None and not only_modes:
             raise ValueError("mode= forces the choice, which only_modes=False forbids: leave out one of them")
@@ -82,7 +82,7 @@ class ModeBias(LogitsProcessor):
 
     def _spread(self, rows: int):
         # Values may be per prompt; every beam or sample of a prompt then takes its value.
-        given = {len(v) for v in self._values() if isinstance(v, (list, tuple)) or (torch.is_tensor(v) and v.ndim)}
+        given = {len(v) for v in self._values() if isinstance(v, (list, tuple)) or getattr(v, "ndim", 0)}
         prompts = given.pop() if len(given) == 1 else rows
         if not prompts or rows % prompts:
             prompts = rows

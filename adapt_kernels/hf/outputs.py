@@ -33,10 +33,16 @@ class ModeGenerateOutput(GenerateDecoderOnlyOutput):
     modes: int8 [rows], index into `modes.names`, -1 = none. mode_probs: float32 [rows, M], the model's own at T = 1
     before any bias, renormalised over the modes; one-hot where the prompt already chose, 0 where no mode token was
     reached. logprobs: float32 [rows, T] under `return_logprobs=True`: of each new token after bias and temperature,
-    before filters; 0 after a row's end. forced: bool [rows, T] with it, tokens that were written whatever the model
-    gave (a mode's prefix, suffix and closing, the token of a named mode). mode_logprobs: float32 [rows] with it, of the
-    token at the gate over the whole vocabulary, after temperature, before bias; 0 in rows that had ended before.
-    lengths: int64 [rows], new tokens of each row, its EOS included, padding not. stats: GenerateStats.
+    before filters; 0 after a row's end. mode_logprobs: float32 [rows] with it, of the token at the gate over the whole
+    vocabulary, after temperature, before bias; 0 in rows that had ended before. forced: bool [rows, T] with it, and
+    with programs: tokens that were written whatever the model gave (a mode's prefix, suffix and closing, the token of a
+    named mode, what rules force or put in a token's place). lengths: int64 [rows], new tokens of each row, its EOS
+    included, padding not. stats: GenerateStats.
+
+    With a program or a thinking_budget, whose rule is a row's last: fired: int32 [rows, rules of the row's programs,
+    padded with -1], the steps at which each acted. spans: per row a list of (name, start, end, closed_by), generated
+    positions [start, end), tags excluded; closed_by model, rule, break or end. never_armed: per row the rules whose
+    `in` and `mode` never held, such as a budget of a thought that never began.
     """
 
     modes: torch.Tensor | None = None
@@ -44,6 +50,9 @@ class ModeGenerateOutput(GenerateDecoderOnlyOutput):
     logprobs: torch.Tensor | None = None
     forced: torch.Tensor | None = None
     mode_logprobs: torch.Tensor | None = None
+    fired: torch.Tensor | None = None
+    spans: list | None = None
+    never_armed: list | None = None
     lengths: torch.Tensor | None = None
     stats: GenerateStats | None = None
 

@@ -10,6 +10,9 @@ import torch
 from adapt_kernels.modes import Modes
 from adapt_kernels.philox import fresh_seed, row_seeds
 
+# What `generate` of a patched model takes beside Hugging Face's own arguments.
+MODE_ARGUMENTS = ("mode", "mode_bias", "fast_prob", "seed", "rng", "return_logprobs", "compact_at", "kv_layout")
+
 
 class RowRequest(NamedTuple):
     """A request spread over rows = batch x num_return_sequences, in Hugging Face's order; CPU tensors."""
@@ -45,6 +48,7 @@ class ModeRequest:
 
     def __post_init__(self):
         """Everything that can be refused without knowing the batch."""
+        object.__setattr__(self, "mode", _names(self.mode, self.modes))
         if self.mode_bias is not None and self.fast_prob is not None:
             raise ValueError("mode_bias and fast_prob both set P(mode): give one of them")
         if self._names_a_mode() and (self.mode_bias is not None or self.fast_prob is not None):
@@ -127,6 +131,22 @@ class ModeRequest:
         return _spread_over_rows("mode", index, batch, samples)
 
 
+def _names(mode, modes: Modes):
+    """mode, with a list of names for an array, tensor or Series of names or of mode indices."""
+    if not hasattr(mode, "tolist"):
+        return mode
+    if getattr(mode, "ndim", 1) > 1:
+        raise ValueError(f"mode must be one name, or one per row; got shape {tuple(mode.shape)}")
+    values, last = mode.tolist(), len(modes) - 1
+    if not isinstance(values, list):
+        return values
+    indices = [isinstance(value, Integral) and not isinstance(value, bool) for value in values]
+    for value in (v for v, is_index in zip(values, indices, strict=True) if is_index):
+        if not 0 <= value <= last:
+            raise ValueError(f"mode indices must lie in [0, {last}]; got {value} (for rows that choose: names, 'auto')")
+    return [modes.names[v] if is_index else v for v, is_index in zip(values, indices, strict=True)]
+
+
 def _balanced(num_modes: int, samples: int) -> torch.Tensor:
     if samples < max(2, num_modes):
         raise ValueError(
@@ -180,6 +200,7 @@ def _row_seeds(seed, batch: int, samples: int) -> torch.Tensor:
             raise TypeError(f"seed must hold integers; got {seed.dtype}")
         if seed.ndim > 1:
             return _spread_over_rows("seed", seed, batch, samples)
+    if hasattr(seed, "tolist"):
         seed = seed.tolist()
     if not isinstance(seed, (list, tuple)):
         return row_seeds(_checked_seed(seed), batch * samples)

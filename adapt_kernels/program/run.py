@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from adapt_kernels.ops.steer import (
+    ENDS_BEFORE,
     Decision,
     RuleField,
     SteerRows,
@@ -192,6 +193,44 @@ class ProgramRun:
         own = [[owner in each for owner, _ in self.compiled.spans] for each in self._of_rows]
         own = torch.tensor(own, dtype=torch.bool, device=self.device).reshape(len(own), len(holds))[self.slots]
         return (inside & own & torch.tensor(holds, dtype=torch.bool, device=self.device)).any(1)
+
+    def bind(self, max_new_tokens: int, seeds: torch.Tensor | None) -> None:
+        """What was not known when the run was made: the tokens the call allows, and seeds [rows]; before `place`."""
+        limits = torch.full_like(self._all_rows.max_new_tokens, max_new_tokens)
+        self._all_rows = self._all_rows._replace(max_new_tokens=limits)
+        if seeds is not None:
+            self._all_rows = self._all_rows._replace(seeds=seeds)
+        self.rows = self._all_rows
+
+    def admit(self, alive: torch.Tensor) -> None:
+        """The slots [slots] bool that take part from now on: the others keep their state and decide nothing."""
+        self.rows = self.rows._replace(alive=alive)
+
+    def withdraw(self, before: SteerState, decision: Decision, where: torch.Tensor) -> Decision:
+        """Undo what `decide` did from the state `before` in the slots `where` [slots] bool: somebody else writes
+        there."""
+        keep = ~where[:, None]
+        self.state = SteerState(*(torch.where(keep, n, b) for n, b in zip(self.state, before, strict=True)))
+        return decision._replace(
+            ends=decision.ends.masked_fill(where, 0),
+            gate=decision.gate.masked_fill(where, -1),
+            scale=decision.scale.masked_fill(~keep, 1.0),
+            bias=decision.bias.masked_fill(~keep, 0.0),
+            sample=decision.sample.masked_fill(where, -1),
+            acting=decision.acting & keep,
+        )
+
+    def foresee(self) -> Decision:
+        """What `decide` would say if every firing draw came out so, with nothing changed."""
+        least = torch.zeros(len(self.slots), len(self.compiled.rules), dtype=torch.float64, device=self.device)
+        return decide(self._tables, self.state, self.rows, least)[1]
+
+    def stops_next(self) -> torch.Tensor:
+        """[slots] bool: rows that a rule ends before their next token; its firing is counted. Reads no new signal."""
+        state, decision = decide(self._tables, self.state, self.rows)
+        ended = decision.ends == ENDS_BEFORE
+        self.state = SteerState(*(torch.where(ended[:, None], n, b) for n, b in zip(state, self.state, strict=True)))
+        return ended
 
     def end(self, ended: torch.Tensor) -> None:
         """Rows [slots] bool that ended: they keep their state and decide nothing more."""

@@ -8,6 +8,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from trl.trainer.utils import get_callable_name
 
 from adapt_kernels.modes import Modes
+from adapt_kernels.program.program import Program
+from adapt_kernels.program.rules import Bias, Gate, Sample, label_of
+from adapt_kernels.program.steer_request import SteerRequest, thought_spans
 from adapt_kernels.trl.columns import check_columns
 from adapt_kernels.trl.config import ADaPTConfig
 from adapt_kernels.trl.fused_logprobs import KNOWN_VERSIONS
@@ -70,6 +73,30 @@ def resolve_modes(modes: Modes | Mapping | None, folder: str, tokenizer) -> Mode
     if modes is None:
         return Modes.from_pretrained(folder)
     return modes if isinstance(modes, Modes) else Modes.from_tokenizer(tokenizer, modes)
+
+
+def steer_arguments(args: ADaPTConfig, modes: Modes, tokenizer) -> dict:
+    """`program` and `thinking_budget` of every rollout's `generate`.
+
+    Raises ValueError or TypeError for what it would refuse, and for rules that make the rollout's log-probs no
+    log-probs of the policy.
+    """
+    program = args.program
+    if isinstance(program, str):
+        program = Program.from_pretrained(program, tokenizer)
+    elif isinstance(program, Mapping):
+        program = Program.from_dict(program, tokenizer)
+    SteerRequest(program, args.thinking_budget).spread(1, 1, thought_spans(modes, {}))
+    for index, rule in enumerate(() if program is None else program.rules):
+        if isinstance(rule, (Bias, Gate, Sample)) and args.old_logprobs == "rollout":
+            raise ValueError(
+                f"program: {label_of(index, rule)} reshapes the rollout's log-probs, so they are no log-probs of the"
+                " policy: set old_logprobs='policy', or leave that rule out"
+            )
+    if program is not None and (program.inputs or program.probes):
+        what = f"the row input {program.inputs[0]!r}" if program.inputs else f"the probe {program.probes[0]!r}"
+        raise ValueError(f"program: it reads {what}, which rollouts do not have: leave that rule out")
+    return {"program": program, "thinking_budget": args.thinking_budget}
 
 
 def check_modes(modes: Modes, args: ADaPTConfig) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 
 from trl import GRPOConfig
 
+from adapt_kernels.program.program import Program
 from adapt_kernels.schemes import SCHEMES, Scheme, SchemeSettings
 
 KINDS = ("none", "ppo", "cispo", "reinforce")  # in the order of policy_loss's kinds
@@ -47,6 +48,9 @@ class ADaPTConfig(GRPOConfig):
     mask_mode_token: no loss on the mode token (AdaCoT's selective loss masking); the margin penalty stays.
     old_logprobs: "rollout": log-probs of the response as it was drawn; "policy": one more forward pass per rollout, for
         processors that reshape the distribution (repetition_penalty).
+    program: rules that steer every rollout: an `adapt_kernels.Program`, its JSON form, or a folder that holds one. What
+        they write carries no loss. Rules that reshape the distribution (gate, bias, sample) need old_logprobs="policy".
+    thinking_budget: tokens after which a rollout's thought is closed (`generate`).
     correct_reward: name of the reward function that says whether an answer is correct; None = the first one.
     correct_threshold: correct means a reward of at least this.
     reference_accuracy_column: dataset column with each prompt's accuracy before training, for "adaptthink".
@@ -71,6 +75,8 @@ class ADaPTConfig(GRPOConfig):
     response_kind: str | None = field(default=None, metadata={"help": "Loss of the response tokens."})
     mask_mode_token: bool = field(default=False, metadata={"help": "No loss on the mode token."})
     old_logprobs: str = field(default="rollout", metadata={"help": "'rollout' or 'policy'."})
+    program: dict | str | None = field(default=None, metadata={"help": "Rules that steer rollouts, or their folder."})
+    thinking_budget: int | None = field(default=None, metadata={"help": "Cap on the tokens of a rollout's thought."})
     correct_reward: str | None = field(default=None, metadata={"help": "Reward function that grades correctness."})
     correct_threshold: float = field(default=0.5, metadata={"help": "Reward from which an answer is correct."})
     reference_accuracy_column: str = field(default="reference_accuracy", metadata={"help": "AdaptThink's baseline."})
@@ -114,6 +120,11 @@ class ADaPTConfig(GRPOConfig):
                 )
             self.use_bias_correction_kl = False
         super().__post_init__()
+
+    def to_dict(self) -> dict:
+        """As TRL's, with the program in its JSON form."""
+        shown = super().to_dict()
+        return {**shown, "program": self.program.to_dict() if isinstance(self.program, Program) else self.program}
 
     @property
     def method(self) -> Scheme:

@@ -5,7 +5,7 @@ import warnings
 import torch
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from adapt_kernels.hf.random_draws import drawn_from, random_states
+from adapt_kernels.hf.kv.random_draws import drawn_from, random_states
 from adapt_kernels.trl.config import ADaPTConfig
 from adapt_kernels.trl.head_check import restored_training
 

@@ -4,7 +4,7 @@ import warnings
 
 import torch
 
-from adapt_kernels.hf.call import patch
+from adapt_kernels.hf.call.patch import patch
 from adapt_kernels.modes import Modes
 from adapt_kernels.trl.config import ADaPTConfig
 from adapt_kernels.trl.dropout import warn_of_randomness

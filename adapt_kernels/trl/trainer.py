@@ -18,6 +18,7 @@ from adapt_kernels.trl.checks import (
     check_prepared,
     load_tokenizer,
     resolve_modes,
+    steer_arguments,
 )
 from adapt_kernels.trl.columns import check_columns
 from adapt_kernels.trl.config import ADaPTConfig
@@ -78,6 +79,7 @@ class ADaPTTrainer(trl.GRPOTrainer):
             processing_class = load_tokenizer(name, args)
         self.modes = resolve_modes(modes, name, processing_class)
         check_modes(self.modes, args)
+        self._steering = steer_arguments(args, self.modes, processing_class)
         check_model(model, self.modes, args)
         super().__init__(
             model=model,
@@ -159,13 +161,13 @@ class ADaPTTrainer(trl.GRPOTrainer):
 
     def _row_arguments(self, rows: int, num_generations: int) -> dict:
         """`mode` and `seed` of this rank's rows."""
-        training = self.model.training
-        first = self.accelerator.process_index * rows
+        training, first = self.model.training, self.accelerator.process_index * rows
         index = self._step if training else self._evaluated_batches
         self._evaluated_batches += not training
         return {
             "mode": row_modes(self._forces_modes, self.modes, first, rows, num_generations),
             "seed": rollout_seeds(self.args.seed, int(not training), index, first, rows),
+            **self._steering,
         }
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):

@@ -254,3 +254,17 @@ def test_uniforms_and_decisions_are_checked(backend):
     decision = run.decide()
     with pytest.raises(TypeError, match=r"decision.forced must be a tensor of torch.int64; got torch.int32"):
         run.settle(decision._replace(forced=decision.forced.int()), torch.tensor([1, 5]))
+
+
+@pytest.mark.parametrize("backend", ["native"], indirect=True)
+def test_a_state_of_other_tables_is_refused(backend):
+    """The reference fails where it first indexes; the kernel would read what lies behind the row."""
+    run = run_of(2, backend="reference")
+    fewer = run.state._replace(registers=run.state.registers[:, :0])
+    with pytest.raises(ValueError, match=re.escape("state.registers must have at least 1 columns for these tables")):
+        steer.decide(run.compiled.tables, fewer, run.rows, backend=backend)
+    width = run.state.numbers.shape[1]
+    fewer = run.state._replace(numbers=run.state.numbers[:, :-1].contiguous())
+    message = f"state.numbers must have more than {width - 1} columns for these tables; got {width - 1}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        steer.decide(run.compiled.tables, fewer, run.rows, backend=backend)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from adapt_kernels import philox_reference
-from adapt_kernels.ops.mode_sample import triton_random
+from adapt_kernels.ops import triton_random
 
 pytestmark = pytest.mark.usefixtures("poisoned_workspace")
 

@@ -9,21 +9,27 @@ import torch
 from transformers.utils import ModelOutput
 
 from adapt_kernels.hf.call.plan import original_reason, own_loop_reason, whole_batch_reason
+from adapt_kernels.hf.call.programs import program_run
 from adapt_kernels.hf.call.state import STATES
 from adapt_kernels.hf.kv.prompts import ROW_INPUTS, prompt_of_row
 from adapt_kernels.hf.loop.decode_loop import decode
 from adapt_kernels.hf.outputs import GenerateStats
-from adapt_kernels.program.request import ModeRequest, RowRequest
+from adapt_kernels.program.request import MODE_ARGUMENTS, ModeRequest, RowRequest
+from adapt_kernels.program.run import ProgramRun
+from adapt_kernels.program.steer_request import STEER_ARGUMENTS, SteerRequest
 from adapt_kernels.prompt_spans import PromptSpans, prompt_spans
 
+_ARGUMENTS = (*MODE_ARGUMENTS, *STEER_ARGUMENTS)
 _ACTIVE: ContextVar["GenerateCall | None"] = ContextVar("adapt_kernels_generate_call", default=None)
 
 
 class GenerateCall:
     """State of one running `generate` call. arguments: all but ours, by name."""
 
-    def __init__(self, model, state, request: ModeRequest, arguments: dict):
+    def __init__(self, model, state, request: ModeRequest, steer: SteerRequest, arguments: dict):
         self.model, self.modes, self.request, self.arguments = model, state.modes, request, arguments
+        self.steer = steer
+        self.programs: ProgramRun | None = None
         self.state = state
         self.eos_ids = _eos_ids(model.generation_config)
         self.rows: RowRequest | None = None
@@ -37,6 +43,10 @@ class GenerateCall:
         config: the merged GenerationConfig.
         """
         arguments = self.arguments
+        for name in _ARGUMENTS:
+            # A GenerationConfig takes any name, and nobody would look at it.
+            if getattr(arguments.get("generation_config"), name, None) is not None:
+                raise ValueError(f"{name} is no setting of a GenerationConfig: pass it to generate, {name}=...")
         reason = original_reason(self.model, config, arguments)
         if reason is not None:
             self.use_original(reason)
@@ -46,7 +56,9 @@ class GenerateCall:
         prompt = _prompt(arguments)
         batch = 1 if prompt is None else prompt.shape[0]
         samples = config.num_return_sequences or 1
-        ids = prompt if prompt is not None and prompt.ndim == 2 else torch.zeros(batch, 0, dtype=torch.long)
+        device = self.model.device if prompt is None else prompt.device
+        written = prompt is not None and prompt.ndim == 2
+        ids = prompt if written else torch.zeros(batch, 0, dtype=torch.long, device=device)
         self.eos_ids |= _eos_ids(config)
         prompt_of = prompt_spans(self.modes, ids, arguments.get("attention_mask"), self.eos_ids)
         if self.request.gated:
@@ -57,6 +69,9 @@ class GenerateCall:
             given = [arguments[name] for name in ROW_INPUTS if arguments.get(name) is not None]
             prompts = prompt_of_row([tensor for tensor in (prompt, *given) if len(tensor) == batch])
         random = config.do_sample or self.request.fast_prob is not None
+        asked = (self.model, self.state, self.steer, self.request)
+        self.programs = program_run(*asked, ids, arguments.get("attention_mask"), samples, config, self.eos_ids)
+        # Last: a refused call must not have moved torch's generator.
         self.rows = self.request.spread(batch, samples, random, prompts)
 
     def _check_none_entered(self, prompt: PromptSpans) -> None:
@@ -78,7 +93,7 @@ class GenerateCall:
 
     def use_original(self, reason: str) -> None:
         """Take plan "original". Raises ValueError if the request cannot be honoured by it."""
-        given = self.request.given_arguments()
+        given = self.request.given_arguments() + self.steer.given_arguments()
         limited = [name for name in self.modes if self.modes[name].max_new_tokens is not None]
         if given or limited:
             what = ", ".join(given) or f"Mode.max_new_tokens of {', '.join(map(repr, limited))}"
@@ -114,6 +129,9 @@ class ModeGenerate:
         return_logprobs=False,
         compact_at=0.75,
         kv_layout="auto",
+        program=None,
+        thinking_budget=None,
+        program_inputs=None,
         **kwargs,
     ):
         """Hugging Face's `generate`, with control over the mode each row enters.
@@ -124,8 +142,8 @@ class ModeGenerate:
 
         Args:
             mode: "auto" (the model chooses), a mode name, "balanced" (each prompt's samples, be they returned sequences
-                or equal rows, split evenly over the modes, first mode first), or a list of "auto" and names. A name
-                excludes mode_bias and fast_prob.
+                or equal rows, split evenly over the modes, first mode first), or a list of "auto" and names; an array
+                or tensor may hold mode indices. A name excludes mode_bias and fast_prob.
             mode_bias: logit units; > 0 favours mode 0. A number, a tensor, or {mode name: number or tensor}.
             fast_prob: exact probability of mode 0, inside (0, 1), at any temperature; drawn even when greedy.
             seed: int (row i draws from `row_seed(seed, i)`), or one per row used as given; one per prompt gives sample
@@ -139,6 +157,12 @@ class ModeGenerate:
                 cached keys as they are (else ValueError after the prefill, before any token). "auto": "shared" where
                 the model can and it pays: on a GPU with Triton when rows share prompts, on a CPU when rows' copies of
                 the prompts would take 16 MiB per layer or more.
+            program: an `adapt_kernels.Program`, or a list with one (or None) per row or prompt: rules that steer each
+                row at any position. They act on nothing that a mode argument writes. rng="hf" and probe rules raise.
+            thinking_budget: tokens after which a thought is closed, exactly, wherever it was opened; an integer >= 0 or
+                one (or None) per row or prompt. Its span is "think" of patch(spans=), else those of the modes with a
+                closing, else the preset's. Program rules come first, then the budget, then Mode.max_new_tokens.
+            program_inputs: {name: one value per row or prompt} that the program's rules read.
             Everything else goes to Hugging Face's `generate`.
 
         Returns what Hugging Face returns; under `return_dict_in_generate=True` with `modes`, `mode_probs` and `stats`
@@ -146,13 +170,15 @@ class ModeGenerate:
 
         Raises ValueError or TypeError before anything is computed: unknown names, wrong row counts, arguments that
         exclude each other, a prompt that has opened or closed a mode, or a call that only Hugging Face's own loop can
-        serve (beams, assisted decoding, encoder-decoder ...) together with any of these arguments.
+        serve (beams, assisted decoding, encoder-decoder ...) together with any of these arguments; after the prefill,
+        a mode whose token a grammar, or another processor that may remember what it refused, puts at -inf.
         """
         state = STATES[self]
         request = ModeRequest(
             state.modes, mode, mode_bias, fast_prob, seed, rng, bool(return_logprobs), compact_at, kv_layout
         )
-        call = GenerateCall(self, state, request, _by_name(super().generate, args, kwargs))
+        steer = SteerRequest(program, thinking_budget, program_inputs)
+        call = GenerateCall(self, state, request, steer, _by_name(super().generate, args, kwargs))
         reason = own_loop_reason(self.original_class, call.arguments) or state.loop.reason
         if reason is not None:
             call.use_original(reason)
@@ -160,6 +186,18 @@ class ModeGenerate:
             output = super().generate(*args, **kwargs)
         state.last_stats = call.stats
         return call.finish(output)
+
+    def generate_batch(self, *args, **kwargs):
+        """Hugging Face's continuous batching, which drops arguments it does not know: ours raise ValueError."""
+        given = [name for name in _ARGUMENTS if kwargs.get(name) is not None]
+        modes = STATES[self].modes
+        given += [f"Mode.max_new_tokens of {name!r}" for name in modes if modes[name].max_new_tokens is not None]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} cannot be honoured by generate_batch, Hugging Face's continuous batching: call"
+                " generate, whose finished rows leave the batch too, or unpatch the model"
+            )
+        return super().generate_batch(*args, **kwargs)
 
     def _prepare_generation_config(self, *args, **kwargs):
         # Hugging Face merges the settings before it computes anything: here the call can be planned, or refused.

@@ -7,13 +7,13 @@ from functools import cache
 
 import torch
 from transformers import cache_utils
-from transformers.generation import logits_process
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerationMixin
 
 from adapt_kernels.hf.compat import CACHE, CACHE_NAMES, existing
 from adapt_kernels.hf.kv.batch import NO_CACHE, cache_of, training_state
 from adapt_kernels.hf.kv.prompts import ROW_INPUTS
+from adapt_kernels.hf.loop.processors import ROWWISE_PROCESSORS
 from adapt_kernels.hf.row_hooks import row_hook_reason
 
 
@@ -54,16 +54,6 @@ def original_reason(model, config, arguments: dict) -> str | None:
     return None
 
 
-# Processors that look at one row at a time and remember nothing about rows, or what `processors.of_rows` selects.
-_ROWWISE_PROCESSORS = existing(
-    logits_process,
-    *("RepetitionPenaltyLogitsProcessor", "MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor"),
-    *("TemperatureLogitsWarper", "TopPLogitsWarper", "TopKLogitsWarper", "TopHLogitsWarper", "MinPLogitsWarper"),
-    *("TypicalLogitsWarper", "EpsilonLogitsWarper", "EtaLogitsWarper", "NoRepeatNGramLogitsProcessor"),
-    *("SequenceBiasLogitsProcessor", "NoBadWordsLogitsProcessor", "ForcedBOSTokenLogitsProcessor"),
-    *("ForcedEOSTokenLogitsProcessor", "InfNanRemoveLogitsProcessor", "ExponentialDecayLengthPenalty"),
-    *("LogitNormalization", "SuppressTokensAtBeginLogitsProcessor", "SuppressTokensLogitsProcessor"),
-)
 # Their `reorder_cache` selects rows in every state they hold.
 _REORDERABLE_LAYERS = existing(
     cache_utils,
@@ -110,7 +100,7 @@ def _output_reason(config) -> str | None:
 
 
 def _processor_reason(processors) -> str | None:
-    other = [type(processor).__name__ for processor in processors if type(processor) not in _ROWWISE_PROCESSORS]
+    other = [type(processor).__name__ for processor in processors if type(processor) not in ROWWISE_PROCESSORS]
     return f"{other[0]} may depend on the place of a row in the batch" if other else None
 
 

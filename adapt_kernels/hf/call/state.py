@@ -7,17 +7,20 @@ from adapt_kernels.hf.compat import CheckedLoop
 from adapt_kernels.hf.kv.allotment import RecentLengths
 from adapt_kernels.hf.outputs import GenerateStats
 from adapt_kernels.modes import Modes
+from adapt_kernels.program.rules import Span
 
 
 @dataclass
 class PatchState:
-    """loop: Hugging Face's, checked. running: `generate` calls under way. last_stats: of the latest finished one.
-    recent_lengths: what fast rows needed lately. reading_faults: whether the model reads shared prompts rightly, see
-    `LayoutChoice`. no_cache: `training_state` in which the model turned out to leave its cache unused.
-    rows_stay: whether rows must stay for a returned cache, since a forward over whole sequences gives another one."""
+    """modes, spans: what the model was patched with. loop: Hugging Face's, checked. running: `generate` calls under
+    way. last_stats: of the latest finished one. recent_lengths: what fast rows needed lately. reading_faults: whether
+    the model reads shared prompts rightly, see `LayoutChoice`. no_cache: `training_state` in which the model turned out
+    to leave its cache unused. rows_stay: whether rows must stay for a returned cache, since a forward over whole
+    sequences gives another one."""
 
     modes: Modes
     loop: CheckedLoop
+    spans: dict[str, Span] = field(default_factory=dict)
     running: int = 0
     last_stats: GenerateStats | None = None
     recent_lengths: RecentLengths = field(default_factory=RecentLengths)

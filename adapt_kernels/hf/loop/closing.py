@@ -81,6 +81,12 @@ class Closings:
             self._given[slots], self._next[slots] = given.masked_fill(done, -1), after.masked_fill(done, 0)
         return tokens
 
+    def under_way(self, row_of_slot):
+        """[slots] bool: rows that are being given a closing; None where none ever is."""
+        if not self._spans:
+            return None
+        return (self._given if row_of_slot is None else self._given[row_of_slot]) >= 0
+
     def _advanced(self, span: _Span, step: int, input_ids, modes, content):
         """Where what the span holds begins, [slots], after the last token."""
         if step == 0:

@@ -6,8 +6,10 @@ from adapt_kernels.hf.compat import CACHE
 from adapt_kernels.hf.kv.batch import BranchedBatch, WholeBatch
 from adapt_kernels.hf.loop.row_ends import RowEnds
 from adapt_kernels.hf.loop.sampler import TokenSelector
+from adapt_kernels.hf.loop.steering import Steering
 from adapt_kernels.hf.loop.stop_check import StopCheck, may_be_late
 from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput
+from adapt_kernels.ops.steer import UNBOUNDED
 
 
 def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, config, streamer, model_kwargs):
@@ -21,8 +23,12 @@ def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, 
     selector = TokenSelector(
         call.modes, call.rows, logits_processor, config, call.prompt, call.request.return_logprobs, device
     )
-    ends = RowEnds(call.modes, stopping_criteria, config, rows, device)
     most_new = (stopping_criteria.max_length or config.max_length or 1 << 40) - input_ids.shape[1]
+    if call.programs is not None:
+        call.programs.bind(min(most_new, UNBOUNDED - 1), selector.seeds)
+        selector.steering = Steering(call.programs, selector.processors, config, stopping_criteria)
+    rules_end = selector.steering is not None and selector.steering.may_end
+    ends = RowEnds(call.modes, stopping_criteria, config, rows, device, rules_end)
     batch = _batch(reason, model, call, config, input_ids, model_kwargs, most_new)
     record = _Record(config)
     try:
@@ -48,6 +54,9 @@ def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, 
     call.state.recent_lengths.add(ends.lengths(selector.modes == 0))
     if not config.return_dict_in_generate:
         return sequences
+    fields = record.fields()
+    if selector.steering is not None:
+        fields |= selector.steering.report(sequences[:, input_ids.shape[1] :], ends.new_tokens, fields["forced"])
     return ModeGenerateOutput(
         sequences=sequences,
         modes=selector.modes,
@@ -56,7 +65,7 @@ def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, 
         lengths=ends.new_tokens,
         stats=call.stats,
         **{CACHE: cache},
-        **record.fields(),
+        **fields,
     )
 
 
@@ -70,12 +79,17 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
             batch.kwargs = model._update_model_kwargs_for_generation(outputs, batch.kwargs, is_encoder_decoder=False)
             logits = batch.row_logits(outputs, device)
             tokens, scores, logprobs = selector(step, batch.take(input_ids), logits, ends.alive)
+            steering = selector.steering
+            if steering is not None and steering.ended is not None:
+                ends.stop(batch.spread(steering.ended, 0))
             record.add(outputs, logits, scores)
             record.add_rows(batch.spread(logprobs, 0.0), batch.spread(selector.forced, False), ends.alive)
             tokens = ends.pad(batch.spread(tokens, ends.pad_token))
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
             step += 1
-            ends.update(input_ids, record.scores, selector.modes, step, selector.lost)
+            sleeps = None if steering is None else batch.spread(steering.sleeps, False)
+            ends.update(input_ids, record.scores, selector.modes, step, selector.lost, sleeps)
+            ends.leave(batch.spread(selector.stops_next(step - 1, ends.alive), False))
             stop.put(ends, step)
             stop.check_lost()
             if streamer is not None:
@@ -126,9 +140,10 @@ class _Record:
             self._hidden_states += (outputs.hidden_states,)
 
     def add_rows(self, logprobs, forced, alive) -> None:
-        """[rows] of one step under return_logprobs, else None."""
+        """[rows] of one step under return_logprobs, or with programs, else None."""
         if logprobs is not None:
             self._logprobs.append(torch.where(alive, logprobs, 0.0))
+        if forced is not None:
             self._forced.append(forced & alive)
 
     def drop_last(self) -> None:

@@ -9,6 +9,18 @@ import torch
 from transformers.generation import logits_process as lp
 from transformers.generation.logits_process import LogitsProcessorList
 
+from adapt_kernels.hf.compat import existing
+
+# Processors that look at one row at a time and remember nothing about rows, or what `processors.of_rows` selects.
+ROWWISE_PROCESSORS = existing(
+    lp,
+    *("RepetitionPenaltyLogitsProcessor", "MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor"),
+    *("TemperatureLogitsWarper", "TopPLogitsWarper", "TopKLogitsWarper", "TopHLogitsWarper", "MinPLogitsWarper"),
+    *("TypicalLogitsWarper", "EpsilonLogitsWarper", "EtaLogitsWarper", "NoRepeatNGramLogitsProcessor"),
+    *("SequenceBiasLogitsProcessor", "NoBadWordsLogitsProcessor", "ForcedBOSTokenLogitsProcessor"),
+    *("ForcedEOSTokenLogitsProcessor", "InfNanRemoveLogitsProcessor", "ExponentialDecayLengthPenalty"),
+    *("LogitNormalization", "SuppressTokensAtBeginLogitsProcessor", "SuppressTokensLogitsProcessor"),
+)
 _NEG_INF = float("-inf")
 _FUSED = (lp.TemperatureLogitsWarper, lp.TopKLogitsWarper, lp.TopPLogitsWarper, lp.MinPLogitsWarper)
 # A watermark would shift the choice between two modes, so it starts the tail too, which the mode gate does not run.
@@ -52,6 +64,24 @@ def _of_rows(processor, rows):
     chosen = copy(processor)
     chosen.prompt_ignore_length = lengths.to(rows.device)[rows]
     return chosen
+
+
+def with_memory(processors: LogitsProcessorList) -> list:
+    """The processors that may remember what they refused, such as grammars; the others merely mask or shift."""
+    return [p for p in processors if type(p) not in ROWWISE_PROCESSORS]
+
+
+def refused_by_memory(head: LogitsProcessorList, input_ids, logits, shaped, tokens) -> list[int]:
+    """Slots whose forced token (tokens [slots], -1 = none) one of `with_memory` puts at -inf in shaped [slots, V]."""
+    if not with_memory(head):
+        return []
+    column = tokens.clamp(min=0)[:, None]
+    masked = (tokens >= 0) & (shaped.gather(1, column)[:, 0] == _NEG_INF)
+    if masked.any():
+        others = LogitsProcessorList(p for p in head if type(p) in ROWWISE_PROCESSORS)
+        without = others(input_ids, logits.to(copy=True, dtype=torch.float32))
+        masked &= without.gather(1, column)[:, 0] != _NEG_INF
+    return masked.nonzero()[:, 0].tolist()
 
 
 def _fused_arguments(tail: list) -> dict | None:

@@ -1,6 +1,9 @@
 """When a row ends: stopping criteria and its mode's max_new_tokens, and what it shows afterwards."""
 
 import torch
+from transformers.generation.stopping_criteria import StopStringCriteria
+
+from adapt_kernels.ops.steer import ENDS_BEFORE
 
 
 class RowEnds:
@@ -10,7 +13,7 @@ class RowEnds:
     All vectors are over all rows, in Hugging Face's order.
     """
 
-    def __init__(self, modes, stopping_criteria, config, rows: int, device):
+    def __init__(self, modes, stopping_criteria, config, rows: int, device, rules_end: bool = False):
         self._criteria = stopping_criteria
         # Hugging Face pads ended rows only when a criterion has an EOS id; without one they keep their tokens.
         self._pads_all = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
@@ -27,6 +30,9 @@ class RowEnds:
             # Index -1 (no mode) reads the last entry: no limit.
             unlimited = torch.iinfo(torch.int64).max
             self._limits = torch.tensor([limit or unlimited for limit in limits] + [unlimited], device=device)
+        self._rules_end = rules_end
+        if rules_end and self.pad_token is None:
+            raise ValueError("a rule with 'stop' needs a pad token for rows that end early: pass pad_token_id=...")
         self._capped = torch.zeros(rows, dtype=torch.bool, device=device)
 
     @property
@@ -40,18 +46,43 @@ class RowEnds:
 
     def pad(self, tokens):
         """[rows] tokens, pad where a row is gone."""
-        if self._pads_all or self._limits is not None:
+        if self._pads_all or self._limits is not None or self._rules_end:
             return torch.where(self.gone, self.pad_token.to(tokens.device), tokens)
         return tokens
 
-    def update(self, input_ids, scores, modes, new_tokens: int, lost=None) -> None:
-        """Take the rows out that end with the last token of `input_ids` [rows, T]; lost [rows] bool: rows that had
-        none to draw, None where that cannot be."""
+    def stop(self, ended) -> None:
+        """ended [rows] uint8 of `ops.steer`: rows that a rule ends without this step's token, or with it."""
+        self._capped = self._capped | (self.alive & (ended > 0))
+        self.alive = self.alive & (ended != ENDS_BEFORE)
+
+    def leave(self, ended) -> None:
+        """ended [rows] bool: rows that end with the tokens they have, None = none."""
+        if ended is not None:
+            self._capped = self._capped | (self.alive & ended)
+            self.alive = self.alive & ~ended
+
+    def update(self, input_ids, scores, modes, new_tokens: int, lost=None, sleeps=None) -> None:
+        """Take the rows out that end with the last token of `input_ids` [rows, T].
+
+        lost [rows] bool: rows that had none to draw, None where that cannot be. sleeps [rows] bool: rows whose stop
+        strings sleep, None where none do.
+        """
         if lost is not None:
             self.lost = self.lost | (lost & self.alive)
         self.new_tokens += self.alive
-        self.alive = self.alive & ~self._criteria(input_ids, scores)
+        self.alive = self.alive & ~self._met(input_ids, scores, sleeps)
+        if self._rules_end:
+            self.alive = self.alive & ~self._capped
         if self._limits is not None:
             over = new_tokens >= self._limits[modes.long()]
             self._capped = self._capped | over
             self.alive = self.alive & ~over
+
+    def _met(self, input_ids, scores, sleeps):
+        if sleeps is None:
+            return self._criteria(input_ids, scores)
+        done = torch.zeros_like(self.alive)
+        for criterion in self._criteria:
+            met = criterion(input_ids, scores)
+            done = done | (met & ~sleeps if isinstance(criterion, StopStringCriteria) else met)
+        return done

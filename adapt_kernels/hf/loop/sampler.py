@@ -5,7 +5,11 @@ import warnings
 import torch
 
 from adapt_kernels.hf.loop.closing import Closings
-from adapt_kernels.hf.loop.processors import of_rows, split
+from adapt_kernels.hf.loop.gate_logits import observe
+from adapt_kernels.hf.loop.mode_refusals import no_mode_left, refusal_of_token
+from adapt_kernels.hf.loop.openings import Openings, either
+from adapt_kernels.hf.loop.processors import of_rows, refused_by_memory, split, with_memory
+from adapt_kernels.hf.loop.steering import Steering
 from adapt_kernels.modes import Modes
 from adapt_kernels.ops.mode_sample import (
     FLAG_EMPTY,
@@ -43,10 +47,11 @@ class TokenSelector:
         self.mode_probs = torch.nn.functional.one_hot(self.modes.clamp(min=0).long(), len(modes)).float()
         self.mode_probs[self.modes < 0] = 0
         self.mode_logprobs = torch.zeros(len(self.modes), device=device) if return_logprobs else None
-        self.forced = None  # [slots] bool with return_logprobs: whose latest token was written, not drawn
+        self.forced = None  # [slots] bool with return_logprobs or programs: whose latest token was written, not drawn
+        self.steering: Steering | None = None
         self._on_prefix = self.modes < 0
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
-        self._suffixes = suffix_table(modes, device)
+        self._openings = Openings(modes, device)
         self._closings = Closings(modes, prompt.contents, device)
         self._rows, self._slot_seeds, self._head = None, self.seeds, self.processors.head
 
@@ -55,6 +60,8 @@ class TokenSelector:
         self._rows = row_of_slot
         self._slot_seeds = self.seeds if self.seeds is None else self._of_slots(self.seeds)
         self._head = self.processors.head if row_of_slot is None else of_rows(self.processors.head, row_of_slot)
+        if self.steering is not None:
+            self.steering.place(row_of_slot)
 
     def _of_slots(self, per_row):
         return per_row if self._rows is None else per_row[self._rows]
@@ -64,6 +71,10 @@ class TokenSelector:
         if self._rows is None:
             return per_slot
         return per_row.index_copy(0, self._rows, per_slot)
+
+    def _to_all_rows(self, per_slot):
+        """per_slot with NaN for the rows that have left."""
+        return self._to_rows(per_slot.new_full((len(self.modes), *per_slot.shape[1:]), float("nan")), per_slot)
 
     def __call__(self, step: int, input_ids, logits, alive):
         """(tokens [slots] int64, scores [slots, V] or None, logprobs [slots] or None) for the logits [slots, V].
@@ -79,12 +90,25 @@ class TokenSelector:
         shaped = logits
         if self._head or self.records:
             shaped = self._head(input_ids, logits.to(copy=True, dtype=torch.float32))
-        opening = self._opening_tokens(step)
-        forced = self._forced_tokens(step, input_ids, opening)
-        if self.return_logprobs:
+        opening = None
+        if self.gated:
+            opening = self._openings.tokens(step, self._of_slots(self.forced_mode), self._of_slots(self.modes))
+        if opening is not None:
+            self._refuse_by_memory(self._certain_tokens(opening, at_gate), input_ids, logits, shaped, alive)
+        forced = self._forced_tokens(step, input_ids, opening, logits, alive)
+        if self.return_logprobs or self.steering is not None:
             self.forced = torch.zeros_like(logits[:, 0], dtype=torch.bool) if forced is None else forced >= 0
         gate = self._gate() if at_gate and self.gated else {}
-        tokens, scores, logprobs = self._select(step, input_ids, shaped, gate, forced)
+        if gate:
+            observe(shaped, self.definition.token_ids, self._temperature, self._to_all_rows)
+        settings = None
+        if self.steering is not None:
+            shaped = self.steering.biased(shaped)
+            settings = self.steering.settings(shaped)
+        tokens, scores, logprobs = self._select(step, input_ids, shaped, gate, forced, settings)
+        if self.steering is not None:
+            drawn = self.steering.choose(step, shaped, tokens, scores, logprobs, settings, self._slot_seeds)
+            tokens, scores, logprobs = self._settle(step, logits, shaped, settings, alive, *drawn)
         if at_gate and self.return_logprobs:
             drawn = token_logprobs(logits, tokens, self._of_slots(self._on_prefix), self._temperature or 1.0)[0]
             self.mode_logprobs = self._to_rows(self.mode_logprobs, drawn.float())
@@ -99,34 +123,57 @@ class TokenSelector:
                 f"the model gave NaN logits in {rows} of {len(self._flags)} rows; they count as -inf", stacklevel=2
             )
 
-    def _select(self, step: int, input_ids, shaped, gate: dict, forced):
+    def _settle(self, step: int, logits, shaped, settings, alive, tokens, scores, logprobs):
+        """The same after the rules that look at what was drawn, which is then committed."""
+        steering = self.steering
+        tokens = steering.settle(tokens, shaped, settings)
+        if steering.replaced is not None:
+            self.forced = self.forced | steering.replaced
+            if logprobs is not None:
+                logprobs = torch.where(steering.replaced, self._tempered(shaped, {}, tokens, settings), logprobs)
+        steering.commit(tokens, logits, self._of_slots(alive))
+        return tokens, scores, logprobs
+
+    def stops_next(self, step: int, alive):
+        """[slots] bool: rows of `alive` [rows] that a rule ends after this step; None where none can be told to."""
+        opening = self.gated and step < self._openings.last_step
+        if self.steering is None or not self.steering.looks_ahead or opening:
+            return None
+        closing = self._closings.under_way(self._rows)
+        free = self._of_slots(alive)
+        return self.steering.stops_next(free if closing is None else free & ~closing)
+
+    def _select(self, step: int, input_ids, shaped, gate: dict, forced, settings=None):
         scores = None
         if self.records or self.seeds is None or (self.processors.fused is None and not gate):
             scores = self._scores(input_ids, shaped, gate)
         if self.seeds is None:
             if gate:
-                self._refuse_masked_modes((scores == float("-inf")).all(1))
+                self._refuse_masked_modes((scores == float("-inf")).all(1), forced)
             # A forced row may have no token left to draw, and is not drawn anyway.
             open_scores = scores if forced is None else scores.masked_fill((forced >= 0)[:, None], 0.0)
             tokens = self._huggingface_draw(open_scores, drawn=bool(gate) and self.exact)
             tokens = tokens if forced is None else torch.where(forced >= 0, forced, tokens)
             return tokens, scores, self._tempered(shaped, gate, tokens)
-        if self.greedy and not gate and not self.return_logprobs:
+        if self.greedy and not gate and settings is None and not self.return_logprobs:
             tokens = (shaped if scores is None else scores).argmax(-1)
             return (tokens if forced is None else torch.where(forced >= 0, forced, tokens)), scores, None
         drawn = {"seeds": self._slot_seeds, "step": step, "forced_tokens": forced}
         if gate:
             sample = mode_sample(shaped, temperature=self._temperature, **gate, **drawn)
+        elif settings is not None:
+            sample = mode_sample(shaped, **settings, **drawn)
         elif scores is not None:
             sample = mode_sample(scores, temperature=float(not self.greedy), **drawn)
         elif self.greedy:
             sample = mode_sample(shaped, temperature=0.0, **drawn)
         else:
             sample = mode_sample(shaped, **self.processors.fused, **drawn)
-        self._note_flags(sample.flags, drawn=not (gate or self.greedy), forced=forced)
+        self._note_flags(sample.flags, drawn=not gate and not (self.greedy and settings is None), forced=forced)
         if gate:
-            self._refuse_masked_modes((sample.flags & FLAG_EMPTY) != 0)
-        logprobs = sample.tempered_logprobs if scores is None else self._tempered(shaped, gate, sample.tokens)
+            self._refuse_masked_modes((sample.flags & FLAG_EMPTY) != 0, forced)
+        own = scores is None or settings is not None
+        logprobs = sample.tempered_logprobs if own else self._tempered(shaped, gate, sample.tokens)
         return sample.tokens, scores, logprobs if self.return_logprobs else None
 
     @property
@@ -156,31 +203,32 @@ class TokenSelector:
             return scores.argmax(-1)
         return torch.multinomial(torch.softmax(scores, -1), num_samples=1).squeeze(1)
 
-    def _tempered(self, shaped, gate: dict, tokens):
+    def _tempered(self, shaped, gate: dict, tokens, settings=None):
         if not self.return_logprobs:
             return None
-        return mode_sample(
-            shaped, temperature=self._temperature, seeds=0, forced_tokens=tokens, **gate
-        ).tempered_logprobs
+        temperature = self._temperature if settings is None else settings["temperature"]
+        return mode_sample(shaped, temperature=temperature, seeds=0, forced_tokens=tokens, **gate).tempered_logprobs
 
-    def _forced_tokens(self, step: int, input_ids, opening):
+    def _forced_tokens(self, step: int, input_ids, opening, logits, alive):
         """[slots] int64, -1 = draw; None when no row is forced at this step."""
-        busy = None if opening is None else opening >= 0
+        ruled = None if self.steering is None else self._ruled_tokens(step, opening, logits, alive)
+        forced = either(opening, ruled)
+        busy = None if forced is None else forced >= 0
         closing = self._closings.tokens(step, input_ids, self._of_slots(self.modes), self._rows, busy)
-        if opening is None or closing is None:
-            return closing if opening is None else opening
-        return torch.where(busy, opening, closing)
+        if self.steering is not None and closing is not None:
+            self.steering.give_way(closing)
+        return either(forced, closing)
 
-    def _opening_tokens(self, step: int):
-        if not self.gated or step > self.gate_step + self._suffixes.shape[1]:
-            return None
-        forced_mode = self._of_slots(self.forced_mode)
-        if step < self.gate_step:
-            return torch.full_like(forced_mode, self.definition.prefix[step])
-        if step > self.gate_step:
-            return self._suffix_tokens(step)
-        ids = torch.tensor([-1 if i is None else i for i in self.definition.token_ids], device=forced_mode.device)
-        return torch.where(forced_mode >= 0, ids[forced_mode.clamp(min=0)], -1)
+    def _ruled_tokens(self, step: int, opening, logits, alive):
+        """[slots] int64: what rules write, but where a mode is opened or being closed; -1 = draw."""
+        modes = self._of_slots(self.modes)
+        held = self._closings.under_way(self._rows)
+        if self.gated and step <= self.gate_step:
+            held = torch.ones_like(modes, dtype=torch.bool)
+        elif opening is not None:
+            held = opening >= 0 if held is None else held | (opening >= 0)
+        self.steering.run.tell_modes(modes)
+        return self.steering.decide(logits, self._of_slots(alive), held)
 
     def _observe(self, logits) -> None:
         ids = self.definition.token_ids
@@ -192,7 +240,7 @@ class TokenSelector:
         self.mode_probs = self._to_rows(self.mode_probs, seen)
 
     def _record_modes(self, step: int, tokens, vocab_size: int, alive) -> None:
-        if step > self.gate_step + self._suffixes.shape[1]:
+        if step > self._openings.last_step:
             return
         on_prefix, modes = self._of_slots(self._on_prefix), self._of_slots(self.modes)
         if step < self.gate_step:
@@ -203,7 +251,7 @@ class TokenSelector:
         else:
             # Unrestricted rows may leave a multi-token mode half way: then they never entered it.
             # One that has ended keeps it.
-            expected, decoding = self._suffix_tokens(step), on_prefix & self._of_slots(alive)
+            expected, decoding = self._openings.suffix(step, modes), on_prefix & self._of_slots(alive)
             modes = modes.masked_fill(decoding & (expected >= 0) & (tokens != expected), -1)
         self.modes = self._to_rows(self.modes, modes)
 
@@ -219,24 +267,27 @@ class TokenSelector:
         else:
             self._flags[self._rows] |= flags
 
-    def _suffix_tokens(self, step: int):
-        modes = self._of_slots(self.modes)
-        after = self._suffixes[modes.clamp(min=0).long(), step - self.gate_step - 1]
-        return torch.where(modes >= 0, after, -1)
+    def _certain_tokens(self, opening, at_gate: bool):
+        """opening, with mode 0's token where `fast_prob` draws it whatever its logit."""
+        fast = self.definition.token_ids[0]
+        if not (at_gate and self.exact) or fast is None:
+            return opening
+        return opening.masked_fill(~self._of_slots(self.fast_prob).isnan(), fast)
 
-    def _refuse_masked_modes(self, empty) -> None:
-        masked = empty & self._of_slots((self.forced_mode < 0) & self._on_prefix)
+    def _refuse_by_memory(self, certain, input_ids, logits, shaped, alive) -> None:
+        certain = certain.where(self._of_slots(alive), -1)
+        for slot in refused_by_memory(self._head, input_ids, logits, shaped, certain):
+            row, token = self._row_of(slot), int(certain[slot])
+            mode = max(int(self.forced_mode[row]), int(self.modes[row]))
+            mode = 0 if self.exact and token == self.definition.token_ids[0] else mode
+            raise ValueError(refusal_of_token(self.definition, row, mode, token, with_memory(self._head)))
+
+    def _refuse_masked_modes(self, empty, forced) -> None:
+        masked = empty & self._of_slots(self._on_prefix)
+        masked = masked if forced is None else masked & (forced < 0)
         if masked.any():
-            slot = masked.nonzero()[0, 0]
-            row = int(slot if self._rows is None else self._rows[slot])
-            raise ValueError(
-                f"row {row}: every mode token has logit -inf, so no mode can be drawn; a logits processor"
-                " (suppress_tokens, bad_words_ids, a grammar ...) bans them. Allow them, or name the mode: mode='...'"
-            )
+            row = self._row_of(masked.nonzero()[0, 0])
+            raise ValueError(no_mode_left(self.definition, row, int(self.forced_mode[row])))
 
-
-def suffix_table(modes: Modes, device) -> torch.Tensor:
-    """[M, longest] int64: the ids forced after each mode's decision, -1 = none."""
-    longest = max(map(len, modes.suffixes))
-    rows = [list(suffix) + [-1] * (longest - len(suffix)) for suffix in modes.suffixes]
-    return torch.tensor(rows, dtype=torch.int64, device=device).reshape(len(modes), longest)
+    def _row_of(self, slot) -> int:
+        return int(slot if self._rows is None else self._rows[slot])

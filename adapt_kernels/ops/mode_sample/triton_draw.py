@@ -31,7 +31,6 @@ from adapt_kernels.ops.mode_sample.triton_gate import (
     with_listed_mass,
 )
 from adapt_kernels.ops.mode_sample.triton_nucleus import STATE, nucleus_threshold
-from adapt_kernels.ops.mode_sample.triton_random import PURPOSE_GROUP, PURPOSE_TOKEN, gumbel, row_seed
 from adapt_kernels.ops.mode_sample.triton_statistics import NAN_UNIT
 from adapt_kernels.ops.mode_sample.triton_threshold import (
     filter_threshold,
@@ -39,6 +38,7 @@ from adapt_kernels.ops.mode_sample.triton_threshold import (
     list_groups,
     lowest_kept_logit,
 )
+from adapt_kernels.ops.triton_random import PURPOSE_GROUP, PURPOSE_TOKEN, gumbel, row_seed
 
 FLAG_NAN = tl.constexpr(1)
 FLAG_EMPTY = tl.constexpr(2)

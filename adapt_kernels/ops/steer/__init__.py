@@ -61,7 +61,8 @@ def advance(
         state: n rows; read only.
         tokens: [n] int64: the committed token, < 0 = none for that row (before the first one, and for dead rows).
         generated: False for tokens of the prompt, which count 0 and have no position.
-        backend: "auto" (native on CPU, else reference), "reference" or "native"; all are equal bit for bit.
+        backend: "auto" (triton on CUDA, native on CPU, else reference), "reference", "native" or "triton": all are
+            equal bit for bit. One launch per half on triton.
 
     Returns the new state. A pure function of the history; no randomness, no host sync. n = 0 works.
 

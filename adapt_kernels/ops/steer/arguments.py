@@ -1,13 +1,14 @@
-"""The one check of steer's arguments, whatever runs it: a backend reads memory by these shapes."""
+"""What backends that read memory by address share: one check of all arguments, their layout, the outputs."""
 
 from operator import attrgetter
 from typing import NamedTuple
 
 import torch
 
-from adapt_kernels.ops.steer.tables import SteerRows, SteerState, SteerTables, state_columns
+from adapt_kernels.ops.steer.tables import Decision, SteerRows, SteerState, SteerTables, state_columns
 
 _form = attrgetter("dtype", "shape", "device")
+_is_contiguous = torch.Tensor.is_contiguous
 
 
 class _Layout(NamedTuple):
@@ -107,4 +108,31 @@ def _new_layout(tables: SteerTables, numbers: tuple, registers: torch.Size) -> _
             "decision.ends": form(torch.uint8),
             "decision.gate": form(torch.int32),
         },
+    )
+
+
+def contiguous(tensors):
+    """A NamedTuple of tensors, each contiguous."""
+    if all(map(_is_contiguous, tensors)):
+        return tensors
+    return tensors._make(each.contiguous() for each in tensors)
+
+
+def contiguous_or_none(tensor) -> torch.Tensor | None:
+    """As `contiguous`, of one argument that may be left out."""
+    return None if tensor is None else tensor.contiguous()
+
+
+def empty_decision(rows: SteerRows, classes: int) -> Decision:
+    """Memory for a decision about `rows`, which are contiguous."""
+    gate = torch.empty_like(rows.max_new_tokens)
+    scale = torch.empty(gate.shape[0], classes, dtype=torch.float32, device=gate.device)
+    return Decision(
+        forced=torch.empty_like(rows.seeds),
+        ends=torch.empty_like(gate, dtype=torch.uint8),
+        gate=gate,
+        scale=scale,
+        bias=torch.empty_like(scale),
+        sample=torch.empty_like(gate),
+        acting=torch.empty_like(rows.uses),
     )

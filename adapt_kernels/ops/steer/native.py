@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 import torch
 
 from adapt_kernels import jit
-from adapt_kernels.ops.steer.tables import Decision, SteerRows, SteerState, SteerTables
+from adapt_kernels.ops.steer.arguments import contiguous, contiguous_or_none, empty_decision
+from adapt_kernels.ops.steer.tables import Decision, RuleField, SteerRows, SteerState, SteerTables
 
 DEVICES = ("cpu",)
 
 _TABLES = tuple(name for name in SteerTables._fields if name != "bias_classes")  # ids are given a class by the sampler
-_data_ptr, _is_contiguous = torch.Tensor.data_ptr, torch.Tensor.is_contiguous
+_data_ptr = torch.Tensor.data_ptr
 
 
 class _Prepared(NamedTuple):
@@ -31,7 +32,7 @@ _last: _Prepared | None = None
 def advance(tables: SteerTables, state: SteerState, tokens, generated: bool = True) -> SteerState:
     """See `adapt_kernels.ops.steer.advance`. Raises NativeBuildError if the extension cannot be built or loaded."""
     prepared = _prepare(tables, state)
-    state, tokens = _contiguous(state), tokens.contiguous()
+    state, tokens = contiguous(state), tokens.contiguous()
     patterns, flags, numbers = (torch.empty_like(each) for each in state[:3])
     status = prepared.kernels.steer_advance_cpu(
         prepared.native,
@@ -50,7 +51,12 @@ def advance(tables: SteerTables, state: SteerState, tokens, generated: bool = Tr
 def probe(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=None, tokens=None):
     """See `adapt_kernels.ops.steer.probe`."""
     prepared = _prepare(tables, state)
-    state, rows, uniforms, tokens = _contiguous(state), _contiguous(rows), _plain(uniforms), _plain(tokens)
+    state, rows, uniforms, tokens = (
+        contiguous(state),
+        contiguous(rows),
+        contiguous_or_none(uniforms),
+        contiguous_or_none(tokens),
+    )
     numbers = torch.empty_like(state.numbers)
     wanted = torch.empty_like(rows.uses)
     status = prepared.kernels.steer_probe_cpu(
@@ -70,9 +76,9 @@ def probe(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=None
 def decide(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=None) -> tuple[SteerState, Decision]:
     """See `adapt_kernels.ops.steer.decide`."""
     prepared = _prepare(tables, state)
-    state, rows, uniforms = _contiguous(state), _contiguous(rows), _plain(uniforms)
+    state, rows, uniforms = contiguous(state), contiguous(rows), contiguous_or_none(uniforms)
     flags, numbers = torch.empty_like(state.flags), torch.empty_like(state.numbers)
-    decision = _empty_decision(rows, prepared.classes)
+    decision = empty_decision(rows, prepared.classes)
     prepared.kernels.steer_decide_cpu(
         prepared.native,
         numbers.shape[0],
@@ -89,8 +95,13 @@ def decide(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=Non
 def settle(tables: SteerTables, state: SteerState, rows: SteerRows, decision: Decision, tokens, uniforms=None):
     """See `adapt_kernels.ops.steer.settle`."""
     prepared = _prepare(tables, state)
-    state, rows, uniforms, tokens = _contiguous(state), _contiguous(rows), _plain(uniforms), tokens.contiguous()
-    decision = _contiguous(decision)
+    state, rows, uniforms, tokens = (
+        contiguous(state),
+        contiguous(rows),
+        contiguous_or_none(uniforms),
+        tokens.contiguous(),
+    )
+    decision = contiguous(decision)
     numbers, written = torch.empty_like(state.numbers), torch.empty_like(tokens)
     ends, replaced = torch.empty_like(decision.ends), torch.empty_like(rows.alive)
     status = prepared.kernels.steer_settle_cpu(
@@ -120,6 +131,7 @@ def _prepare(tables: SteerTables, state: SteerState) -> _Prepared:
 
 
 def _prepared(tables: SteerTables, width: int, registers: int) -> _Prepared:
+    _check_columns(tables, width, registers)
     kernels = jit.load()
     held = [getattr(tables, name).contiguous() for name in _TABLES]
     sizes = (
@@ -132,28 +144,16 @@ def _prepared(tables: SteerTables, width: int, registers: int) -> _Prepared:
     return _Prepared(tables, width, registers, held, native, kernels, tables.bias_members.shape[1])
 
 
-def _empty_decision(rows: SteerRows, classes: int) -> Decision:
-    gate = torch.empty_like(rows.max_new_tokens)
-    scale = torch.empty(len(gate), classes, dtype=torch.float32)
-    return Decision(
-        forced=torch.empty_like(rows.seeds),
-        ends=torch.empty_like(gate, dtype=torch.uint8),
-        gate=gate,
-        scale=scale,
-        bias=torch.empty_like(scale),
-        sample=torch.empty_like(gate),
-        acting=torch.empty_like(rows.uses),
-    )
-
-
-def _contiguous(tensors):
-    if all(map(_is_contiguous, tensors)):
-        return tensors
-    return tensors._make(each.contiguous() for each in tensors)
-
-
-def _plain(tensor):
-    return None if tensor is None else tensor.contiguous()
+def _check_columns(tables: SteerTables, width: int, registers: int) -> None:
+    """A state of other tables may have their shapes and still lack a column that these name."""
+    named = tables.rules[:, RuleField.DUE : RuleField.MODE + 1].flatten(), tables.mode_clauses[:, 1]
+    column = max(torch.cat(named).tolist(), default=-1)
+    if column >= width - 1:  # the last one is scratch
+        raise ValueError(f"state.numbers must have more than {column + 1} columns for these tables; got {width}")
+    read = tables.rules[:, RuleField.CHANCE_REGISTER], tables.conditions[:, 1]
+    register = max(torch.cat(read).tolist(), default=-1)
+    if register >= registers:
+        raise ValueError(f"state.registers must have at least {register + 1} columns for these tables; got {registers}")
 
 
 def _addresses(tensors):

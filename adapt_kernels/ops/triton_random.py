@@ -5,6 +5,7 @@ import triton.language as tl
 
 PURPOSE_GROUP = tl.constexpr(0)
 PURPOSE_TOKEN = tl.constexpr(1)
+PURPOSE_RULE = tl.constexpr(2)
 
 
 @triton.jit
@@ -25,6 +26,14 @@ def random_words(seed, step, purpose, item):
         k0 = k0 + 0x9E3779B9
         k1 = k1 + 0xBB67AE85
     return c0, c1
+
+
+@triton.jit
+def uniform(seed, step, purpose, item):
+    """The uniform of the stream, float64, at most 1 - 2**-53."""
+    high, low = random_words(seed, step, purpose, item)
+    u = (high.to(tl.float64) * 4294967296.0 + low.to(tl.float64) + 0.5) * 2.0**-64
+    return tl.where(u >= 1.0, u - 2.0**-53, u)
 
 
 @triton.jit

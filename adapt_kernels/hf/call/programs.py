@@ -1,0 +1,101 @@
+"""From the program arguments of a call to the `ProgramRun` that its loop steps through; all that can be refused is."""
+
+import torch
+
+from adapt_kernels.hf.call.state import PatchState
+from adapt_kernels.modes import Modes
+from adapt_kernels.ops.steer import UNBOUNDED
+from adapt_kernels.program.request import ModeRequest
+from adapt_kernels.program.rules import Force, Gate, Probe, label_of
+from adapt_kernels.program.run import ProgramRun
+from adapt_kernels.program.steer_request import RowPrograms, SteerRequest, reply_tails, thought_spans
+
+
+def program_run(
+    model, state: PatchState, steer: SteerRequest, request: ModeRequest, prompt, mask, samples: int, config, eos_ids
+) -> ProgramRun | None:
+    """The programs of the rows after their prompts, or None where there are none.
+
+    prompt [batch, T] int64 (T = 0 for embeddings), mask its attention mask or None. Raises ValueError or TypeError that
+    names the argument or the rule. Reads the prompts.
+    """
+    if not steer.given_arguments():
+        return None
+    asked = steer.spread(len(prompt), samples, thought_spans(state.modes, state.spans))
+    if asked is None:
+        return None
+    _check_kinds(asked)
+    if request.rng == "hf" and steer.program is not None:
+        raise ValueError(
+            "program draws from a stream of each row, and rng='hf' is one of the whole batch: leave out rng (seed=..."
+            " fixes the draws), or use thinking_budget, which draws nothing"
+        )
+    if request.gated:
+        _check_opening(asked, state.modes)
+    run = ProgramRun(
+        asked.programs,
+        vocab_size=_vocab_size(model),
+        # Both are known when the loop begins: `bind`.
+        max_new_tokens=UNBOUNDED - 1,
+        seeds=torch.zeros(len(asked.programs), dtype=torch.int64, device=prompt.device),
+        inputs=asked.inputs,
+        outer_modes=state.modes.names,
+        min_new_tokens=config.min_new_tokens or 0,
+    )
+    told = state.modes.prompt_tokens
+    turns = {*eos_ids, *(() if told is None else told.turns)}
+    tails = reply_tails(prompt, mask, turns, _delimiters(asked))
+    run.begin([tail for tail in tails for _ in range(samples)])
+    if request.gated:
+        _check_no_choice(run, request)
+    return run
+
+
+def _check_kinds(asked: RowPrograms) -> None:
+    for program in dict.fromkeys(program for own in asked.programs for program in own):
+        for index, rule in enumerate(program.rules):
+            if isinstance(rule, Probe):
+                raise ValueError(
+                    f"{label_of(index, rule)}: generate does not run probe rules yet: leave it out, or step through an"
+                    " adapt_kernels.program.run.ProgramRun yourself"
+                )
+
+
+def _check_opening(asked: RowPrograms, modes: Modes) -> None:
+    """Refuse rules that act only where a mode argument decides the mode: nothing else acts there."""
+    for program in dict.fromkeys(program for own in asked.programs for program in own):
+        for index, rule in enumerate(program.rules):
+            at = rule.when.ranges.get("at")
+            only_there = at is not None and isinstance(at.high, int) and at.high <= len(modes.prefix) + 1
+            if isinstance(rule, (Gate, Force)) and only_there:
+                raise _both_choose(label_of(index, rule))
+
+
+def _check_no_choice(run: ProgramRun, request: ModeRequest) -> None:
+    decision, rules = run.foresee(), run.compiled.rules
+    writes = (decision.forced >= 0) | (decision.gate >= 0) | (decision.ends > 0)
+    if writes.any():
+        row = int(writes.nonzero()[0, 0])
+        gate = int(decision.gate[row])
+        who = "the program" if gate < 0 else f"the gate {list(rules[gate].modes)}"
+        raise _both_choose(f"{who} of row {row}")
+
+
+def _both_choose(who: str) -> ValueError:
+    return ValueError(
+        f"{who} acts at position 0, where mode, mode_bias or fast_prob chooses the mode: leave these out, or let the"
+        " rule act later ('at': [n, null])"
+    )
+
+
+def _vocab_size(model) -> int:
+    head = model.get_output_embeddings()
+    size = model.config.get_text_config().vocab_size
+    return size if getattr(head, "weight", None) is None else max(size, head.weight.shape[0])
+
+
+def _delimiters(asked: RowPrograms) -> set[int]:
+    """Ids with which spans open, close or break."""
+    spans = [span for own in asked.programs for program in own for span in program.span_tokens.values()]
+    automata = [each for span in spans for each in (span.open, span.close, span.breaks) if each is not None]
+    return {token for each in automata for token in each.classes}

@@ -1,0 +1,47 @@
+"""The ids that open modes: what all begin with, the token of a named one, what follows the choice."""
+
+import torch
+
+from adapt_kernels.modes import Modes
+
+
+class Openings:
+    """Of a call's modes; last_step: after it no mode is being opened."""
+
+    def __init__(self, modes: Modes, device):
+        self._prefix, self._gate = modes.prefix, len(modes.prefix)
+        self._ids = torch.tensor([-1 if i is None else i for i in modes.token_ids], device=device)
+        self._suffixes = suffix_table(modes, device)
+        self.last_step = self._gate + self._suffixes.shape[1]
+
+    def tokens(self, step: int, named, modes):
+        """[slots] int64, -1 = draw, for rows that are restricted to the modes; None after the last step.
+
+        named [slots] int64: the mode that the caller asked for, -1 = the model chooses; modes [slots]: the chosen ones.
+        """
+        if step > self.last_step:
+            return None
+        if step < self._gate:
+            return torch.full_like(named, self._prefix[step])
+        if step > self._gate:
+            return self.suffix(step, modes)
+        return torch.where(named >= 0, self._ids[named.clamp(min=0)], -1)
+
+    def suffix(self, step: int, modes):
+        """[slots] int64: what follows the choice of `modes` [slots] at this step, -1 = nothing."""
+        after = self._suffixes[modes.clamp(min=0).long(), step - self._gate - 1]
+        return torch.where(modes >= 0, after, -1)
+
+
+def suffix_table(modes: Modes, device) -> torch.Tensor:
+    """[M, longest] int64: the ids forced after each mode's decision, -1 = none."""
+    longest = max(map(len, modes.suffixes))
+    rows = [list(suffix) + [-1] * (longest - len(suffix)) for suffix in modes.suffixes]
+    return torch.tensor(rows, dtype=torch.int64, device=device).reshape(len(modes), longest)
+
+
+def either(first, second):
+    """[slots] int64, -1 = none, None = none anywhere: the first, or where it has none the second."""
+    if first is None or second is None:
+        return second if first is None else first
+    return torch.where(first >= 0, first, second)

@@ -1,0 +1,239 @@
+"""Programs inside the decode loop: what rules write, bias, choose and sample, and which rows they end."""
+
+import math
+
+import torch
+from transformers.generation.stopping_criteria import StopStringCriteria
+
+from adapt_kernels.hf.loop.processors import SplitProcessors
+from adapt_kernels.ops.mode_sample import FLAG_EMPTY, ModeSample, gated_logits, mode_sample
+from adapt_kernels.ops.steer import ENDS_BEFORE, POSITION
+from adapt_kernels.program.clauses import RowInput
+from adapt_kernels.program.rules import Bias, Force, Sample, label_of
+from adapt_kernels.program.run import ProgramRun
+from adapt_kernels.program.settings import zipf_exponent
+from adapt_kernels.program.step_signals import step_signals
+
+_CALL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+_ZIPF_TOP = 100  # tokens from which Mirostat's first form estimates the exponent, as its authors' code does
+_NEG_INF = float("-inf")
+
+
+class Steering:
+    """The programs of one call. In each step, for the slots [slots] that are decoded:
+
+        forced = steering.decide(logits, alive, held)      # ids that rules write, -1 = none
+        shaped = steering.biased(shaped)                   # after every mask
+        settings = steering.settings(shaped)               # of sample rules
+        tokens = steering.choose(...)                      # rows at a gate of a program
+        tokens = steering.settle(tokens, sample)           # rules that replace what was drawn
+        steering.commit(tokens, logits, alive)
+
+    decision: of this step. ended: [slots] uint8 of `ops.steer`, None where no rule ends rows. replaced: [slots] bool.
+    looks_ahead: whether rules may end a row before a token that need not be computed then, see `stops_next`.
+    sleeps: [slots] bool: rows whose stop strings sleep now; None where none ever do.
+    """
+
+    def __init__(self, run: ProgramRun, processors: SplitProcessors, config, criteria):
+        self.run, self.decision, self.ended, self.replaced, self.sleeps = run, None, None, None, None
+        self._every_row, rules = run.slots, run.compiled.rules
+        self._gates = run.gates()
+        self._gate_modes = {index: self._tokens_of(index).modes for index in self._gates}
+        self._biases = any(isinstance(rule, Bias) for rule in rules)
+        self._samples = any(isinstance(rule, Sample) for rule in rules)
+        drawn = any(isinstance(rule, Force) and rule.when.drawn is not None for rule in rules)
+        self._settles = bool(drawn or self._gates or run.compiled.surprise)
+        self.may_end = any(isinstance(rule, Force) and rule.stop for rule in rules)
+        silent = any(
+            isinstance(rule, Force) and rule.stop and (isinstance(rule.sequence, RowInput) or not rule.sequence)
+            for rule in rules
+        )
+        self.looks_ahead = silent and not run.signals
+        held = any(span.stops == "hold" for program in run.compiled.programs for span in program.spans.values())
+        self._may_sleep = held and any(isinstance(each, StopStringCriteria) for each in criteria)
+        self._call = {**_CALL, **(processors.fused or {})} | ({} if config.do_sample else {"temperature": 0.0})
+        self._classes = run.compiled.tables.bias_classes.long()
+        self._logp = None  # [rows] of the last token, where a rule reads it
+        if any(signal.kind == "logp" for signal in run.signals.values()):
+            self._logp = torch.full((len(run.slots),), math.nan, device=run.device)
+        if self._samples:
+            self._check_samples(rules, processors, config)
+
+    def _check_samples(self, rules, processors: SplitProcessors, config) -> None:
+        index = next(i for i, rule in enumerate(rules) if isinstance(rule, Sample))
+        if processors.fused is None:
+            names = ", ".join(type(each).__name__ for each in processors.tail)
+            raise ValueError(
+                f"{self._label(index)} sets temperature, top_k, top_p or min_p of single rows, and this call's own"
+                f" warpers cannot be set so: {names}. Leave out what adds them (typical_p, a watermark ...)"
+            )
+        if config.return_dict_in_generate and config.output_scores:
+            raise ValueError(
+                f"output_scores shows logits under the call's own settings, and {self._label(index)} has others: use"
+                " output_logits"
+            )
+
+    def _owner(self, index: int) -> int:
+        return sum(first <= index for first in self.run.compiled.first_rule) - 1
+
+    def _label(self, index: int) -> str:
+        first = self.run.compiled.first_rule[self._owner(index)]
+        return label_of(index - first, self.run.compiled.rules[index])
+
+    def _tokens_of(self, index: int):
+        owner = self._owner(index)
+        return self.run.compiled.programs[owner].rule_tokens[index - self.run.compiled.first_rule[owner]]
+
+    def place(self, row_of_slot) -> None:
+        """From now on the slots are these rows, [slots] int64, None = every row in order."""
+        self.run.place(self._every_row if row_of_slot is None else row_of_slot)
+
+    def decide(self, logits, alive, held) -> torch.Tensor:
+        """[slots] int64: the ids that rules write, -1 = none.
+
+        logits [slots, V]: the model's. alive [slots] bool; held [slots] bool or None: rows in which somebody else is
+        writing a sequence.
+        """
+        self.run.admit(alive if held is None else alive & ~held)
+        if self.run.signals:
+            values = step_signals(self.run.signals.values(), logits)
+            if self._logp is not None:
+                values["logp"] = self._logp[self.run.slots]
+            self.run.fill(values)
+        self._before = self.run.state
+        self.decision = self.run.decide()
+        return self.decision.forced
+
+    def give_way(self, closing) -> None:
+        """To the ids [slots] that the rows' modes write at this step, -1 = none."""
+        where = (closing >= 0) & (self.decision.forced < 0)
+        self.decision = self.run.withdraw(self._before, self.decision, where)._replace(
+            forced=torch.where(where, closing, self.decision.forced)
+        )
+        self.run.admit(self.run.rows.alive & ~where)
+
+    def biased(self, shaped) -> torch.Tensor:
+        """Logits [slots, V] under the bias rules that hold; float32 where one does, else as they are."""
+        if not self._biases or (shaped.device.type == "cpu" and not self.decision.acting.any()):
+            return shaped
+        classes = torch.nn.functional.pad(self._classes, (0, shaped.shape[1] - len(self._classes)))
+        scale, bias = self.decision.scale[:, classes], self.decision.bias[:, classes]
+        gone = (shaped == _NEG_INF) | (bias == _NEG_INF)
+        biased = (shaped.float() * scale + bias).masked_fill(gone, _NEG_INF)
+        self._check_some_left(shaped, gone)
+        return biased
+
+    def _check_some_left(self, shaped, gone) -> None:
+        acting = self.decision.acting
+        none = gone.all(1) & acting.any(1) & ~(shaped == _NEG_INF).all(1)
+        if none.any():
+            slot = int(none.nonzero()[0, 0])
+            rules = ", ".join(self._label(index) for index in acting[slot].nonzero()[:, 0].tolist())
+            raise ValueError(
+                f"row {int(self.run.slots[slot])}: {rules} leave no token to draw (with the call's own bans): let one"
+                " of them keep a token, or act elsewhere"
+            )
+
+    def settings(self, shaped) -> dict | None:
+        """temperature, top_k, top_p and min_p [slots] under the sample rules; None where no program has any."""
+        if not self._samples:
+            return None
+        top1 = zipf = None
+        if self.run.compiled.surprise:
+            settings = self.run.settings(self.decision, self._call, top1=self._ones(), zipf=self._ones() * 2)
+            heat = torch.where(settings["temperature"] > 0, settings["temperature"], 1.0).float()[:, None]
+            logp = torch.log_softmax(shaped.float().masked_fill(shaped.isnan(), _NEG_INF) / heat, -1)
+            top1, top = logp.amax(1).exp(), logp.topk(min(_ZIPF_TOP, logp.shape[1]), 1).values
+            zipf = zipf_exponent(top.clamp(min=-1e4))
+        return self.run.settings(self.decision, self._call, top1=top1, zipf=zipf)
+
+    def _ones(self):
+        return torch.ones(len(self.run.slots), device=self.run.device)
+
+    def choose(self, step: int, shaped, tokens, scores, logprobs, settings, seeds):
+        """(tokens, scores, logprobs): those of rows at a gate of their program drawn among its modes."""
+        for index, gate in self._gates.items():
+            slots = (self.decision.gate == index).nonzero()[:, 0]
+            if not len(slots):
+                continue
+            heat = self._call["temperature"] if settings is None else settings["temperature"][slots]
+            bias = gate.bias if any(gate.bias.values()) else None
+            chance = {"fast_prob": gate.prob} if gate.prob is not None else {"mode_bias": bias}
+            own = {"modes": self._gate_modes[index], "at_mode": True, "temperature": heat, **chance}
+            sample = mode_sample(shaped[slots], seeds=seeds[slots], step=step, **own)
+            self._check_mode_left(index, slots, sample)
+            tokens = tokens.index_copy(0, slots, sample.tokens)
+            if logprobs is not None:
+                logprobs = logprobs.index_copy(0, slots, sample.tempered_logprobs)
+            if scores is not None:
+                scores = scores.index_copy(0, slots, self._gate_scores(index, gate, shaped[slots], heat))
+        return tokens, scores, logprobs
+
+    def _check_mode_left(self, index: int, slots, sample: ModeSample) -> None:
+        empty = (sample.flags & FLAG_EMPTY) != 0
+        if empty.any():
+            row = int(self.run.slots[slots[empty.nonzero()[0, 0]]])
+            raise ValueError(
+                f"row {row}: every mode of {self._label(index)} has logit -inf, so none can be drawn; a logits"
+                " processor (suppress_tokens, bad_words_ids, a grammar ...) bans them. Allow one of them"
+            )
+
+    def _gate_scores(self, index: int, gate, shaped, heat) -> torch.Tensor:
+        n, device = len(shaped), shaped.device
+        heat = torch.as_tensor(heat, dtype=torch.float64, device=device).expand(n)
+        modes = self._gate_modes[index]
+        bias = torch.tensor([[gate.bias.get(name, 0.0) for name in modes]], dtype=torch.float64, device=device)
+        prob = torch.full((n,), math.nan if gate.prob is None else gate.prob, dtype=torch.float64, device=device)
+        z = shaped.double().masked_fill(shaped.isnan(), _NEG_INF)
+        everywhere, heat = torch.ones(n, dtype=torch.bool, device=device), torch.where(heat > 0, heat, 1.0)
+        bias = bias.expand(n, -1)
+        return gated_logits(z, modes.token_ids, everywhere, bias, heat, fast_prob=prob).float()
+
+    def settle(self, tokens, shaped, settings):
+        """[slots] int64: what is written in the end; `replaced` says where a rule took the place of what was drawn.
+
+        shaped [slots, V] and settings: what the tokens were drawn from.
+        """
+        self.replaced, self.ended = None, self.decision.ends if self.may_end else None
+        if not self._settles:
+            return tokens
+        surprise = self._surprise(tokens, shaped, settings) if self.run.compiled.surprise else None
+        tokens, ends, self.replaced = self.run.settle(self.decision, tokens, surprise)
+        if self.may_end:
+            self.ended = ends
+        return tokens
+
+    def _surprise(self, tokens, shaped, settings) -> torch.Tensor:
+        """[slots] bits of what was drawn: under the temperature alone, or renormalised over what was kept."""
+        drawn = mode_sample(shaped, seeds=0, forced_tokens=tokens, **settings)
+        bits = -drawn.tempered_logprobs
+        for index in self.run.compiled.surprise:
+            if self.run.compiled.rules[index].renormalise:
+                bits = torch.where(self.decision.sample == index, -drawn.logprobs, bits)
+        return bits / math.log(2)
+
+    def commit(self, tokens, logits, alive) -> None:
+        """Take the tokens [slots] that were written; logits [slots, V]: the model's at this step."""
+        self.run.admit(alive if self.ended is None else alive & (self.ended != ENDS_BEFORE))
+        self.run.advance(tokens)
+        if self._logp is not None:
+            logp = torch.log_softmax(logits.float().masked_fill(logits.isnan(), _NEG_INF), -1)
+            self._logp[self.run.slots] = logp.gather(1, tokens[:, None])[:, 0]
+        if self._may_sleep:
+            self.sleeps = self.run.holds_stops()
+
+    def stops_next(self, free) -> torch.Tensor:
+        """[slots] bool: of the rows `free` [slots] bool, that go on, those that a rule ends before their next token."""
+        self.run.admit(free & (self.run.rows.max_new_tokens > self.run.state.numbers[:, POSITION]))
+        return self.run.stops_next()
+
+    def report(self, tokens, lengths, forced) -> dict:
+        """`fired`, `spans` and `never_armed` of `ModeGenerateOutput`; tokens [rows, T], of which lengths [rows] count;
+        forced [rows, T] bool."""
+        spans = self.run.visits(tokens, lengths, forced)
+        return {
+            "fired": self.run.fired(),
+            # A program and thinking_budget may mean the same span.
+            "spans": [[tuple(visit) for visit in dict.fromkeys(row)] for row in spans],
+            "never_armed": self.run.never_armed(),
+        }

@@ -1,0 +1,111 @@
+"""steer on Triton: one launch per half-step, a program per row; no host sync, so a CUDA graph can hold it."""
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+
+from adapt_kernels.ops.steer.arguments import contiguous, contiguous_or_none, empty_decision
+from adapt_kernels.ops.steer.tables import Decision, SteerRows, SteerState, SteerTables
+from adapt_kernels.triton_driver import OPTIONS
+
+try:
+    import triton
+
+    from adapt_kernels.ops.steer import triton_steps
+except ModuleNotFoundError:
+    triton = None
+
+
+class Sizes(NamedTuple):
+    """Sizes of the tables and the state; strides are 0 where all rows share a line."""
+
+    patterns: int
+    states: int
+    classes: int
+    spans: int
+    rules: int
+    conditions: int
+    mode_clauses: int
+    blanks: int
+    gate_modes: int
+    biases: int
+    bias_classes: int
+    limits_stride: int
+    lengths_stride: int
+    ids_stride: int
+    width: int
+    registers: int
+
+
+def advance(tables: SteerTables, state: SteerState, tokens, generated: bool = True) -> SteerState:
+    """See `adapt_kernels.ops.steer.advance`."""
+    tables, state, sizes = _read(tables, state)
+    new = SteerState(*(torch.empty_like(each) for each in state[:3]), state.registers)
+    blocks = {"PATTERNS": _block(sizes.patterns), "SPANS": _block(sizes.spans), **_rule_blocks(sizes)}
+    arguments = (tables, sizes, state, tokens.contiguous(), int(generated), *new[:3])
+    _launch("advance", state, arguments, blocks)
+    return new
+
+
+def probe(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=None, tokens=None):
+    """See `adapt_kernels.ops.steer.probe`."""
+    tables, state, sizes = _read(tables, state)
+    rows, uniforms, tokens = contiguous(rows), contiguous_or_none(uniforms), contiguous_or_none(tokens)
+    numbers, wanted = torch.empty_like(state.numbers), torch.empty_like(rows.uses)
+    arguments = (tables, sizes, state, rows, uniforms, tokens, numbers, wanted)
+    _launch("probe", state, arguments, _rule_blocks(sizes))
+    return state._replace(numbers=numbers), wanted
+
+
+def decide(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=None) -> tuple[SteerState, Decision]:
+    """See `adapt_kernels.ops.steer.decide`."""
+    tables, state, sizes = _read(tables, state)
+    rows = contiguous(rows)
+    flags, numbers = torch.empty_like(state.flags), torch.empty_like(state.numbers)
+    decision = empty_decision(rows, sizes.bias_classes)
+    arguments = (tables, sizes, state, rows, contiguous_or_none(uniforms), flags, numbers, decision)
+    blocks = {**_rule_blocks(sizes), "CLASSES": _block(sizes.bias_classes), "FLAGS": _block(sizes.spans)}
+    _launch("decide", state, arguments, blocks)
+    return state._replace(flags=flags, numbers=numbers), decision
+
+
+def settle(tables: SteerTables, state: SteerState, rows: SteerRows, decision: Decision, tokens, uniforms=None):
+    """See `adapt_kernels.ops.steer.settle`."""
+    tables, state, sizes = _read(tables, state)
+    rows, decision, tokens = contiguous(rows), contiguous(decision), tokens.contiguous()
+    numbers, written = torch.empty_like(state.numbers), torch.empty_like(tokens)
+    ends, replaced = torch.empty_like(decision.ends), torch.empty_like(rows.alive)
+    outputs = (numbers, written, ends, replaced)
+    arguments = (tables, sizes, state, rows, decision, tokens, contiguous_or_none(uniforms), *outputs)
+    _launch("settle", state, arguments, _rule_blocks(sizes))
+    return state._replace(numbers=numbers), written, ends, replaced
+
+
+def _read(tables: SteerTables, state: SteerState) -> tuple[SteerTables, SteerState, Sizes]:
+    tables, state = contiguous(tables), contiguous(state)
+    lines = (tables.limits, tables.lengths, tables.ids)
+    sizes = Sizes(
+        *tables.transitions.shape,
+        *map(len, (tables.spans, tables.rules, tables.conditions, tables.mode_clauses, tables.blanks)),
+        *(len(tables.gate_modes), *tables.bias_members.shape),
+        *(each.stride(0) if len(each) > 1 else 0 for each in lines),
+        *(state.numbers.shape[1], state.registers.shape[1]),
+    )
+    return tables, state, sizes
+
+
+def _block(size: int) -> int:
+    return triton.next_power_of_2(max(size, 1))
+
+
+def _rule_blocks(sizes: Sizes) -> dict[str, int]:
+    return {"RULES": _block(sizes.rules), "WIDTH": _block(sizes.width)}
+
+
+def _launch(name: str, state: SteerState, arguments: tuple, blocks: dict[str, int]) -> None:
+    rows, device = len(state.numbers), state.numbers.device
+    if rows == 0:
+        return
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        getattr(triton_steps, name)[(rows,)](*arguments, **blocks, num_warps=1, **OPTIONS)
