@@ -106,6 +106,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip", type=int, default=0, help="so many of them, which an earlier run has had")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--budget", type=float, default=60.0, help="processor seconds of tests per mutant at first")
     parser.add_argument("--budget-of-survivors", type=float, default=1800.0)
@@ -114,7 +115,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="a Markdown file for the survivors")
     given = parser.parse_args()
     mutants = [m for m in all_mutants() if re.search(given.only, f"{m.file}:{m.line} {m.operator}")]
-    chosen = sample(mutants, given.count, given.seed)
+    chosen = sample(mutants, given.count, given.seed)[given.skip :]
     print(f"{len(chosen)} of {len(mutants)} mutants, seed {given.seed}", flush=True)
     if given.list:
         for mutant in chosen:

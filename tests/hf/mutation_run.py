@@ -4,6 +4,7 @@ import ast
 import math
 import os
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -17,6 +18,7 @@ import transformers  # noqa: F401 - imported once, for all forks
 
 ROOT = Path(__file__).resolve().parents[2]
 _COPIED = ("adapt_kernels", "python", "tests", "csrc", "pyproject.toml", "setup.py", "README.md", "CMakeLists.txt")
+_MEMORY = 8 << 30
 _OPTIONS = ["-x", "-q", "--benchmark-disable", "-m", "not full and not gpu", "-p", "no:cacheprovider", "-n", "0"]
 
 
@@ -52,6 +54,12 @@ class Run:
             self._collect()
         return self.survivors
 
+    def _killer(self, tree: Path) -> str:
+        """The test that failed, or what pytest said last."""
+        lines = self._log(tree).read_text().splitlines() or ["no output"]
+        failed = [line.split()[1] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        return failed[0] if failed else lines[-1]
+
     def _log(self, tree: Path) -> Path:
         return self._folder / f"{tree.name}.log"
 
@@ -81,7 +89,7 @@ class Run:
                 del self._busy[child]
                 survived = not late and os.waitstatus_to_exitcode(status) == 0
                 self.survivors += [mutant] * survived
-                what = "SURVIVED" if survived else "timed out" if late else "killed"
+                what = "SURVIVED" if survived else "timed out" if late else f"killed by {self._killer(tree)}"
                 place = f"{mutant.file}:{mutant.line} {mutant.difference()}"
                 print(f"{what} in {spent:.0f} s: {place}", flush=True)
                 shutil.copy(ROOT / mutant.file, tree / mutant.file)
@@ -103,6 +111,8 @@ class _Budget:
 def _tests_fail(tree: Path, tests: list[str], log: Path, budget: _Budget) -> bool:
     """In a forked child: run tests up to the first failure or to the end of the budget."""
     os.setsid()
+    # A mutant may ask for any amount.
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     sys.path[:] = [path for path in sys.path if path not in (str(Path(__file__).parent), str(ROOT))]
     sys.path[:0] = [str(tree), str(tree / "python")]
     os.environ["PYTHONPATH"] = f"{tree}:{tree / 'python'}"
