@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <tuple>
+#include <utility>
 
 #include "adapt/credit_numbers.h"
 #include "adapt/mode_sample.h"
@@ -40,71 +42,125 @@ int mode_sample_cpu(Address logits, int32_t logits_type, int64_t rows, int64_t i
   return adapt_mode_sample_cpu(&arguments);
 }
 
-namespace steer = adapt::steer;
-
-// Addresses and sizes in the order of the structure; kept by the caller for as long as the tables live.
-steer::Tables steer_tables(
-    Address classes, Address transitions, Address accept, Address back, Address spans, Address rules, Address limits,
-    Address chances, Address waits, Address conditions, Address condition_ranges, Address mode_clauses, Address blanks,
-    Address sequences, Address lengths, Address ids, Address gate_modes, Address biases, Address bias_amounts,
-    Address bias_members, int64_t vocab_size, int64_t num_patterns, int64_t num_states, int64_t num_classes,
-    int64_t num_spans, int64_t num_rules, int64_t num_conditions, int64_t num_mode_clauses, int64_t num_blanks,
-    int64_t num_sequences, int64_t num_ids, int64_t num_gate_modes, int64_t num_biases, int64_t num_bias_classes,
-    bool limits_per_row, bool lengths_per_row, bool ids_per_row, int64_t width, int64_t registers) {
-  return {at<const int16_t>(classes), at<const uint8_t>(transitions), at<const bool>(accept), at<const uint8_t>(back),
-          at<const int32_t>(spans), at<const int32_t>(rules), at<const int32_t>(limits), at<const double>(chances),
-          at<const bool>(waits), at<const int32_t>(conditions), at<const float>(condition_ranges),
-          at<const int32_t>(mode_clauses), at<const int32_t>(blanks), at<const int32_t>(sequences),
-          at<const int32_t>(lengths), at<const int32_t>(ids), at<const int32_t>(gate_modes), at<const int32_t>(biases),
-          at<const float>(bias_amounts), at<const bool>(bias_members),
-          vocab_size, num_patterns, num_states, num_classes, num_spans, num_rules, num_conditions, num_mode_clauses,
-          num_blanks, num_sequences, num_ids, num_gate_modes, num_biases, num_bias_classes,
-          limits_per_row, lengths_per_row, ids_per_row, width, registers};
+// A function of numbers, called with a tuple of them: a signature of forty costs seconds to compile.
+template <typename Function, typename... Fields, size_t... places>
+auto from_tuple_of(Function run, std::tuple<Fields...>*, std::index_sequence<places...>) {
+  return [run](const pybind11::args& given) {
+    if (given.size() != sizeof...(Fields)) throw pybind11::type_error("wrong number of arguments");
+    const std::tuple<Fields...> numbers{given[places].template cast<Fields>()...};
+    const pybind11::gil_scoped_release without_gil;
+    return std::apply(run, numbers);
+  };
 }
 
-int steer_advance_cpu(const steer::Tables& tables, int64_t rows, Address patterns, Address flags, Address numbers,
-                      Address registers, Address tokens, bool generated, Address new_patterns, Address new_flags,
-                      Address new_numbers) {
-  const steer::AdvanceArguments arguments{
-      {at<const uint8_t>(patterns), at<const uint8_t>(flags), at<const int32_t>(numbers), at<const float>(registers)},
-      rows, at<const int64_t>(tokens), generated,
-      at<uint8_t>(new_patterns), at<uint8_t>(new_flags), at<int32_t>(new_numbers)};
-  return adapt_steer_advance_cpu(&tables, &arguments);
+template <typename... Fields>
+auto from_tuple(int (*run)(Fields...)) {
+  return from_tuple_of(run, static_cast<std::tuple<Fields...>*>(nullptr), std::index_sequence_for<Fields...>());
+}
+
+template <typename Closure, typename... Fields>
+auto from_tuple(Closure run, int (Closure::*)(Fields...) const) {
+  return from_tuple_of(run, static_cast<std::tuple<Fields...>*>(nullptr), std::index_sequence_for<Fields...>());
+}
+
+template <typename Closure>
+auto from_tuple(Closure run) {
+  return from_tuple(run, &Closure::operator());
+}
+
+namespace steer = adapt::steer;
+
+// The arguments of a call one after the other. A signature of forty numbers costs seconds to compile; a tuple does not.
+class Numbers {
+ public:
+  explicit Numbers(const pybind11::args& given) : given_(given) {}
+
+  int64_t next() {
+    if (taken_ == given_.size()) throw pybind11::type_error("steer: too few arguments");
+    return given_[taken_++].cast<int64_t>();
+  }
+
+  template <typename Field>
+  Field* address() {
+    return at<Field>(static_cast<Address>(next()));
+  }
+
+  void end() const {
+    if (taken_ != given_.size()) throw pybind11::type_error("steer: too many arguments");
+  }
+
+ private:
+  const pybind11::args& given_;
+  size_t taken_ = 0;
+};
+
+// Addresses and sizes in the order of the structure; kept by the caller for as long as the tables live.
+steer::Tables steer_tables(const pybind11::args& given) {
+  Numbers n(given);
+  const steer::Tables tables{
+      n.address<const int16_t>(), n.address<const uint8_t>(), n.address<const bool>(), n.address<const uint8_t>(),
+      n.address<const int32_t>(), n.address<const int32_t>(), n.address<const int32_t>(), n.address<const double>(),
+      n.address<const bool>(), n.address<const int32_t>(), n.address<const float>(), n.address<const int32_t>(),
+      n.address<const int32_t>(), n.address<const int32_t>(), n.address<const int32_t>(), n.address<const int32_t>(),
+      n.address<const int32_t>(), n.address<const int32_t>(), n.address<const float>(), n.address<const bool>(),
+      n.next(), n.next(), n.next(), n.next(), n.next(), n.next(), n.next(),
+      n.next(), n.next(), n.next(), n.next(), n.next(), n.next(), n.next(),
+      n.next() != 0, n.next() != 0, n.next() != 0, n.next(), n.next()};
+  n.end();
+  return tables;
+}
+
+steer::State steer_state(Numbers& n) {
+  return {n.address<const uint8_t>(), n.address<const uint8_t>(), n.address<const int32_t>(),
+          n.address<const float>()};
+}
+
+template <typename Arguments>
+int steer_run(int (*run)(const steer::Tables*, const Arguments*), const steer::Tables& tables,
+              const Arguments& arguments, const Numbers& n) {
+  n.end();
+  const pybind11::gil_scoped_release without_gil;
+  return run(&tables, &arguments);
+}
+
+int steer_advance_cpu(const steer::Tables& tables, int64_t rows, const pybind11::args& given) {
+  Numbers n(given);
+  const steer::AdvanceArguments arguments{steer_state(n), rows, n.address<const int64_t>(), n.next() != 0,
+                                          n.address<uint8_t>(), n.address<uint8_t>(), n.address<int32_t>()};
+  return steer_run(adapt_steer_advance_cpu, tables, arguments, n);
 }
 
 // A function of the tables, of a state and its rows, then of one address per further field of `Arguments`.
 template <typename Arguments, typename... Fields>
 auto steer_rows(int (*run)(const steer::Tables*, const Arguments*)) {
-  return [run](const steer::Tables& tables, int64_t count, Address patterns, Address flags, Address numbers,
-               Address registers, Address seeds, Address max_new_tokens, Address uses, Address alive, Address uniforms,
-               decltype(Address(sizeof(Fields)))... fields) {
+  return [run](const steer::Tables& tables, int64_t count, const pybind11::args& given) {
+    Numbers n(given);
     const Arguments arguments{
-        {at<const uint8_t>(patterns), at<const uint8_t>(flags), at<const int32_t>(numbers), at<const float>(registers)},
-        {count, at<const int64_t>(seeds), at<const int32_t>(max_new_tokens), at<const bool>(uses),
-         at<const bool>(alive), at<const double>(uniforms)},
-        at<Fields>(fields)...};
-    return run(&tables, &arguments);
+        steer_state(n),
+        {count, n.address<const int64_t>(), n.address<const int32_t>(), n.address<const bool>(),
+         n.address<const bool>(), n.address<const double>()},
+        n.address<Fields>()...};
+    return steer_run(run, tables, arguments, n);
   };
 }
 
 }  // namespace
 
 PYBIND11_MODULE(adapt_native, module) {
-  const pybind11::call_guard<pybind11::gil_scoped_release> without_gil;
-  module.def("mode_sample_cpu", &mode_sample_cpu, without_gil);
+  module.def("mode_sample_cpu", from_tuple(&mode_sample_cpu));
   module.def("token_logprobs_cpu",
-             adapt::from_numbers(adapt::token_logprobs_arguments, adapt_token_logprobs_cpu), without_gil);
+             from_tuple(adapt::from_numbers(adapt::token_logprobs_arguments, adapt_token_logprobs_cpu)));
   module.def("logit_gradient_cpu",
-             adapt::from_numbers(adapt::logit_gradient_arguments, adapt_logit_gradient_cpu), without_gil);
-  module.def("policy_loss_cpu", adapt::from_numbers(adapt::policy_loss_arguments, adapt_policy_loss_cpu), without_gil);
+             from_tuple(adapt::from_numbers(adapt::logit_gradient_arguments, adapt_logit_gradient_cpu)));
+  module.def("policy_loss_cpu", from_tuple(adapt::from_numbers(adapt::policy_loss_arguments, adapt_policy_loss_cpu)));
   pybind11::class_<steer::Tables>(module, "SteerTables").def(pybind11::init(&steer_tables));
-  module.def("steer_advance_cpu", &steer_advance_cpu, without_gil);
+  module.def("steer_advance_cpu", &steer_advance_cpu);
   module.def("steer_probe_cpu",
-             steer_rows<steer::ProbeArguments, const int64_t, int32_t, bool>(adapt_steer_probe_cpu), without_gil);
+             steer_rows<steer::ProbeArguments, const int64_t, int32_t, bool>(adapt_steer_probe_cpu));
   module.def("steer_decide_cpu",
              steer_rows<steer::DecideArguments, uint8_t, int32_t, int64_t, uint8_t, int32_t, float, float, int32_t,
-                        bool>(adapt_steer_decide_cpu), without_gil);
+                        bool>(adapt_steer_decide_cpu));
   module.def("steer_settle_cpu",
              steer_rows<steer::SettleArguments, const int64_t, const uint8_t, const int32_t, const int64_t, int32_t,
-                        int64_t, uint8_t, bool>(adapt_steer_settle_cpu), without_gil);
+                        int64_t, uint8_t, bool>(adapt_steer_settle_cpu));
 }
