@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import logits_process, utils
 
 import adapt_kernels as ak
-from adapt_kernels.hf.compat import check_names
+from adapt_kernels.hf.compat import check_names, loop_is_known
 
 
 def without(owner, name):
@@ -77,3 +77,11 @@ def test_a_name_that_is_imported_is_reported_with_the_release(monkeypatch):
     installed = transformers.__version__
     with pytest.raises(ImportError, match=rf"adapt_kernels\.patch cannot use transformers {installed} .*DynamicLayer"):
         ak.patch(build("llama"), MODES)
+
+
+def test_a_loop_whose_source_cannot_be_read_is_unknown():
+    made = {}
+    exec("def loop(self): pass", made)
+    assert loop_is_known(GenerationMixin._sample)
+    for loop in (made["loop"], len, object()):
+        assert not loop_is_known(loop)
