@@ -15,8 +15,9 @@ help: ## Show this list
 install: ## Install both packages in editable form with everything the tests need
 	$(PYTHON) -m pip install -c constraints-cpu.txt -e '.[test]'
 
-lint: ## Check the code with ruff
+lint: ## Check the code and its layout with ruff
 	$(PYTHON) -m ruff check setup.py adapt_kernels python benchmarks tests
+	$(PYTHON) -m ruff format --check -q setup.py adapt_kernels python benchmarks tests
 
 test: lint ## Lint, then run the tests that README and CI run (20 minutes at most on 2 cores)
 	$(PYTEST) -m "not full and not gpu" $(ARGS)

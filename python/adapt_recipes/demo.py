@@ -25,8 +25,9 @@ NOTE = (
 )
 
 
-def run_demo(out: Path, count: int = 1000, seed: int = UNUSED_SEED, console: Console | None = None
-             ) -> list[dict[str, Any]]:
+def run_demo(
+    out: Path, count: int = 1000, seed: int = UNUSED_SEED, console: Console | None = None
+) -> list[dict[str, Any]]:
     """Sweep the bias over `count` problems with both shipped models, print both tables, save frontier.png and
     frontier.csv in `out`.
 

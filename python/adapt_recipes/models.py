@@ -85,8 +85,9 @@ def load_modes(folder: str | Path, tokenizer: Any, fast: str | None, slow: str |
     if fast is not None or slow is not None:
         raise ValueError("--fast and --slow go together: give the opening text of both modes")
     if not (Path(folder) / "modes.json").is_file():
-        raise ValueError(f"{folder} brings no modes.json: say how the modes begin, such as --fast '<answer>' "
-                         "--slow '<think>'")
+        raise ValueError(
+            f"{folder} brings no modes.json: say how the modes begin, such as --fast '<answer>' --slow '<think>'"
+        )
     return ak.Modes.from_pretrained(folder)
 
 
@@ -103,5 +104,7 @@ def require_vocabulary(tokenizer: Any, prompts: Sequence[str], folder: str | Pat
     """Raise ValueError when a prompt has words that the tokenizer of `folder` does not know."""
     for prompt in prompts:
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokenizer(prompt)["input_ids"]:
-            raise ValueError(f"the tokenizer of {folder} does not know every word of {prompt!r}: choose a model that "
-                             "was trained for this task")
+            raise ValueError(
+                f"the tokenizer of {folder} does not know every word of {prompt!r}: choose a model that "
+                "was trained for this task"
+            )

@@ -59,8 +59,14 @@ def spread_problems(family: str, count: int, seed: int) -> list[Problem]:
     return [problem for level in levels or (None,) for problem in problems(each, level, seed, family)]
 
 
-def measure_modes(model: Any, tokenizer: Any, modes: ak.Modes, tasks: Sequence[Problem],
-                  max_new_tokens: int | None = None, rows_per_call: int = 512) -> Outcomes:
+def measure_modes(
+    model: Any,
+    tokenizer: Any,
+    modes: ak.Modes,
+    tasks: Sequence[Problem],
+    max_new_tokens: int | None = None,
+    rows_per_call: int = 512,
+) -> Outcomes:
     """Answer every problem greedily in every mode on a patched model."""
     probs, correct, tokens = (np.zeros((len(tasks), len(modes.names))) for _ in range(3))
     for start in range(0, len(tasks), rows_per_call):

@@ -23,8 +23,9 @@ class Generated:
     wall_s: float
 
 
-def answer(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int | None = None,
-           **arguments: Any) -> Generated:
+def answer(
+    model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int | None = None, **arguments: Any
+) -> Generated:
     """Generate once for all `prompts` on a patched model; the tokenizer's chat template is used when it has one."""
     inputs = encode(tokenizer, prompts).to(model.device)
     if max_new_tokens is None and model.generation_config.max_new_tokens is None:

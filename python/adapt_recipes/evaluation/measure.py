@@ -45,9 +45,7 @@ def generate_rows(model: Any, tokenizer: Any, prompts: Sequence[str], *, seed: i
         inputs = tokenizer(list(prompts[start : start + ROWS_PER_CALL]), return_tensors="pt", padding=True)
         inputs = inputs.to(model.device)
         began = time.perf_counter()
-        out = model.generate(
-            **inputs, seed=ak.row_seed(seed, start), return_dict_in_generate=True, **arguments
-        )
+        out = model.generate(**inputs, seed=ak.row_seed(seed, start), return_dict_in_generate=True, **arguments)
         wall_s += time.perf_counter() - began
         answers = out.sequences[:, inputs["input_ids"].shape[1] :]
         texts += tokenizer.batch_decode(answers, skip_special_tokens=True)

@@ -21,8 +21,9 @@ class Curve:
     rows: Sequence[FrontierRow]
 
 
-def save_frontiers(curves: Sequence[Curve], random_choice: Callable[[float], float], path: Path, title: str,
-                   base: str) -> None:
+def save_frontiers(
+    curves: Sequence[Curve], random_choice: Callable[[float], float], path: Path, title: str, base: str
+) -> None:
     """Draw accuracy against mean tokens, one dot per bias; the dots of the last curve carry their bias.
 
     random_choice(tokens): accuracy of drawing the mode of the model labelled `base` at random for those tokens.

@@ -29,8 +29,14 @@ from adapt_recipes.training.run_state import Clock, RunResult, check_output, loa
 PROMPT_SEED = 1_000_000  # plus the seed: prompts of another stream than any that is evaluated
 
 
-def train(config: RlConfig, out: str | Path, resume: bool = False, checkpoint_every: int = 25,
-          on_step: Callable[[int, float], None] | None = None, stop_after: int | None = None) -> RunResult:
+def train(
+    config: RlConfig,
+    out: str | Path,
+    resume: bool = False,
+    checkpoint_every: int = 25,
+    on_step: Callable[[int, float], None] | None = None,
+    stop_after: int | None = None,
+) -> RunResult:
     """Train by `config` and save model, tokenizer, modes, curve.csv and resumable state in the folder `out`.
 
     Arguments as `sft.train`; on_step gets the mean reward of each step's rollout. Raises ValueError for settings that
@@ -80,8 +86,10 @@ def checked(config: RlConfig, out: Path) -> tuple[Path, Any, ak.Modes, Any]:
     for name in modes.names:
         for token in modes[name].ids or ():
             if token >= len(tokenizer):
-                raise ValueError(f"mode {name!r} of {folder} opens with token {token}, but its tokenizer has only "
-                                 f"{len(tokenizer)} tokens")
+                raise ValueError(
+                    f"mode {name!r} of {folder} opens with token {token}, but its tokenizer has only "
+                    f"{len(tokenizer)} tokens"
+                )
     require_vocabulary(tokenizer, [task.prompt for task in training_problems(config)[: config.prompts]], folder)
     return folder, tokenizer, modes, trainer_config(config, out, config.max_new_tokens or default_length(folder))
 

@@ -64,9 +64,17 @@ def trainer_config(config: RlConfig, out: Path, max_completion_length: int) -> A
     return ADaPTConfig(**ours, **config.trainer)
 
 
-def build_trainer(model: Any, tokenizer: Any, modes: ak.Modes, settings: Any, optimizer: torch.optim.Optimizer,
-                  tasks: Sequence[Problem], reward: Callable[..., list[float]], steps: tuple[int, int],
-                  after_step: Callable[[int, dict[str, float]], None]) -> Any:
+def build_trainer(
+    model: Any,
+    tokenizer: Any,
+    modes: ak.Modes,
+    settings: Any,
+    optimizer: torch.optim.Optimizer,
+    tasks: Sequence[Problem],
+    reward: Callable[..., list[float]],
+    steps: tuple[int, int],
+    after_step: Callable[[int, dict[str, float]], None],
+) -> Any:
     """A trainer that goes from the finished steps[0] to steps[1] on `tasks`, the problems of the steps left in order.
 
     after_step(finished_steps, metrics) is called after every step, with the rollout's means named as in `METRICS`.

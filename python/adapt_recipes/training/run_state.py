@@ -45,12 +45,14 @@ def check_output(out: Path, resume: bool, checkpoint_every: int) -> None:
     if state is None:
         raise ValueError(f"{out} is not empty and holds no saved run ({FOLDER}/state.json): choose another folder")
     if not resume:
-        raise ValueError(f"{out} already holds a run at step {state['step']}: "
-                         "resume it (--resume) or choose another folder")
+        raise ValueError(
+            f"{out} already holds a run at step {state['step']}: resume it (--resume) or choose another folder"
+        )
 
 
-def save_run(out: Path, step: int, config: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
-             spent: dict[str, float]) -> None:
+def save_run(
+    out: Path, step: int, config: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer, spent: dict[str, float]
+) -> None:
     """Write weights and optimiser state after `step` steps into `out`/training.
 
     Each step has its own tensor file and state.json is replaced last, so an interrupted save leaves the previous one.
@@ -72,16 +74,22 @@ def save_run(out: Path, step: int, config: Any, model: torch.nn.Module, optimize
             old.unlink()
 
 
-def load_run(out: Path, config: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
-             ) -> tuple[int, dict[str, float]]:
+def load_run(
+    out: Path,
+    config: Any,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> tuple[int, dict[str, float]]:
     """Restore what `save_run` wrote, in place. Returns the finished steps and the seconds spent; (0, {}) if no run."""
     state = read_state(out)
     if state is None:
         return 0, {}
     ours = json.loads(json.dumps(asdict(config)))
     if state["config"] != ours:
-        raise ValueError(f"{out} holds a run with another configuration ({_differences(state['config'], ours)}): "
-                         "resume with the same settings or choose another folder")
+        raise ValueError(
+            f"{out} holds a run with another configuration ({_differences(state['config'], ours)}): "
+            "resume with the same settings or choose another folder"
+        )
     path = out / FOLDER / state["tensors"]
     try:
         tensors = load_file(path)

@@ -17,8 +17,14 @@ from adapt_recipes.training.sft_config import Phase, SftConfig
 from adapt_recipes.training.sft_tasks import SftTask, sft_task
 
 
-def train(config: SftConfig, out: str | Path, resume: bool = False, checkpoint_every: int = 200,
-          on_step: Callable[[int, float], None] | None = None, stop_after: int | None = None) -> RunResult:
+def train(
+    config: SftConfig,
+    out: str | Path,
+    resume: bool = False,
+    checkpoint_every: int = 200,
+    on_step: Callable[[int, float], None] | None = None,
+    stop_after: int | None = None,
+) -> RunResult:
     """Train by `config` and save model, tokenizer and resumable state in the folder `out`.
 
     resume: continue the run saved in `out` (same configuration), an error if there is none; without it, a folder with
@@ -86,8 +92,9 @@ def learning_rate(config: SftConfig, step: int) -> tuple[Phase, float]:
     return phase, phase.learning_rate * (config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def _train_step(config: SftConfig, task: SftTask, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer,
-                step: int) -> float:
+def _train_step(
+    config: SftConfig, task: SftTask, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int
+) -> float:
     phase, rate = learning_rate(config, step)
     for group in optimizer.param_groups:
         group["lr"] = rate
