@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 
-from adapt_kernels import jit, jit_cuda
+from adapt_kernels.native import jit, jit_cuda
 
 
 def main() -> int:

@@ -8,8 +8,7 @@ from types import ModuleType
 
 import torch
 
-from adapt_kernels import jit
-from adapt_kernels.ops import native_kernels
+from adapt_kernels.native import jit, kernels
 
 # An op's folder has reference.py and those of the others that it is written for.
 _FILES = {"reference": "reference", "native": "native", "triton": "triton_kernel"}
@@ -122,7 +121,7 @@ def _fastest(op: str, device: str, stacklevel: int) -> ModuleType:
 def _runnable(op: str, backend: str, device: str) -> ModuleType:
     if backend == "native":
         # Of several GPUs the current one; a call loads what its own tensors need.
-        native_kernels.load(torch.device(device))
+        kernels.load(torch.device(device))
     elif reason := unavailable_reason(backend):
         raise BackendError(backend, reason)
     return backend_module(op, backend)

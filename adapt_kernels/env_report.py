@@ -35,7 +35,7 @@ def _packages() -> Iterator[tuple[str, object]]:
 
 
 def _compiler() -> Iterator[tuple[str, object]]:
-    from adapt_kernels import toolchain
+    from adapt_kernels.native import toolchain
 
     try:
         found = toolchain.find_toolchain()
@@ -48,8 +48,8 @@ def _compiler() -> Iterator[tuple[str, object]]:
 
 
 def _nvcc() -> Iterator[tuple[str, object]]:
-    from adapt_kernels import toolchain_cuda
-    from adapt_kernels.toolchain import NativeBuildError
+    from adapt_kernels.native import toolchain_cuda
+    from adapt_kernels.native.toolchain import NativeBuildError
 
     try:
         yield "nvcc", toolchain_cuda.find_nvcc()
@@ -58,7 +58,7 @@ def _nvcc() -> Iterator[tuple[str, object]]:
 
 
 def _cpu() -> Iterator[tuple[str, object]]:
-    from adapt_kernels.toolchain import describe_cpu
+    from adapt_kernels.native.toolchain import describe_cpu
 
     for line in describe_cpu().splitlines()[1:]:
         name, _, value = line.partition(":")
@@ -98,7 +98,7 @@ def _architectures() -> list[str]:
 
 
 def _cache() -> Iterator[tuple[str, object]]:
-    from adapt_kernels import jit, jit_cuda
+    from adapt_kernels.native import jit, jit_cuda
 
     yield "folder", jit.cache_folder()
     yield "compiled for this machine", jit.find_built(jit.native_extension()) or "not yet"

@@ -105,11 +105,11 @@ def kernels(run: Run) -> str:
 
     import torch
 
-    from adapt_kernels.ops import native_kernels
+    from adapt_kernels.native import kernels
 
     devices = [torch.device(name) for name in {run.device.name, "cpu"}]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(native_kernels.load, devices))
+        list(pool.map(kernels.load, devices))
     return "compiled or found in the cache: " + ", ".join(sorted(device.type for device in devices))
 
 

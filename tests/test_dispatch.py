@@ -7,7 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import adapt_kernels as ak
-from adapt_kernels import dispatch, toolchain_cuda
+from adapt_kernels import dispatch
+from adapt_kernels.native import toolchain_cuda
 from adapt_kernels.ops.mode_sample import reference
 
 LOGITS = torch.zeros(1, 4)
@@ -51,7 +52,7 @@ def on_cuda():
 @pytest.mark.parametrize("op", CREDIT_OPS)
 def test_cuda_takes_the_native_kernels_of_a_credit_op(op, monkeypatch):
     asked = []
-    monkeypatch.setattr(dispatch.native_kernels, "load", asked.append)
+    monkeypatch.setattr(dispatch.kernels, "load", asked.append)
     for backend in ("auto", "native"):
         dispatch._fastest.cache_clear()
         dispatch._runnable.cache_clear()

@@ -31,12 +31,12 @@ HF_ONLY = "adapt_kernels/hf/*|adapt_kernels/trl/*|adapt_kernels/vllm.py"
 UPWARD = ("adapt_kernels.hf", "adapt_kernels.trl", "adapt_kernels.vllm")
 JIT_USERS = "|".join(
     f"adapt_kernels/{name}.py"
-    for name in ("ops/*/native", "ops/native_kernels", "dispatch", "build", "env_report", "jit_cuda")
+    for name in ("ops/*/native", "native/kernels", "dispatch", "build", "env_report", "native/jit_cuda")
 )
-JIT = ("adapt_kernels.jit", "adapt_kernels.jit_cuda")
+JIT = ("adapt_kernels.native.jit", "adapt_kernels.native.jit_cuda")
 BUILD_FILES = "|".join(
     f"adapt_kernels/{name}.py"
-    for name in ("jit", "jit_cuda", "toolchain", "toolchain_cuda", "build_cache", "build", "env")
+    for name in ("native/__init__", "native/jit*", "native/toolchain*", "native/build_cache", "build", "env")
 )
 MODEL_USERS = ("evaluation", "training")
 PROGRAMS = tuple(
@@ -50,6 +50,7 @@ RULES = [
     Rule("vllm-only-in-adapter", "*", ("vllm",), exempt="adapt_kernels/vllm.py"),
     Rule("ops-below-hf", "adapt_kernels/ops/*", UPWARD),
     Rule("ops-below-programs", "adapt_kernels/ops/*", ("adapt_kernels.program",)),
+    Rule("native-below-ops", "adapt_kernels/native/*", ("adapt_kernels.ops", "adapt_kernels.dispatch")),
     Rule("programs-below-hf", "adapt_kernels/program/*", UPWARD),
     Rule("reference-is-plain", "adapt_kernels/ops/*/reference.py", ("triton", *JIT)),
     Rule(
@@ -251,21 +252,22 @@ PLANTED = [
     ("adapt_kernels/program/presets.py", "from transformers import AutoTokenizer", "transformers-only-in-hf"),
     ("adapt_kernels/ops/mode_sample/__init__.py", "def f():\n    import triton", "triton-in-its-own-files"),
     ("adapt_kernels/ops/mode_sample/reference.py", "import triton.language as tl", "reference-is-plain"),
-    ("adapt_kernels/ops/mode_sample/reference.py", "from adapt_kernels import jit", "reference-is-plain"),
+    ("adapt_kernels/ops/mode_sample/reference.py", "from adapt_kernels.native import jit", "reference-is-plain"),
     ("adapt_kernels/ops/mode_sample/reference.py", "from . import triton_kernel", "backends-are-independent"),
     ("adapt_kernels/ops/branch/__init__.py", "from ..mode_sample.reference import sample", "op-files-are-private"),
     ("adapt_kernels/hf/call/patch.py", "from ...ops.mode_sample import reference", "op-files-are-private"),
     ("adapt_kernels/hf/call/patch.py", "def f():\n    import triton", "hf-uses-ops-only"),
-    ("adapt_kernels/hf/call/patch.py", "from ...jit import build", "hf-uses-ops-only"),
+    ("adapt_kernels/hf/call/patch.py", "from ...native.jit import build", "hf-uses-ops-only"),
     ("adapt_kernels/hf/kv/batch.py", "from ..loop.sampler import TokenSelector", "kv-below-loop"),
     ("adapt_kernels/hf/loop/decode_loop.py", "def f():\n    from ..call import plan", "loop-below-call"),
-    ("adapt_kernels/modes.py", "from adapt_kernels import jit", "jit-only-where-it-runs"),
-    ("adapt_kernels/ops/mode_sample/__init__.py", "from ...jit import load", "jit-only-where-it-runs"),
-    ("adapt_kernels/trl/trainer.py", "from adapt_kernels import jit_cuda", "jit-only-where-it-runs"),
+    ("adapt_kernels/modes.py", "from adapt_kernels.native import jit", "jit-only-where-it-runs"),
+    ("adapt_kernels/ops/mode_sample/__init__.py", "from ...native.jit import load", "jit-only-where-it-runs"),
+    ("adapt_kernels/trl/trainer.py", "from adapt_kernels.native import jit_cuda", "jit-only-where-it-runs"),
     ("adapt_kernels/ops/mode_sample/native.py", "from . import reference", "backends-are-independent"),
-    ("adapt_kernels/jit.py", "def f():\n    import torch", "build-needs-no-torch"),
-    ("adapt_kernels/jit_cuda.py", "import torch", "build-needs-no-torch"),
-    ("adapt_kernels/toolchain.py", "import pybind11", "build-needs-no-torch"),
+    ("adapt_kernels/native/jit.py", "def f():\n    import torch", "build-needs-no-torch"),
+    ("adapt_kernels/native/jit_cuda.py", "import torch", "build-needs-no-torch"),
+    ("adapt_kernels/native/toolchain.py", "import pybind11", "build-needs-no-torch"),
+    ("adapt_kernels/native/kernels.py", "from ..ops import token_rows", "native-below-ops"),
     ("python/adapt_recipes/tasks/chain_sum.py", "from adapt_recipes.models import load", "tasks-below-models"),
     ("python/adapt_recipes/tasks/chain_sum.py", "from ..training import sft", "tasks-below-models"),
     ("python/adapt_recipes/models.py", "from adapt_recipes import evaluation", "models-below-their-users"),
@@ -293,7 +295,7 @@ CLEAN = {
     "adapt_kernels/ops/mode_sample/__init__.py": "from . import reference\nfrom ...dispatch import choose",
     "adapt_kernels/ops/mode_sample/reference.py": "import torch\nfrom ..philox import uniform",
     "adapt_kernels/ops/mode_sample/triton_kernel.py": "import triton",
-    "adapt_kernels/ops/mode_sample/native.py": "import torch\nfrom adapt_kernels import jit",
+    "adapt_kernels/ops/mode_sample/native.py": "import torch\nfrom adapt_kernels.native import jit",
     "adapt_kernels/ops/branch/__init__.py": "from ..mode_sample import mode_sample",
     "adapt_kernels/trl/trainer.py": "import trl\nimport transformers",
     "python/adapt_recipes/__init__.py": "import adapt_kernels as ak\nfrom adapt_kernels import Modes\nak.patch",

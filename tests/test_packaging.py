@@ -158,7 +158,7 @@ def test_jit_finds_the_sources(route, source, wheel, tmp_path):
             archive.extractall(tmp_path / "site")
         expected = source / "csrc"
     code = (
-        "import site, sys; site.addsitedir(sys.argv[1]); from adapt_kernels import jit, jit_cuda; "
+        "import site, sys; site.addsitedir(sys.argv[1]); from adapt_kernels.native import jit, jit_cuda; "
         "found = jit.native_extension(); print(found.folder, *found.inputs(), sep='\\n'); "
         "print(*jit_cuda.cuda_extension('sm_90').inputs(), sep='\\n', file=sys.stderr)"
     )

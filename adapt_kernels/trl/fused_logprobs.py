@@ -10,7 +10,7 @@ import trl.trainer.utils as trl_functions
 from trl.kernels.chunked_logprob import OPTIONAL_OUTPUTS
 
 from adapt_kernels.dispatch import choose_name
-from adapt_kernels.ops import native_kernels
+from adapt_kernels.native import kernels
 from adapt_kernels.ops.lm_head import HeadGradients, LmHead
 from adapt_kernels.ops.token_logprobs import token_logprobs
 
@@ -88,13 +88,13 @@ def _selective_with_entropy(original):
 def _compacting(original):
     # TRL asks this only to decide whether positions without a label are left out.
     def leaves_out(device):
-        return original(device) or (_active and device.type in native_kernels.DEVICES)
+        return original(device) or (_active and device.type in kernels.DEVICES)
 
     return leaves_out
 
 
 def _served(logits, index=None) -> bool:
-    if not _active or logits.device.type not in native_kernels.DEVICES or logits.dtype not in _DTYPES:
+    if not _active or logits.device.type not in kernels.DEVICES or logits.dtype not in _DTYPES:
         return False
     if choose_name("token_logprobs", "auto", logits) != "native":
         return False

@@ -9,8 +9,8 @@ import torch
 from credit_on_host import compile_binding, cuda_home
 
 import adapt_kernels as ak
-from adapt_kernels import dispatch, jit, jit_cuda
-from adapt_kernels.ops import native_kernels
+from adapt_kernels import dispatch
+from adapt_kernels.native import jit, jit_cuda, kernels
 
 STREAM = 0x5EED0
 needs_host = pytest.mark.skipif(
@@ -53,7 +53,7 @@ class Played:
 def play(monkeypatch):
     def start(module):
         gpu = Played(module)
-        monkeypatch.setattr(native_kernels, "on_gpu", lambda device: True)
+        monkeypatch.setattr(kernels, "on_gpu", lambda device: True)
         monkeypatch.setattr(jit_cuda, "load", {"sm_90": gpu}.__getitem__)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
         monkeypatch.setattr(torch.cuda, "device", gpu.device)
@@ -176,8 +176,8 @@ def test_outputs_and_workspace_are_made_on_the_device_of_the_logits(monkeypatch)
     def queue(device):
         yield recorder, STREAM
 
-    monkeypatch.setattr(native_kernels, "on_gpu", lambda device: True)
-    monkeypatch.setattr(native_kernels, "_queue", queue)
+    monkeypatch.setattr(kernels, "on_gpu", lambda device: True)
+    monkeypatch.setattr(kernels, "_queue", queue)
     from adapt_kernels.ops.policy_loss import native as policy
     from adapt_kernels.ops.token_logprobs import native as score
 

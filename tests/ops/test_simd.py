@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from adapt_kernels import jit
-from adapt_kernels.toolchain import find_toolchain
+from adapt_kernels.native import jit
+from adapt_kernels.native.toolchain import find_toolchain
 
 HERE = Path(__file__).parent
 HEADERS = HERE.parents[1] / "csrc" / "cpu"

@@ -3,9 +3,9 @@
 import torch
 
 from adapt_kernels.library import register
+from adapt_kernels.native.kernels import DEVICES as DEVICES
+from adapt_kernels.native.rows import large_empty, rescaled
 from adapt_kernels.ops.lm_head import HeadGradients, LmHead
-from adapt_kernels.ops.native_kernels import DEVICES as DEVICES
-from adapt_kernels.ops.native_rows import large_empty, rescaled
 from adapt_kernels.ops.policy_loss import PolicyLoss, PolicyRows, PolicySettings, policy_terms
 from adapt_kernels.ops.token_rows import TokenRows
 

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import torch
 
-from adapt_kernels import jit
+from adapt_kernels.native import jit
 from adapt_kernels.ops.mode_sample.arguments import Rows
 from adapt_kernels.ops.mode_sample.result import ModeSample
 

@@ -3,10 +3,10 @@
 import torch
 
 from adapt_kernels.library import register
-from adapt_kernels.ops import native_kernels, native_rows
-from adapt_kernels.ops.native_kernels import DEVICES as DEVICES
-from adapt_kernels.ops.native_kernels import launch
-from adapt_kernels.ops.native_rows import address, gradient_rows, large_empty, logit_rows
+from adapt_kernels.native import kernels, rows
+from adapt_kernels.native.kernels import DEVICES as DEVICES
+from adapt_kernels.native.kernels import launch
+from adapt_kernels.native.rows import address, gradient_rows, large_empty, logit_rows
 from adapt_kernels.ops.policy_loss.arguments import PolicyRows
 from adapt_kernels.ops.policy_loss.result import PolicyLoss
 
@@ -92,9 +92,9 @@ def _backward(ctx, loss_grad, *_):
 def _hand_out(ctx, loss_grad: torch.Tensor) -> torch.Tensor:
     """The gradient for what the loss is in fact multiplied by; on a GPU scaled in place, if at all."""
     (gradient,) = ctx.saved_tensors
-    if not native_kernels.on_gpu(gradient.device) or type(loss_grad) is not torch.Tensor:
-        return native_rows.rescaled("policy_loss", gradient, loss_grad, ctx.grad_scale)
-    native_rows.no_second_derivative("policy_loss")
+    if not kernels.on_gpu(gradient.device) or type(loss_grad) is not torch.Tensor:
+        return rows.rescaled("policy_loss", gradient, loss_grad, ctx.grad_scale)
+    rows.no_second_derivative("policy_loss")
     if ctx.handed_out:
         raise RuntimeError("policy_loss gives its gradient once on a GPU, where it is scaled in place: call it again")
     ctx.handed_out = True

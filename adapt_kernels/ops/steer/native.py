@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from adapt_kernels import jit
+from adapt_kernels.native import jit
 from adapt_kernels.ops.steer.arguments import contiguous, contiguous_or_none, empty_decision
 from adapt_kernels.ops.steer.tables import Decision, RuleField, SteerRows, SteerState, SteerTables
 

@@ -3,9 +3,9 @@
 import torch
 
 from adapt_kernels.library import register
-from adapt_kernels.ops.native_kernels import DEVICES as DEVICES
-from adapt_kernels.ops.native_kernels import launch
-from adapt_kernels.ops.native_rows import address, gradient_rows, large_empty, logit_rows
+from adapt_kernels.native.kernels import DEVICES as DEVICES
+from adapt_kernels.native.kernels import launch
+from adapt_kernels.native.rows import address, gradient_rows, large_empty, logit_rows
 from adapt_kernels.ops.token_rows import TokenRows
 
 _ROWS = "Tensor logits, Tensor ids, Tensor? mask, float temperature, Tensor? temperature_rows"

@@ -6,9 +6,9 @@ from types import ModuleType
 
 import torch
 
-from adapt_kernels import jit, jit_cuda
-from adapt_kernels.ops.native_rows import check_status
-from adapt_kernels.toolchain import NativeBuildError
+from adapt_kernels.native import jit, jit_cuda
+from adapt_kernels.native.rows import check_status
+from adapt_kernels.native.toolchain import NativeBuildError
 
 DEVICES = ("cpu", "cuda")
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import adapt_kernels as ak
-from adapt_kernels import dispatch, jit
+from adapt_kernels import dispatch
+from adapt_kernels.native import jit
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MISSING = jit.unavailable_reason()
 needs_native = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
@@ -50,7 +51,7 @@ def test_build_command_compiles_in_time_and_the_cache_is_fast(tmp_path):
 
     done = run(["-m", "adapt_kernels.build"], **cache)
     assert (done.returncode, done.stdout) == (0, f"{path} (already in the cache)\n")
-    code = "import time; from adapt_kernels import jit; s = time.time(); jit.load(); print(time.time() - s)"
+    code = "import time; from adapt_kernels.native import jit; s = time.time(); jit.load(); print(time.time() - s)"
     times = [float(run(code, **cache).stdout) for _ in range(7)]
     assert min(times) < 0.1, times
 
@@ -87,7 +88,11 @@ def test_cmake_compiles_the_same_sources_with_the_same_flags(tmp_path):
 
 
 def test_cmake_starts_by_naming_the_authority():
-    assert (ROOT / "CMakeLists.txt").read_text("utf-8").startswith("# adapt_kernels/jit.py is the authoritative build.")
+    assert (
+        (ROOT / "CMakeLists.txt")
+        .read_text("utf-8")
+        .startswith("# adapt_kernels/native/jit.py is the authoritative build.")
+    )
 
 
 @needs_native

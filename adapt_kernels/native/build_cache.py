@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapt_kernels import env
-from adapt_kernels.toolchain import NativeBuildError
+from adapt_kernels.native.toolchain import NativeBuildError
 
 _log = logging.getLogger("adapt_kernels")
 

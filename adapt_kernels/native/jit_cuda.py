@@ -6,9 +6,9 @@ import threading
 from pathlib import Path
 from types import ModuleType
 
-from adapt_kernels import jit
-from adapt_kernels.toolchain import NativeBuildError
-from adapt_kernels.toolchain_cuda import CudaToolchain, describe_cuda_tools, find_cuda_toolchain
+from adapt_kernels.native import jit
+from adapt_kernels.native.toolchain import NativeBuildError
+from adapt_kernels.native.toolchain_cuda import CudaToolchain, describe_cuda_tools, find_cuda_toolchain
 
 # No -march=native: the host's part only fills structures, and a cache may serve other CPUs.
 HOST_FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden")

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from adapt_kernels.build_cache import cache_folder, explained, locked, make_private, refuse_untrusted
-from adapt_kernels.toolchain import (
+from adapt_kernels.native.build_cache import cache_folder, explained, locked, make_private, refuse_untrusted
+from adapt_kernels.native.toolchain import (
     NativeBuildError,
     Toolchain,
     describe_cpu,
@@ -107,7 +107,7 @@ class Build(NamedTuple):
 
 def native_extension() -> Extension:
     """The engine's own extension; its sources are in the package (wheel) or beside it (checkout, editable)."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     folders = (package / "csrc", package.parent / "csrc")
     for folder in folders:
         if (folder / "bindings.cpp").is_file():

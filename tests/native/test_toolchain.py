@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from adapt_kernels import build_cache, jit, toolchain
-from adapt_kernels.toolchain import NativeBuildError
+from adapt_kernels.native import build_cache, jit, toolchain
+from adapt_kernels.native.toolchain import NativeBuildError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_another_system(monkeypatch):
 
 
 def test_missing_sources(monkeypatch, tmp_path):
-    monkeypatch.setattr(jit, "__file__", str(tmp_path / "adapt_kernels/jit.py"))
+    monkeypatch.setattr(jit, "__file__", str(tmp_path / "adapt_kernels/native/jit.py"))
     with pytest.raises(NativeBuildError, match="sources are missing") as error:
         jit.native_extension()
     for text in (str(tmp_path / "adapt_kernels/csrc"), str(tmp_path / "csrc"), "pip install"):
@@ -139,7 +139,7 @@ def test_cpu_description_has_the_instruction_sets():
 
 def test_import_is_light():
     code = (
-        "import sys, adapt_kernels.jit, adapt_kernels.env_report, adapt_kernels.build\n"
+        "import sys, adapt_kernels.native.jit, adapt_kernels.env_report, adapt_kernels.build\n"
         "print(sorted({'torch', 'numpy', 'pybind11', 'ninja', 'triton'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

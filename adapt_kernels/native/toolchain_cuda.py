@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adapt_kernels import env
-from adapt_kernels.toolchain import NativeBuildError, Toolchain, describe_tools, find_toolchain
+from adapt_kernels.native.toolchain import NativeBuildError, Toolchain, describe_tools, find_toolchain
 
 _DEFAULT_HOME = Path("/usr/local/cuda")
 _PREBUILD = (

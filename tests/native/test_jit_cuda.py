@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapt_kernels import jit, jit_cuda, toolchain, toolchain_cuda
-from adapt_kernels.toolchain import NativeBuildError
+from adapt_kernels.native import jit, jit_cuda, toolchain, toolchain_cuda
+from adapt_kernels.native.toolchain import NativeBuildError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BINDINGS = """
 #include <Python.h>
 int status();

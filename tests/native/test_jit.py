@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from adapt_kernels import jit, toolchain
-from adapt_kernels.jit import NativeBuildError
+from adapt_kernels.native import jit, toolchain
+from adapt_kernels.native.jit import NativeBuildError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BINDINGS = """
 #include <Python.h>
 #include "stand_in.h"
@@ -25,7 +25,7 @@ static PyMethodDef methods[] = {{"answer", answer, METH_NOARGS, nullptr}, {}};
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "stand_in", nullptr, -1, methods};
 PyMODINIT_FUNC PyInit_stand_in() { return PyModule_Create(&module); }
 """
-BUILD = "import sys; from pathlib import Path; from adapt_kernels import jit; " + (
+BUILD = "import sys; from pathlib import Path; from adapt_kernels.native import jit; " + (
     "e = jit.Extension('stand_in', Path(sys.argv[1])); b = jit.build(e); "
     "print(jit.import_built(e, b.path).answer(), b.seconds > 0)"
 )
