@@ -6,7 +6,7 @@ import torch
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 from adapt_kernels.hf.loop.processors import SplitProcessors
-from adapt_kernels.ops.mode_sample import FLAG_EMPTY, ModeSample, gated_logits, mode_sample
+from adapt_kernels.ops.mode_sample import FLAG_EMPTY, ModeSample, class_edited, gated_logits, mode_sample
 from adapt_kernels.ops.steer import ENDS_BEFORE, POSITION
 from adapt_kernels.program.clauses import RowInput
 from adapt_kernels.program.rules import Bias, Force, Sample, label_of
@@ -23,7 +23,8 @@ class Steering:
     """The programs of one call. In each step, for the slots [slots] that are decoded:
 
         forced = steering.decide(logits, alive, held)      # ids that rules write, -1 = none
-        shaped = steering.biased(shaped)                   # after every mask
+        shaped = steering.biased(shaped)                   # after every mask; or, where the fused sampler draws,
+        edits = steering.class_edits()                     # the same as its arguments
         settings = steering.settings(shaped)               # of sample rules
         tokens = steering.choose(...)                      # rows at a gate of a program
         tokens = steering.settle(tokens, sample)           # rules that replace what was drawn
@@ -52,7 +53,7 @@ class Steering:
         held = any(span.stops == "hold" for program in run.compiled.programs for span in program.spans.values())
         self._may_sleep = held and any(isinstance(each, StopStringCriteria) for each in criteria)
         self._call = {**_CALL, **(processors.fused or {})} | ({} if config.do_sample else {"temperature": 0.0})
-        self._classes = run.compiled.tables.bias_classes.long()
+        self._classes = run.compiled.tables.bias_classes
         self._logp = None  # [rows] of the last token, where a rule reads it
         if any(signal.kind == "logp" for signal in run.signals.values()):
             self._logp = torch.full((len(run.slots),), math.nan, device=run.device)
@@ -114,18 +115,37 @@ class Steering:
 
     def biased(self, shaped) -> torch.Tensor:
         """Logits [slots, V] under the bias rules that hold; float32 where one does, else as they are."""
-        if not self._biases or (shaped.device.type == "cpu" and not self.decision.acting.any()):
+        edits = self.class_edits()
+        if not edits:
             return shaped
-        classes = torch.nn.functional.pad(self._classes, (0, shaped.shape[1] - len(self._classes)))
-        scale, bias = self.decision.scale[:, classes], self.decision.bias[:, classes]
-        gone = (shaped == _NEG_INF) | (bias == _NEG_INF)
-        biased = (shaped.float() * scale + bias).masked_fill(gone, _NEG_INF)
-        self._check_some_left(shaped, gone)
+        biased = class_edited(shaped, *edits.values())
+        self.check_some_left(shaped, (biased == _NEG_INF).all(1))
         return biased
 
-    def _check_some_left(self, shaped, gone) -> None:
+    def class_edits(self) -> dict:
+        """Arguments of `mode_sample` that bias the logits as the rules that hold do; {} where none holds."""
+        if not self._biases or (self.decision.acting.device.type == "cpu" and not self.decision.acting.any()):
+            return {}
+        return {
+            "token_classes": self._classes,
+            "class_scale": self.decision.scale,
+            "class_bias": self.decision.bias,
+        }
+
+    @property
+    def reads_biased(self) -> bool:
+        """Whether sample rules look at the logits under the bias rules, not only at what is drawn from them."""
+        return bool(self.run.compiled.surprise)
+
+    def check_some_left(self, shaped, empty) -> None:
+        """Raise ValueError if rules left a slot no token, where the logits [slots, V] before them had some.
+
+        empty [slots] bool: no token is left under the rules.
+        """
         acting = self.decision.acting
-        none = gone.all(1) & acting.any(1) & ~(shaped == _NEG_INF).all(1)
+        none = empty & acting.any(1)
+        if none.any():
+            none = none & ~(shaped == _NEG_INF).all(1)
         if none.any():
             slot = int(none.nonzero()[0, 0])
             rules = ", ".join(self._label(index) for index in acting[slot].nonzero()[:, 0].tolist())
