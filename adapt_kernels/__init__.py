@@ -21,6 +21,7 @@ _HOME = {
     "Bar": "program.paths",
     "Agree": "program.votes",
     "vote": "program.votes",
+    "PrefixScorer": "hf",
     "token_logprobs": "ops.token_logprobs",
     "policy_loss": "ops.policy_loss",
     "PolicyLoss": "ops.policy_loss",

@@ -56,7 +56,7 @@ class RowEnds:
         return tokens
 
     def stop(self, ended) -> None:
-        """ended [rows] uint8 of `ops.steer`: rows that a rule ends without this step's token, or with it; None = none."""
+        """ended [rows] uint8 of `ops.steer`: rows that a rule ends without this step's token or with it; None: none."""
         if ended is None:
             return
         self._capped = self._capped | (self.alive & (ended > 0))
