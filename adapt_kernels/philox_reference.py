@@ -18,6 +18,8 @@ which is exact: P(group) = M_g / sum M and P(token | group) = exp(y_i) / M_g. Ti
 
 Rule r of a program that acts with a chance p does so at a step where u(seed, step, PURPOSE_RULE, item=r) < p.
 
+The random score of a row with n new tokens is u(seed, n, PURPOSE_PATH, item=0).
+
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); constants as in Random123.
 """
 
@@ -27,6 +29,7 @@ GROUP_SIZE = 128
 PURPOSE_GROUP = 0
 PURPOSE_TOKEN = 1
 PURPOSE_RULE = 2
+PURPOSE_PATH = 3
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_STEPS = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
