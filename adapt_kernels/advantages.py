@@ -15,7 +15,8 @@ class Advantages(NamedTuple):
     """Advantages of B sequences, float32: `mode` [B] for the mode token, `rest` [B] for every later token.
 
     answer [B], where there is one: for the tokens from `answer_start` [B] on. tokens [B, T], where there is one: of
-    every token, in the place of all these (`rest` is then the last token's). kl_weight [B], where there is one: of the rows' KL term.
+    every token, in the place of all these (`rest` is then the last token's). kl_weight [B], where there is one: of the
+    rows' KL term.
     """
 
     mode: torch.Tensor

@@ -81,6 +81,11 @@ class Scheme:
             raise ValueError(f"scheme {name!r} has a baseline of its own: leave baseline={settings.baseline!r} out")
         if self.per_mode is None or set(self.optional) & set(given):
             return
+        if max(getattr(settings, self.per_mode)) > settings.max_length:
+            raise ValueError(
+                f"{self.per_mode} must be at most max_length = {settings.max_length} for scheme {name!r}; got"
+                f" {getattr(settings, self.per_mode)}"
+            )
         if len(getattr(settings, self.per_mode)) != num_modes:
             raise ValueError(
                 f"scheme {name!r} needs an entry of {self.per_mode} for each of the {num_modes} modes, or the signal"
