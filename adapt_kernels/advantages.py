@@ -14,7 +14,7 @@ _EPSILON = 1e-6
 class Advantages(NamedTuple):
     """Advantages of B sequences, float32: `mode` [B] for the mode token, `rest` [B] for every later token.
 
-    answer [B], where there is one: for the tokens from `answer_start` [B] on. tokens [B, T], where there is one: of
+    answer [B], where there is one: for later tokens from `answer_start` [B] on. tokens [B, T], where there is one: of
     every token, in the place of all these (`rest` is then the last token's). kl_weight [B], where there is one: of the
     rows' KL term.
     """
@@ -32,7 +32,8 @@ class Advantages(NamedTuple):
         position = torch.arange(num_tokens, device=self.mode.device)
         whole = torch.where(position == 0, self.mode[:, None], self.rest[:, None])
         if self.answer is not None:
-            whole = torch.where(position >= self.answer_start[:, None], self.answer[:, None], whole)
+            within = position >= self.answer_start[:, None].clamp(min=1)
+            whole = torch.where(within, self.answer[:, None], whole)
         if self.tokens is not None:
             width = min(num_tokens, self.tokens.shape[1])
             whole = torch.nn.functional.pad(self.tokens[:, :width], (0, num_tokens - width))
