@@ -3,11 +3,12 @@
 import math
 import warnings
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 
 from trl import GRPOConfig
 
 from adapt_kernels.program.program import Program
-from adapt_kernels.schemes import SCHEMES, Scheme, SchemeSettings
+from adapt_kernels.schemes import SCHEMES, Schedule, Scheme, SchemeSettings
 
 KINDS = ("none", "ppo", "cispo", "reinforce")  # in the order of policy_loss's kinds
 _LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
@@ -35,8 +36,14 @@ _FIXED = {
 class ADaPTConfig(GRPOConfig):
     """`trl.GRPOConfig` and these fields; a value of None is the scheme's own (`adapt_kernels.schemes.SCHEMES`).
 
-    scheme: "separate" (default: mode token and response are normalised apart), "reference" (ADaPT as released),
-        "degrpo", "adaptthink", "adacot", "ada_grpo", "avr", "length_penalty" or "grpo".
+    scheme: "separate" (default: mode token and response are normalised apart), "reference" (ADaPT as released), or
+        any other row of the table; `adapt schemes` lists them.
+    signals: {signal: reward function or dataset column} for what the scheme needs of each row. Left out, a signal is
+        the reward function of its name; else the trainer's own ("finished", "entropy_think", "entropy_answer",
+        "entropy_top" and "kl" of the rollout); else the column of its name. "malformed" may be given for any scheme:
+        rows where it is not 0 have no mode. A reward function that gives a signal weighs 0 without reward_weights.
+    constants: {name: value} of `SchemeSettings` beyond the fields below; a number may be {"start": ..., "end": ...,
+        "shape": ...} (`Schedule`). max_length is max_completion_length unless given.
     rollout: "balanced": a prompt's `num_generations` samples are split evenly over the modes, first mode first;
         "auto": the model chooses. Evaluation always lets it choose.
     mode_weight: multiplies the mode token's loss.
@@ -68,6 +75,8 @@ class ADaPTConfig(GRPOConfig):
     """
 
     scheme: str = field(default="separate", metadata={"help": "How the mode token and the response are credited."})
+    signals: dict | None = field(default=None, metadata={"help": "Sources of the scheme's signals, by signal."})
+    constants: dict | None = field(default=None, metadata={"help": "Other constants of the schemes."})
     rollout: str = field(default="balanced", metadata={"help": "'balanced' or 'auto': who chooses the modes."})
     mode_weight: float = field(default=1.0, metadata={"help": "Multiplies the mode token's loss."})
     mode_margin_coef: float | None = field(default=None, metadata={"help": "Penalty on the spread of mode logits."})
@@ -134,10 +143,10 @@ class ADaPTConfig(GRPOConfig):
     @property
     def scheme_settings(self) -> SchemeSettings:
         """The schemes' constants."""
-        given = {f.name: getattr(self, f.name) for f in fields(SchemeSettings)}
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        given = {f.name: getattr(self, f.name) for f in fields(SchemeSettings) if hasattr(self, f.name)}
         scale = float(self.max_completion_length) if self.length_scale is None else self.length_scale
-        return SchemeSettings(**{**given, "length_scale": scale})
+        given |= {"length_scale": scale, "max_length": self.max_completion_length, **(self.constants or {})}
+        return SchemeSettings(**{name: _setting(value) for name, value in given.items()})
 
     @property
     def kinds(self) -> tuple[int, int]:
@@ -177,6 +186,25 @@ class ADaPTConfig(GRPOConfig):
         if (self.max_completion_length or 0) < 1:
             raise ValueError(f"max_completion_length must be at least 1; got {self.max_completion_length}")
         self._check_rollout()
+        self._check_scheme()
+
+    def _check_scheme(self) -> None:
+        names = {f.name for f in fields(SchemeSettings)}
+        for name in self.constants or ():
+            if name not in names or name in {f.name for f in fields(self)}:
+                where = "is a field of its own" if name in names else "is none of SchemeSettings"
+                close = ", ".join(get_close_matches(name, names)) or "see `adapt schemes`"
+                raise ValueError(f"constants: {name!r} {where}: {close}")
+        usable = {*self.method.signals, *self.method.optional, "malformed"}
+        for name in self.signals or ():
+            if name not in usable:
+                raise ValueError(
+                    f"signals: scheme {self.scheme!r} has no use for {name!r}, only for {', '.join(sorted(usable))}"
+                )
+        if self.method.kl_weight is not None and not self.beta:
+            warnings.warn(
+                f"scheme {self.scheme!r} weighs the KL term by row, and beta=0 leaves that term out", stacklevel=5
+            )
         assert self.scheme_settings
 
     def _check_rollout(self) -> None:
@@ -197,6 +225,13 @@ class ADaPTConfig(GRPOConfig):
             value = getattr(self, name)
             if value != only and not (name == "scale_rewards" and value is True):
                 raise ValueError(f"ADaPTTrainer does not honour {name}={value!r}, only {only!r}: {why}")
+
+
+def _setting(value):
+    """As `SchemeSettings` takes it, from what JSON and YAML have."""
+    if isinstance(value, dict):
+        return Schedule(**value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _one_of(name: str, value, allowed) -> None:

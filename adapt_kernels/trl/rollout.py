@@ -30,11 +30,13 @@ class Rollout(NamedTuple):
             response[:, : self.forced.shape[1]] &= ~self.forced[:, :width]
         return inside & (position == gate), response
 
-    def rows(self, modes: Modes) -> "RolloutRows":
-        """What the schemes and the logs see of each row."""
+    def rows(self, modes: Modes, signals: dict[str, torch.Tensor], answer_start: torch.Tensor) -> "RolloutRows":
+        """What the schemes and the logs see of each row; answer_start [B]: in the completion."""
         at_mode, response = self.segments(modes, int(self.lengths.max()))
-        drawn = (at_mode | response).sum(1).clamp(min=1)
-        return RolloutRows(self.modes, self.mode_probs, self.lengths, drawn)
+        drawn = at_mode | response
+        before = torch.arange(drawn.shape[1], device=drawn.device) < answer_start[:, None]
+        counts = drawn.sum(1).clamp(min=1), (drawn & before).sum(1)
+        return RolloutRows(self.modes, self.mode_probs, self.lengths, *counts, signals)
 
     def _suffix(self, modes: Modes) -> torch.Tensor:
         return torch.tensor([len(ids) for ids in modes.suffixes], device=self.modes.device)[self.modes]
@@ -52,6 +54,8 @@ class RolloutRows(NamedTuple):
     mode_probs: torch.Tensor  # [N, M] float32
     lengths: torch.Tensor  # [N] int64, new tokens
     drawn: torch.Tensor  # [N] int64, new tokens that may carry credit: the mode token and what was drawn after it
+    answer_start: torch.Tensor  # [N] int64, how many of these come before the answer
+    signals: dict[str, torch.Tensor]  # [N] float32 each, of the trainer and of the dataset
 
 
 def left_padded(prompt_ids, pad_token_id: int, multiple: int | None, device) -> dict:
