@@ -5,21 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from keep_rule import plain
 
 import adapt_kernels as ak
 
 INF, NAN = math.inf, math.nan
 FIGURE = torch.tensor([[INF, INF, 0.2, 0.1, 0.5, 0.1, 0.4, 0.2, 0.2, 0.1, 0.3]])
-
-
-def plain(scores, window, keep, protected):
-    """One row, in plain Python: protected, then the window, newest first, then by score, older first, NaN last."""
-    length = len(scores)
-    first = [i for i in range(length) if protected[i]]
-    second = [i for i in range(length - 1, length - window - 1, -1) if not protected[i]]
-    rest = [i for i in range(length - window) if not protected[i]]
-    rest.sort(key=lambda i: (math.isnan(scores[i]), 0.0 if math.isnan(scores[i]) else -scores[i], i))
-    return sorted([*first, *second, *rest][: keep + window])
 
 
 class TestKeptPositions:

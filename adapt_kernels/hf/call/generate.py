@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from transformers.utils import ModelOutput
 
+from adapt_kernels.hf.call.keep import KEEP, checked_thoughts, draws
 from adapt_kernels.hf.call.plan import original_reason, own_loop_reason, whole_batch_reason
 from adapt_kernels.hf.call.programs import program_run
 from adapt_kernels.hf.call.state import STATES
@@ -19,16 +20,16 @@ from adapt_kernels.program.run import ProgramRun
 from adapt_kernels.program.steer_request import STEER_ARGUMENTS, SteerRequest
 from adapt_kernels.prompt_spans import PromptSpans, prompt_spans
 
-_ARGUMENTS = (*MODE_ARGUMENTS, *STEER_ARGUMENTS)
+_ARGUMENTS = (*MODE_ARGUMENTS, *STEER_ARGUMENTS, KEEP)
 _ACTIVE: ContextVar["GenerateCall | None"] = ContextVar("adapt_kernels_generate_call", default=None)
 
 
 class GenerateCall:
     """State of one running `generate` call. arguments: all but ours, by name."""
 
-    def __init__(self, model, state, request: ModeRequest, steer: SteerRequest, arguments: dict):
+    def __init__(self, model, state, request: ModeRequest, steer: SteerRequest, keep, arguments: dict):
         self.model, self.modes, self.request, self.arguments = model, state.modes, request, arguments
-        self.steer = steer
+        self.steer, self.keep, self.thoughts = steer, keep, None
         self.programs: ProgramRun | None = None
         self.state = state
         self.eos_ids = _eos_ids(model.generation_config)
@@ -68,7 +69,8 @@ class GenerateCall:
         if self.request.mode == "balanced" and samples == 1 and prompt is not None:
             given = [arguments[name] for name in ROW_INPUTS if arguments.get(name) is not None]
             prompts = prompt_of_row([tensor for tensor in (prompt, *given) if len(tensor) == batch])
-        random = config.do_sample or self.request.fast_prob is not None
+        random = config.do_sample or self.request.fast_prob is not None or draws(self.keep)
+        self.thoughts = checked_thoughts(self, prompt, ids, samples)
         asked = (self.model, self.state, self.steer, self.request)
         self.programs = program_run(*asked, ids, arguments.get("attention_mask"), samples, config, self.eos_ids)
         # Last: a refused call must not have moved torch's generator.
@@ -93,7 +95,7 @@ class GenerateCall:
 
     def use_original(self, reason: str) -> None:
         """Take plan "original". Raises ValueError if the request cannot be honoured by it."""
-        given = self.request.given_arguments() + self.steer.given_arguments()
+        given = self.request.given_arguments() + self.steer.given_arguments() + [KEEP] * (self.keep is not None)
         limited = [name for name in self.modes if self.modes[name].max_new_tokens is not None]
         if given or limited:
             what = ", ".join(given) or f"Mode.max_new_tokens of {', '.join(map(repr, limited))}"
@@ -132,6 +134,7 @@ class ModeGenerate:
         program=None,
         thinking_budget=None,
         program_inputs=None,
+        kv_keep=None,
         **kwargs,
     ):
         """Hugging Face's `generate`, with control over the mode each row enters.
@@ -163,6 +166,8 @@ class ModeGenerate:
                 one (or None) per row or prompt. Its span is "think" of patch(spans=), else those of the modes with a
                 closing, else the preset's. Program rules come first, then the budget, then Mode.max_new_tokens.
             program_inputs: {name: one value per row or prompt} that the program's rules read.
+            kv_keep: an `adapt_kernels.KeepKV`: rows drop KV positions beyond a budget as they decode; plan "full" only.
+                A returned cache holds everything: it is recomputed.
             Everything else goes to Hugging Face's `generate`.
 
         Returns what Hugging Face returns; under `return_dict_in_generate=True` with `modes`, `mode_probs` and `stats`
@@ -178,7 +183,7 @@ class ModeGenerate:
             state.modes, mode, mode_bias, fast_prob, seed, rng, bool(return_logprobs), compact_at, kv_layout
         )
         steer = SteerRequest(program, thinking_budget, program_inputs)
-        call = GenerateCall(self, state, request, steer, _by_name(super().generate, args, kwargs))
+        call = GenerateCall(self, state, request, steer, kv_keep, _by_name(super().generate, args, kwargs))
         reason = own_loop_reason(self.original_class, call.arguments) or state.loop.reason
         if reason is not None:
             call.use_original(reason)

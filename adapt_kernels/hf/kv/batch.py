@@ -65,6 +65,15 @@ class WholeBatch:
         """A context in which the model's attention reads this batch's KV."""
         return nullcontext()
 
+    def evict(self, input_ids, gone) -> None:
+        """After `advance`: let rows drop KV; gone [rows] bool on the CPU."""
+
+    def prepared(self, inputs: dict) -> dict:
+        return inputs
+
+    def keep_report(self) -> dict:
+        return {}  # `GenerateStats` of `kv_keep`
+
     def abandon(self) -> None:
         """The call failed: give back what it holds."""
 
@@ -118,7 +127,7 @@ class BranchedBatch(WholeBatch):
             self._call.state.no_cache = training_state(self._model)
             self.declined = NO_CACHE
             return outputs
-        self._virtual = cached_tokens(self.kwargs) not in (0, _given_width(input_ids, self._prompt_kwargs))
+        self._virtual = cached_tokens(self.kwargs) not in (0, given_width(input_ids, self._prompt_kwargs))
         if self._virtual:
             self._choice.refuse_virtual_tokens()
         self._layout = self._choice.choose(marks, cache, self._prompt_length, self._compact_at)
@@ -284,7 +293,7 @@ def _prefill_width(input_ids, model_kwargs, cached: int) -> int:
     return input_ids.shape[1] if embeds is None else embeds.shape[1]
 
 
-def _given_width(input_ids, model_kwargs) -> int:
+def given_width(input_ids, model_kwargs) -> int:
     """Positions of a prompt, as the attention mask has them where there is one."""
     mask = model_kwargs.get("attention_mask")
     return _prefill_width(input_ids, model_kwargs, 0) if mask is None else mask.shape[1]

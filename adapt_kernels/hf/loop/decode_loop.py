@@ -3,7 +3,8 @@
 import torch
 
 from adapt_kernels.hf.compat import CACHE
-from adapt_kernels.hf.kv.batch import BranchedBatch, WholeBatch
+from adapt_kernels.hf.kv.batch import BranchedBatch, WholeBatch, cache_of
+from adapt_kernels.hf.kv.kept_batch import KeptBatch, inactive, keep_reason
 from adapt_kernels.hf.loop.row_ends import RowEnds
 from adapt_kernels.hf.loop.sampler import TokenSelector
 from adapt_kernels.hf.loop.steering import Steering
@@ -50,7 +51,8 @@ def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, 
         batch.abandon()
         raise
     steps = sequences.shape[1] - input_ids.shape[1] - 1
-    call.stats = GenerateStats(batch.plan, reason or "", batch.row_steps, rows * steps, batch.prefill_tokens, kv_bytes)
+    counts = (batch.row_steps, rows * steps, batch.prefill_tokens, kv_bytes)
+    call.stats = GenerateStats(batch.plan, reason or "", *counts, **_keep_report(batch, call))
     call.state.recent_lengths.add(ends.lengths(selector.modes == 0))
     if not config.return_dict_in_generate:
         return sequences
@@ -103,14 +105,28 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
                 return input_ids[:, :-1]
             if batch.advance(stop.gone, selector.modes, at_mode=step - 1 == selector.gate_step):
                 selector.place(batch.row_of_slot)
+            batch.evict(input_ids, stop.gone)
             inputs = model.prepare_inputs_for_generation(
                 batch.take(input_ids), next_sequence_length=1 if batch.kwargs["use_cache"] else None, **batch.kwargs
             )
             with batch.attention():
-                outputs = forward(**inputs, return_dict=True)
+                outputs = forward(**batch.prepared(inputs), return_dict=True)
+
+
+def _keep_report(batch, call) -> dict:
+    report = batch.keep_report()
+    return report if report or call.keep is None else {"kv_evictions": 0, "kv_keep_reason": inactive(call.keep)}
 
 
 def _batch(reason, model, call, config, input_ids, model_kwargs, most_new):
+    if call.keep is not None:
+        reason = reason or keep_reason(model, call.keep, cache_of(model_kwargs))
+        if reason is not None:
+            raise ValueError(f"kv_keep cannot serve this call: {reason}. Change that, or leave kv_keep out")
+        counted = input_ids.shape[1] if call.keep.count == "all" else 0
+        # The last token's KV is never written.
+        if counted + most_new - 1 > call.keep.budget:
+            return KeptBatch(model, config, input_ids, model_kwargs, call, most_new)
     if reason is None:
         return BranchedBatch(model, config, input_ids, model_kwargs, call, most_new)
     if call.request.kv_layout == "shared":
