@@ -21,7 +21,7 @@ class KeepKV:
     score: "recent", "random" (from the row's seed), "key_norm" (small keys stay), "value_norm" (large values stay),
         "key_diff" (keys unlike the others), "snap", "tova", "r_kv" (by the attention of the last queries), an
         `adapt_kernels.TokenScorer`, or any object with score(module, hidden_states, keys, values, attentions, kwargs)
-        -> [rows, heads, positions] as in kvpress. Higher stays; ties: the older.
+        -> [rows, heads, positions] as in kvpress. Higher stays; ties (of those by name: to 14 bits): the older.
     count: "new", the budget is one of new tokens, the prompt is held beside it, and a row's tokens depend on no other
         row; "all", padding and prompt count, as published for DynTS: padding goes first.
     sinks: first positions that are never dropped, of the new tokens under "new", of the whole row under "all".

@@ -88,7 +88,7 @@ def test_a_mask_that_is_not_gathered_is_seen(monkeypatch):
 
 @pytest.mark.parametrize("architecture", [in_default(name) for name in (*ARCHITECTURES, *MORE)])
 def test_budgets_that_are_not_reached_change_no_bit(architecture):
-    model = (small_models if architecture in MORE else __import__("tiny_models")).shared(architecture)
+    model = small_models.shared(architecture) if architecture in MORE else shared(architecture)
     call = {**inputs(), "max_new_tokens": NEW, "do_sample": True, "eos_token_id": None, "seed": SEED}
     with ak.patched(model, MODES):
         with ShownLogits(model, 3) as plain_steps:

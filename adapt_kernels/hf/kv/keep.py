@@ -7,6 +7,7 @@ from adapt_kernels.philox import PURPOSE_KEEP, uniform
 from adapt_kernels.program.keep import KeepKV, kept_positions
 
 _NEG_INF = float("-inf")
+_COMPARED = 1 << 14
 
 
 class Keeper:
@@ -121,7 +122,8 @@ class Keeper:
             queries = watch.queries() if self.settings.queries else None
             # Padding goes first: no head holds other padding than the first one.
             mask = _of(real, where if where.ndim == 2 else where[:, 0])
-            return kv_scores(score, keys, values, queries, mask, watch and watch.scale, watch and watch.softcap)
+            found = kv_scores(score, keys, values, queries, mask, watch and watch.scale, watch and watch.softcap)
+            return _compared(found)
         given = score.score(watch.module, watch.hidden(), keys, values, None, watch.kwargs)
         return _checked_scores(given, score, keys)
 
@@ -154,6 +156,13 @@ def _of(table, where) -> torch.Tensor:
     """Entries of table [slots, seen] at where [slots, held] or [slots, heads, held]."""
     table = table if where.ndim == 2 else table[:, None].expand(-1, where.shape[1], -1)
     return table.gather(-1, where)
+
+
+def _compared(scores) -> torch.Tensor:
+    """To 14 bits. A token's keys have one norm wherever it stands, up to rounding that depends on the batch: such ties
+    must go to the older position in any batch."""
+    mantissa, exponent = torch.frexp(scores)
+    return torch.ldexp((mantissa * _COMPARED).round() / _COMPARED, exponent)
 
 
 def _checked_scores(scores, score, keys) -> torch.Tensor:
