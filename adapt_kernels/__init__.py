@@ -38,6 +38,7 @@ _HOME = {
     "Calibration": "hf",
     "GenerateStats": "hf",
     "ModeGenerateOutput": "hf",
+    "TokenScorer": "hf",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -5,12 +5,14 @@ from adapt_kernels.hf.call.patch import last_stats, patch, patched, unpatch
 from adapt_kernels.hf.mode_bias import ModeBias
 from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput
 from adapt_kernels.hf.row_hooks import row_independent
+from adapt_kernels.hf.token_scorer import TokenScorer
 
 __all__ = [
     "Calibration",
     "GenerateStats",
     "ModeBias",
     "ModeGenerateOutput",
+    "TokenScorer",
     "calibrate",
     "last_stats",
     "patch",

@@ -374,9 +374,9 @@ class TestRefusals:
         ],
     )
     def test_models(self, architecture, settings, text):
-        with ak.patched(shared(architecture), MODES) as model:
-            with pytest.raises(ValueError, match=f"kv_keep cannot serve this call: .*{text}"):
-                model.generate(**inputs(), **CALL, kv_keep=settings)
+        text = f"kv_keep cannot serve this call: .*{text}"
+        with ak.patched(shared(architecture), MODES) as model, pytest.raises(ValueError, match=text):
+            model.generate(**inputs(), **CALL, kv_keep=settings)
 
     @pytest.mark.parametrize("fault", ["alibi", "length"])
     def test_models_that_tell_positions_from_the_cache(self, fault):
