@@ -15,6 +15,8 @@ _HOME = {
     "FLAG_INF": "ops.mode_sample",
     "FLAG_NAN": "ops.mode_sample",
     "mode_sample": "ops.mode_sample",
+    "KeepKV": "program.keep",
+    "kept_positions": "program.keep",
     "Program": "program.program",
     "Span": "program.rules",
     "Paths": "program.paths",
@@ -41,6 +43,7 @@ _HOME = {
     "Calibration": "hf",
     "GenerateStats": "hf",
     "ModeGenerateOutput": "hf",
+    "TokenScorer": "hf",
 }
 
 __all__ = ["__version__", *_HOME]

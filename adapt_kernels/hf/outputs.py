@@ -15,6 +15,8 @@ class GenerateStats:
     reason: why no faster plan was taken; "" under plan "full".
     row_steps: rows x decode forwards computed; row_steps_padded: what the unpatched loop would compute.
     prefill_tokens: prompt positions computed, padding included; kv_bytes_peak: bytes of the cache at its largest.
+    With kv_keep: kv_held_peak, the counted positions that a row held at most; kv_evictions, how often some went;
+    kv_keep_reason: why they never did, else "".
     The counts are None under plan "original", which is not observed.
 
     With paths: tokens_saved: what the rows it ended would have had, at most, if they had lasted as long as the call's
@@ -31,6 +33,9 @@ class GenerateStats:
     tokens_saved: int | None = None
     score_tokens: int | None = None
     inactive: tuple[str, ...] = ()
+    kv_held_peak: int | None = None
+    kv_evictions: int | None = None
+    kv_keep_reason: str = ""
 
 
 @dataclass

@@ -7,6 +7,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from adapt_kernels.hf.call.arguments import by_name, eos_ids, prompt_in
+from adapt_kernels.hf.call.keep import KEEP, checked_thoughts, draws
 from adapt_kernels.hf.call.paths import check_paths
 from adapt_kernels.hf.call.plan import no_append_reason, original_reason, own_loop_reason, whole_batch_reason
 from adapt_kernels.hf.call.programs import program_run
@@ -20,17 +21,19 @@ from adapt_kernels.program.run import ProgramRun
 from adapt_kernels.program.steer_request import STEER_ARGUMENTS, SteerRequest
 from adapt_kernels.prompt_spans import PromptSpans, prompt_spans
 
-_ARGUMENTS = (*MODE_ARGUMENTS, *STEER_ARGUMENTS, "paths")
+_ARGUMENTS = (*MODE_ARGUMENTS, *STEER_ARGUMENTS, "paths", KEEP)
 _ACTIVE: ContextVar["GenerateCall | None"] = ContextVar("adapt_kernels_generate_call", default=None)
 
 
 class GenerateCall:
     """State of one running `generate` call. arguments: all but ours, by name."""
 
-    def __init__(self, model, state, request: ModeRequest, steer: SteerRequest, paths: Paths | None, arguments: dict):
+    def __init__(
+        self, model, state, request: ModeRequest, steer: SteerRequest, paths: Paths | None, keep, arguments: dict
+    ):
         self.paths, self.no_append = paths, None
         self.model, self.modes, self.request, self.arguments = model, state.modes, request, arguments
-        self.steer = steer
+        self.steer, self.keep, self.thoughts = steer, keep, None
         self.programs: ProgramRun | None = None
         self.state = state
         self.eos_ids = eos_ids(model.generation_config)
@@ -72,8 +75,9 @@ class GenerateCall:
         if self.request.mode == "balanced" and samples == 1 and prompt is not None:
             given = [arguments[name] for name in ROW_INPUTS if arguments.get(name) is not None]
             prompts = prompt_of_row([tensor for tensor in (prompt, *given) if len(tensor) == batch])
-        random = config.do_sample or self.request.fast_prob is not None
+        random = config.do_sample or self.request.fast_prob is not None or draws(self.keep)
         random = random or (self.paths is not None and self.paths.score == "random")
+        self.thoughts = checked_thoughts(self, prompt, ids, samples)
         asked = (self.model, self.state, self.steer, self.request)
         self.programs = program_run(*asked, ids, arguments.get("attention_mask"), samples, config, self.eos_ids)
         # Last: a refused call must not have moved torch's generator.
@@ -98,7 +102,8 @@ class GenerateCall:
 
     def use_original(self, reason: str) -> None:
         """Take plan "original". Raises ValueError if the request cannot be honoured by it."""
-        given = self.request.given_arguments() + self.steer.given_arguments() + ["paths"] * (self.paths is not None)
+        given = self.request.given_arguments() + self.steer.given_arguments()
+        given += ["paths"] * (self.paths is not None) + [KEEP] * (self.keep is not None)
         limited = [name for name in self.modes if self.modes[name].max_new_tokens is not None]
         if given or limited:
             what = ", ".join(given) or f"Mode.max_new_tokens of {', '.join(map(repr, limited))}"
@@ -138,6 +143,7 @@ class ModeGenerate:
         thinking_budget=None,
         program_inputs=None,
         paths=None,
+        kv_keep=None,
         **kwargs,
     ):
         """Hugging Face's `generate`, with control over the mode each row enters.
@@ -171,6 +177,8 @@ class ModeGenerate:
             program_inputs: {name: one value per row or prompt} that the program's rules read.
             paths: an `adapt_kernels.Paths`: which of a prompt's rows go on living. The others leave the batch, give
                 their KV back and are padded; those that stay have the tokens of the call without it.
+            kv_keep: an `adapt_kernels.KeepKV`: rows drop KV positions beyond a budget as they decode; plan "full" only.
+                A returned cache holds everything: it is recomputed.
             Everything else goes to Hugging Face's `generate`.
 
         Returns what Hugging Face returns; under `return_dict_in_generate=True` with `modes`, `mode_probs` and `stats`
@@ -188,7 +196,7 @@ class ModeGenerate:
             state.modes, mode, mode_bias, fast_prob, seed, rng, bool(return_logprobs), compact_at, kv_layout
         )
         steer = SteerRequest(program, thinking_budget, program_inputs)
-        call = GenerateCall(self, state, request, steer, paths, by_name(super().generate, args, kwargs))
+        call = GenerateCall(self, state, request, steer, paths, kv_keep, by_name(super().generate, args, kwargs))
         reason = own_loop_reason(self.original_class, call.arguments) or state.loop.reason
         if reason is not None:
             call.use_original(reason)

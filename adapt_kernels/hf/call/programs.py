@@ -34,7 +34,7 @@ def program_run(
         _check_opening(asked, state.modes)
     run = ProgramRun(
         asked.programs,
-        vocab_size=_vocab_size(model),
+        vocab_size=vocab_size(model),
         # Both are known when the loop begins: `bind`.
         max_new_tokens=UNBOUNDED - 1,
         seeds=torch.zeros(len(asked.programs), dtype=torch.int64, device=prompt.device),
@@ -44,7 +44,7 @@ def program_run(
     )
     told = state.modes.prompt_tokens
     turns = {*eos_ids, *(() if told is None else told.turns)}
-    tails = reply_tails(prompt, mask, turns, _delimiters(asked))
+    tails = reply_tails(prompt, mask, turns, delimiters(asked))
     run.begin([tail for tail in tails for _ in range(samples)])
     if request.gated:
         _check_no_choice(run, request)
@@ -88,13 +88,13 @@ def _both_choose(who: str) -> ValueError:
     )
 
 
-def _vocab_size(model) -> int:
+def vocab_size(model) -> int:
     head = model.get_output_embeddings()
     size = model.config.get_text_config().vocab_size
     return size if getattr(head, "weight", None) is None else max(size, head.weight.shape[0])
 
 
-def _delimiters(asked: RowPrograms) -> set[int]:
+def delimiters(asked: RowPrograms) -> set[int]:
     """Ids with which spans open, close or break."""
     spans = [span for own in asked.programs for program in own for span in program.span_tokens.values()]
     automata = [each for span in spans for each in (span.open, span.close, span.breaks) if each is not None]

@@ -14,7 +14,8 @@ from adapt_kernels.program.rules import Span
 class PatchState:
     """modes, spans: what the model was patched with. loop: Hugging Face's, checked. running: `generate` calls under
     way. last_stats: of the latest finished one. recent_lengths: what fast rows needed lately. reading_faults: whether
-    the model reads shared prompts rightly, see `LayoutChoice`. no_cache: `training_state` in which the model turned out
+    the model reads shared prompts rightly, see `LayoutChoice`; keep_faults: why it may not lose cached positions, see
+    `DroppedPositions`. no_cache: `training_state` in which the model turned out
     to leave its cache unused. rows_stay: whether rows must stay for a returned cache, since a forward over whole
     sequences gives another one."""
 
@@ -25,6 +26,7 @@ class PatchState:
     last_stats: GenerateStats | None = None
     recent_lengths: RecentLengths = field(default_factory=RecentLengths)
     reading_faults: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    keep_faults: dict[tuple[str, str], str | None] = field(default_factory=dict)
     no_cache: tuple[bool, bool] | None = None
     rows_stay: bool = False
 

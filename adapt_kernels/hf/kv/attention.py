@@ -206,7 +206,9 @@ def _eager_function(attention_class: type):
 
 def _read(query, key, value, mask, settings: dict, plain):
     """(output [slots, q, Hq, Dv], weights or None) from segments where the keys are ours, else plain()."""
-    layer = getattr(key, "segments_of", None)
+    layer, watch = getattr(key, "segments_of", None), getattr(key, "watched_by", None)
+    if watch is not None:
+        watch(plain.args[0], query, settings)
     if isinstance(layer, _Mark):
         layer.read = value is layer.shown_values and _unknown_setting(settings, plain) is None
         return plain()

@@ -89,6 +89,15 @@ class WholeBatch:
         """A context in which the model's attention reads this batch's KV."""
         return nullcontext()
 
+    def evict(self, input_ids, gone) -> None:
+        """After `advance`: let rows drop KV; gone [rows] bool on the CPU."""
+
+    def prepared(self, inputs: dict) -> dict:
+        return inputs
+
+    def keep_report(self) -> dict:
+        return {}  # `GenerateStats` of `kv_keep`
+
     def abandon(self) -> None:
         """The call failed: give back what it holds."""
 
@@ -285,8 +294,7 @@ class BranchedBatch(WholeBatch):
 
     def _is_full(self) -> bool:
         """Whether the next token makes the segments grow: the last moment to let rows leave for free."""
-        layers = (x for x in cache_of(self.kwargs).layers if isinstance(x, SegmentedLayer))
-        return any(layer.get_seq_length() == layer.capacity for layer in layers)
+        return any(x.get_seq_length() == x.capacity for x in self.cache.layers if isinstance(x, SegmentedLayer))
 
     def _observe_bytes(self) -> None:
         self._peak = max(self._peak, self._ledger.recent_peak() + other_bytes(cache_of(self.kwargs)))

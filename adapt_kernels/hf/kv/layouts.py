@@ -90,12 +90,16 @@ class LayoutChoice:
         self._faults = faults
         if self._possible and (reason := shared_layout_reason(model, self._mask)) is not None:
             self._refuse(f"{reason}. Change that, or leave kv_layout out")
-        elif self._possible and (fault := faults.get(self._kind)) is not None:
+        elif self._possible and (fault := faults.get(self.kind)) is not None:
             self._refuse_model(fault)
 
     def refuse_virtual_tokens(self) -> None:
         """Zeros of the mask are then not where padding is."""
         self._refuse("the cache holds other positions than the attention mask (virtual tokens). Leave kv_layout out")
+
+    def refuse_counted_prompts(self) -> None:
+        """Rows drop positions of their prompts."""
+        self._refuse("kv_keep with count='all' drops the padding of prompts. Take count='new', or leave kv_layout out")
 
     def _refuse(self, reason: str) -> None:
         """No shared layout in this call. Raises ValueError where it was asked for by name."""
@@ -107,7 +111,8 @@ class LayoutChoice:
         self._refuse(f"{type(self._model).__name__}'s attention {fault}. Leave kv_layout out")
 
     @property
-    def _kind(self) -> tuple[str, str]:
+    def kind(self) -> tuple[str, str]:
+        """What findings about the model hold for: its attention implementation and kind of device."""
         config = self._model.config.get_text_config(decoder=True)
         return str(config._attn_implementation), self._device.type
 
@@ -122,7 +127,7 @@ class LayoutChoice:
         if not self._possible or not self._pays(cache, prompt_length):
             return RowsLayout(prompt_length)
         starts = None if self._mask is None else (self._mask == 0).sum(1)
-        proof = None if self._kind in self._faults else ReadingProof()
+        proof = None if self.kind in self._faults else ReadingProof()
         return SharedLayout(self._model, self._prompts, starts, drop_at, self._device, proof)
 
     def settle(self, layout, cache, prompt_length: int):
@@ -135,7 +140,7 @@ class LayoutChoice:
             raise RuntimeError(f"this model's attention {UNREAD}: call generate with kv_layout='rows'")
         if layout.proof is None or not layout.proof.begun:
             return layout
-        fault = self._faults[self._kind] = layout.proof.finish()
+        fault = self._faults[self.kind] = layout.proof.finish()
         if fault is not None:
             self._refuse_model(fault)
             return RowsLayout(prompt_length)

@@ -9,6 +9,7 @@ the buffer grows.
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from adapt_kernels.hf.kv.store import KVStore, checked_index
 from adapt_kernels.hf.outputs import tensor_bytes
 
 
@@ -39,7 +40,7 @@ class KVLedger:
         self.live_bytes -= tensor.untyped_storage().nbytes()
 
 
-class SegmentedLayer(DynamicLayer):
+class SegmentedLayer(DynamicLayer, KVStore):
     """A `DynamicLayer` whose `update` writes in place; made from one that holds the prompts of a call.
 
     `reorder_cache` takes any index: shorter (rows leave), repeated (a prompt becomes its samples), permuted.
@@ -51,6 +52,7 @@ class SegmentedLayer(DynamicLayer):
         self.dtype, self.device, self.is_initialized = layer.keys.dtype, layer.device, True
         self._ledger, self._allotment = ledger, allotment
         self._length, self._slots = layer.keys.shape[-2], len(layer.keys)
+        self.seen = self._length
         self._buffers = [ledger.adopt(layer.keys.contiguous()), ledger.adopt(layer.values.contiguous())]
         self._narrow()
 
@@ -61,9 +63,13 @@ class SegmentedLayer(DynamicLayer):
             self._rebuild(torch.arange(self._slots), self._allotment.capacity(self._length))
             self._narrow()
         width = self._length - start
+        self.seen += width
         self._view(0, start, width).copy_(key_states)
         self._view(1, start, width).copy_(value_states)
         return self._show()
+
+    def append(self, keys, values) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.update(keys, values)
 
     def row_keys(self, slot: int) -> torch.Tensor:
         """[heads, positions, head_dim]: the keys of one slot."""
@@ -78,8 +84,15 @@ class SegmentedLayer(DynamicLayer):
     def _room(self) -> int:
         return self._buffers[0].shape[-2]
 
+    @property
+    def held(self) -> int:
+        return self.get_seq_length()
+
     def get_seq_length(self) -> int:
         return self._length
+
+    def reorder(self, index) -> None:
+        self.reorder_cache(index)
 
     def reorder_cache(self, beam_idx) -> None:
         index = beam_idx.cpu()
@@ -101,9 +114,38 @@ class SegmentedLayer(DynamicLayer):
             self._rebuild(torch.arange(self._slots), self._room)
             self._narrow()
 
-    def crop(self, tokens_to_remove: int) -> None:
-        self._length -= abs(tokens_to_remove)
+    def keep(self, index) -> None:
+        index = checked_index(index, self._slots, self._buffers[0].shape[1], self.held)
+        if index.shape[-1] < self.held:
+            self._keep(index)
+
+    def _keep(self, index) -> None:
+        count = index.shape[-1]
+        stays = (index == torch.arange(count, device=index.device)).flatten(0, 1).all(0)
+        first = int(stays.long().cumprod(0).sum())
+        moved = index[..., first:, None]
+        for i, buffer in enumerate(self._buffers):
+            # Ascending positions only move left, and the gathered ones are the only copy.
+            kept = self._view(i, 0, self._length).gather(2, moved.expand(-1, buffer.shape[1], -1, buffer.shape[3]))
+            self._view(i, first, count - first).copy_(kept)
+        self._length = count
         self._show()
+
+    def crop(self, length: int) -> None:
+        kept = self.held + length if length < 0 else length
+        least = self.held - self._length
+        if not least <= kept <= self.held:
+            raise ValueError(f"crop must leave {least} to {self.held} of the {self.held} held positions; got {length}")
+        self.seen -= self.held - kept
+        self._length = kept - least
+        self._show()
+
+    def read(self, slots) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.keys[slots], self.values[slots]
+
+    def counted(self, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+        own = start - (self.held - self._length)
+        return self._view(0, own, self._length - own), self._view(1, own, self._length - own)
 
     def release(self) -> None:
         """Give the segments back; the layer is empty afterwards."""
@@ -111,7 +153,7 @@ class SegmentedLayer(DynamicLayer):
             self._ledger.release(buffer)
         self._hide()
         self._buffers, self._layouts = [], []
-        self.is_initialized, self._length = False, 0
+        self.is_initialized, self._length, self.seen = False, 0, 0
 
     def detach(self) -> DynamicLayer:
         """A plain `DynamicLayer` with the same positions; this layer is empty afterwards."""

@@ -67,6 +67,7 @@ class SharedPromptLayer(SegmentedLayer):
         own.lazy_initialization(layer.keys, layer.values)
         own.keys, own.values = (t.new_empty(*t.shape[:2], 0, t.shape[3]) for t in self._prompt)
         super().__init__(own, ledger, allotment)
+        self.seen = self._prompt_length
 
     def update(self, key_states, value_states, *args, **kwargs):
         keys, values = super().update(key_states, value_states)
@@ -98,6 +99,18 @@ class SharedPromptLayer(SegmentedLayer):
 
     def get_seq_length(self) -> int:
         return self._prompt_length + self._length
+
+    def _keep(self, index) -> None:
+        prompt = self._prompt_length
+        if index.shape[-1] < prompt or not bool((index[..., :prompt] < prompt).all()):
+            raise ValueError(f"index must hold the prompt's positions 0 to {prompt - 1}: rows share them")
+        super()._keep(index[..., prompt:] - prompt)
+
+    def read(self, slots) -> tuple[torch.Tensor, torch.Tensor]:
+        groups = self.rows.groups.group_of_row[slots]
+        pairs = zip(self._prompt, self._own, strict=True)
+        keys, values = (torch.cat([prompt[groups], own[slots]], 2) for prompt, own in pairs)
+        return keys, values
 
     def keep_prompts(self, index) -> None:
         """Give the KV of all other prompts back; index int64."""

@@ -26,7 +26,8 @@ def restored(cache):
     finally:
         # A layout that turns out not to be read rightly has put other layers in their place.
         for index, length in lengths.items():
-            cache.layers[index].crop(cache.layers[index].get_seq_length() - length)
+            if extra := cache.layers[index].get_seq_length() - length:
+                cache.layers[index].crop(-extra)
         for index, state in saved.items():
             vars(cache.layers[index]).clear()
             vars(cache.layers[index]).update(state)

@@ -4,6 +4,8 @@ import torch
 
 from adapt_kernels.hf.compat import CACHE
 from adapt_kernels.hf.kv.batch import BranchedBatch, WholeBatch
+from adapt_kernels.hf.kv.cached import cache_of
+from adapt_kernels.hf.kv.kept_batch import KeptBatch, inactive, keep_reason
 from adapt_kernels.hf.loop.path_steps import path_steps
 from adapt_kernels.hf.loop.row_ends import RowEnds
 from adapt_kernels.hf.loop.sampler import TokenSelector
@@ -55,7 +57,8 @@ def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, 
         paths.close()
     new = sequences[:, input_ids.shape[1] :]
     counts = batch.row_steps, rows * (new.shape[1] - 1), batch.prefill_tokens, kv_bytes
-    call.stats = GenerateStats(batch.plan, reason or "", *counts, **paths.stats(ends, new.shape[1]))
+    more = paths.stats(ends, new.shape[1]) | _keep_report(batch, call)
+    call.stats = GenerateStats(batch.plan, reason or "", *counts, **more)
     call.state.recent_lengths.add(ends.lengths((selector.modes == 0) & ~paths.cut(ends)))
     if not config.return_dict_in_generate:
         return sequences
@@ -114,14 +117,28 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
                 return input_ids[:, :-1]
             if batch.advance(stop.gone, selector.modes, step - 1 == selector.gate_step, at_once=pruned):
                 selector.place(batch.row_of_slot)
+            batch.evict(input_ids, stop.gone)
             inputs = model.prepare_inputs_for_generation(
                 batch.take(input_ids), next_sequence_length=1 if batch.kwargs["use_cache"] else None, **batch.kwargs
             )
             with batch.attention():
-                outputs = forward(**inputs, return_dict=True)
+                outputs = forward(**batch.prepared(inputs), return_dict=True)
+
+
+def _keep_report(batch, call) -> dict:
+    report = batch.keep_report()
+    return report if report or call.keep is None else {"kv_evictions": 0, "kv_keep_reason": inactive(call.keep)}
 
 
 def _batch(reason, model, call, config, input_ids, model_kwargs, most_new):
+    if call.keep is not None:
+        reason = reason or keep_reason(model, call.keep, cache_of(model_kwargs))
+        if reason is not None:
+            raise ValueError(f"kv_keep cannot serve this call: {reason}. Change that, or leave kv_keep out")
+        counted = input_ids.shape[1] if call.keep.count == "all" else 0
+        # The last token's KV is never written.
+        if counted + most_new - 1 > call.keep.budget:
+            return KeptBatch(model, config, input_ids, model_kwargs, call, most_new)
     if reason is None:
         return BranchedBatch(model, config, input_ids, model_kwargs, call, most_new)
     if call.request.kv_layout == "shared":

@@ -1,0 +1,410 @@
+"""`generate(kv_keep=)`: every score, spans, batches, memory, reports and what is refused."""
+
+import inspect
+import threading
+from itertools import count
+
+import pytest
+import torch
+from keep_rule import plain
+from parity import CACHE
+from recorders import RowLengths
+from tiny_models import EOS, FAST, SLOW, build, left_padded, prompts, shared
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DynamicCache,
+    LogitsProcessorList,
+    StaticCache,
+)
+
+import adapt_kernels as ak
+from adapt_kernels.hf.kv import kept_batch
+from adapt_kernels.hf.kv.keep import _compared
+from adapt_kernels.ops.kv_scores import kv_scores
+
+MODES = ak.Modes(fast=FAST, slow=SLOW)
+WIDTH, NEW = 8, 22
+OPEN, CLOSE = 40, 41
+SCORES = ("key_norm", "value_norm", "key_diff", "snap", "tova", "r_kv")
+CALL = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
+SMALL = ak.KeepKV(8, 0.5, 3)
+
+
+def inputs():
+    return left_padded(prompts(3, WIDTH), [8, 3, 6])
+
+
+class SimulatedLayers:
+    """An attention function that drops positions by itself, per layer and head, over Hugging Face's full cache."""
+
+    numbers = count()
+
+    def __init__(self, model, settings):
+        self.settings, self.held, self.queries = settings, {}, {}
+        self.name = f"simulated_keep_{next(self.numbers)}"
+        AttentionInterface.register(self.name, self)
+        AttentionMaskInterface.register(self.name, AttentionMaskInterface()["sdpa"])
+        model.set_attn_implementation(self.name)
+        self.sdpa = AttentionInterface()["sdpa"]
+
+    def __call__(self, module, query, key, value, attention_mask, **settings):
+        layer, width = module.layer_idx, key.shape[2]
+        if query.shape[2] > 1:
+            return self.sdpa(module, query, key, value, attention_mask, **settings)
+        held = self.held.setdefault(layer, [[[] for _ in range(key.shape[1])] for _ in key])
+        own = self.queries.setdefault(layer, [])
+        visible = torch.zeros(len(key), key.shape[1], width, dtype=torch.bool)
+        for row, heads in enumerate(held):
+            for head, positions in enumerate(heads):
+                visible[row, head, :WIDTH] = visible[row, head, positions] = visible[row, head, -1] = True
+                positions.append(width - 1)
+        own.append(query[:, :, 0])
+        group = query.shape[1] // key.shape[1]
+        mask = visible.repeat_interleave(group, 1)[:, :, None]
+        mask = mask if attention_mask is None else mask & attention_mask
+        out = self.sdpa(module, query, key, value, mask, **settings)
+        if len(held[0][0]) > self.settings.budget:
+            self.drop(held, key, value, own, settings["scaling"])
+        return out
+
+    def drop(self, held, keys, values, queries, scale):
+        index = torch.tensor(held)[..., None].expand(-1, -1, -1, keys.shape[-1])
+        last = torch.stack(queries[-self.settings.queries :], 2) if self.settings.queries else None
+        scores = kv_scores(self.settings.score, keys.gather(2, index), values.gather(2, index), last, None, scale)
+        scores = _compared(scores)
+        window, outside = self.settings.window, self.settings.outside(self.settings.budget + 1)
+        for row, heads in enumerate(held):
+            for head, positions in enumerate(heads):
+                own = scores[row] if scores.ndim == 2 else scores[row, head]
+                heads[head] = [positions[i] for i in plain(own.tolist(), window, outside, [False] * len(own))]
+
+
+@pytest.mark.parametrize("layout", ["rows", "shared"])
+@pytest.mark.parametrize("score", SCORES)
+def test_scores_choose_for_each_layer_and_head(score, layout):
+    settings = ak.KeepKV(9, 0.4, 4, score)
+    call = {**inputs(), **CALL, "seed": 1}
+    model = build("llama")
+    with ak.patched(model, MODES):
+        ours = model.generate(**call, kv_keep=settings, kv_layout=layout, return_dict_in_generate=True)
+        plain_call = model.generate(**call)
+    assert ours.stats.kv_evictions >= 2
+    SimulatedLayers(model, settings)
+    theirs = model.generate(**inputs(), **CALL)
+    assert torch.equal(ours.sequences, theirs)
+    assert not torch.equal(ours.sequences, plain_call), "evictions must change something"
+
+
+class KeyNorm:
+    """kvpress's signature; notes what it was given."""
+
+    def __init__(self):
+        self.seen = []
+
+    def score(self, module, hidden_states, keys, values, attentions, kwargs):
+        self.seen.append((module, hidden_states, keys.shape, attentions, kwargs))
+        assert values.shape == keys.shape
+        return -keys.norm(dim=-1)
+
+
+def test_objects_with_the_signature_of_kvpress():
+    model, press = build("llama"), KeyNorm()
+    with ak.patched(model, MODES):
+        ours = model.generate(**inputs(), **CALL, kv_keep=ak.KeepKV(8, 0.5, 3, press))
+        named = model.generate(**inputs(), **CALL, kv_keep=ak.KeepKV(8, 0.5, 3, "key_norm"))
+    assert torch.equal(ours, named)
+    attention = [layer.self_attn for layer in model.model.layers]
+    assert [seen[0] for seen in press.seen[:2]] == attention
+    module, hidden, keys, attentions, kwargs = press.seen[-1]
+    assert hidden.shape == (3, 3, 32) and keys == (3, 2, 9, 8) and attentions is None
+    assert kwargs["position_embeddings"][0].shape[-1] == 8
+    assert not any(each._forward_pre_hooks for each in model.modules())
+
+
+def test_the_inputs_of_attention_are_those_of_the_last_steps():
+    model, press = build("llama"), KeyNorm()
+    with ak.patched(model, MODES):
+        model.generate(**inputs(), **{**CALL, "max_new_tokens": 11}, kv_keep=ak.KeepKV(8, 0.5, 3, press))
+        tokens = model.generate(**inputs(), **CALL)
+    module, hidden = press.seen[0][:2]
+    layer = model.model.layers[0]
+    expected = layer.input_layernorm(model.model.embed_tokens(tokens[:, WIDTH + 6 : WIDTH + 9]))
+    torch.testing.assert_close(hidden, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 1), (3, 8), (1, 2, 9)])
+def test_objects_must_score_every_position(shape):
+    class Wrong(KeyNorm):
+        def score(self, *given):
+            return torch.zeros(shape)
+
+    with ak.patched(build("llama"), MODES) as model, pytest.raises(ValueError, match=r"Wrong.score must give \[3, 9\]"):
+        model.generate(**inputs(), **CALL, kv_keep=ak.KeepKV(8, 0.5, 3, Wrong()))
+
+
+class TestBatches:
+    @pytest.mark.parametrize("score", ["random", "key_norm", "r_kv"])
+    @pytest.mark.parametrize("layout", ["rows", "shared"])
+    def test_a_row_keeps_its_tokens_in_any_batch(self, score, layout):
+        settings = ak.KeepKV(8, 0.5, 3, score)
+        call = {"max_new_tokens": NEW, "do_sample": True, "eos_token_id": EOS, "kv_keep": settings}
+        together = {**inputs(), "num_return_sequences": 3, "kv_layout": layout}
+        seeds = torch.arange(9) + 5
+        with ak.patched(shared("llama"), MODES) as model:
+            # Rows leave at different steps.
+            all_rows = model.generate(**together, **call, seed=seeds, mode="balanced")
+            assert ak.last_stats(model).kv_evictions >= 2
+            for row in range(9):
+                ids, mask = (inputs()[name][row // 3 : row // 3 + 1] for name in ("input_ids", "attention_mask"))
+                mode = "fast" if row % 3 < 2 else "slow"
+                alone = model.generate(ids, attention_mask=mask, **call, seed=seeds[row : row + 1], mode=mode)
+                assert torch.equal(alone[0], all_rows[row, : alone.shape[1]])
+
+    @pytest.mark.parametrize("compact_at", [0.0, 0.75, 1.0])
+    @pytest.mark.parametrize("score", ["snap", "random"])
+    def test_rows_that_leave_change_nothing(self, compact_at, score):
+        settings = ak.KeepKV(8, 0.5, 3, score)
+        ends = [RowLengths(WIDTH, [6, NEW, 12])]
+        with ak.patched(shared("qwen3"), MODES) as model:
+            free = model.generate(**inputs(), **CALL, seed=3, kv_keep=settings)
+            call = {**CALL, "eos_token_id": EOS, "suppress_tokens": [EOS], "seed": 3, "compact_at": compact_at}
+            left = model.generate(**inputs(), **call, stopping_criteria=ends, kv_keep=settings)
+            suppressed = model.generate(**inputs(), **call, kv_keep=settings)
+        assert torch.equal(left[1], suppressed[1]) and torch.equal(left[2, : WIDTH + 12], suppressed[2, : WIDTH + 12])
+        assert free.shape == suppressed.shape
+
+    def test_two_threads_on_one_model(self):
+        results = {}
+        settings = ak.KeepKV(8, 0.5, 3, KeyNorm())
+
+        def run(name, seed):
+            results[name] = model.generate(prompts(3, WIDTH, seed), **CALL, kv_keep=settings)
+
+        with ak.patched(build("llama"), MODES) as model:
+            alone = {}
+            for name in (0, 1):
+                run(name, name)
+                alone[name] = results[name]
+            threads = [threading.Thread(target=run, args=(name, name)) for name in (0, 1)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert all(torch.equal(results[name], alone[name]) for name in (0, 1))
+
+
+class TestSpans:
+    SPANS = {"think": ak.Span(open=OPEN, close=CLOSE)}
+
+    def script(self, tokens):
+        """Force the new tokens of every row, [rows, new]."""
+
+        def forced(ids, scores):
+            step = ids.shape[1] - WIDTH
+            row = torch.arange(len(ids)) % len(tokens)
+            out = torch.full_like(scores, -1e9)
+            return out.scatter(1, tokens[row, step][:, None], 0.0)
+
+        return forced
+
+    def generate(self, tokens, settings, spans, ids=None):
+        kept, original = [], kept_batch.Keeper.evict
+
+        def spy(keeper, stores, *arguments):
+            original(keeper, stores, *arguments)
+            kept.append(keeper._held[0].clone())
+
+        processor = self.script(tokens)
+        ids = prompts(len(tokens), WIDTH) if ids is None else ids
+        model = ak.patch(build("llama"), MODES, spans=spans)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kept_batch.Keeper, "evict", spy)
+            # It knows rows by their place, and none leaves.
+            patch.setattr("adapt_kernels.hf.call.plan._processor_reason", lambda given: None)
+            model.generate(
+                ids,
+                **{**CALL, "max_new_tokens": tokens.shape[1]},
+                logits_processor=LogitsProcessorList([_Processor(processor)]),
+                kv_keep=settings,
+            )
+        return kept
+
+    def test_thinking_goes_and_the_rest_stays(self):
+        tokens = torch.full((2, 16), 50)
+        tokens[:, 2], tokens[0, 9] = OPEN, CLOSE
+        kept = self.generate(tokens, ak.KeepKV(10, 8, 2, "recent"), self.SPANS)
+        # At 11 of 0..10: what was before the thought and after it stays, with the tags, and the newest of the rest.
+        assert kept[0][0].tolist() == [0, 1, 2, 6, 7, 8, 9, 10]
+        assert kept[0][1].tolist() == [0, 1, 2, 6, 7, 8, 9, 10]
+        assert kept[1][0].tolist() == [0, 1, 2, 9, 10, 11, 12, 13]
+        assert kept[1][1].tolist() == [0, 1, 2, 9, 10, 11, 12, 13]
+
+    def test_no_span_known_means_every_new_position(self):
+        tokens = torch.full((2, 16), 50)
+        kept = self.generate(tokens, ak.KeepKV(10, 8, 2, "recent", sinks=1), {})
+        assert kept[0][0].tolist() == [0, 4, 5, 6, 7, 8, 9, 10]
+
+    def test_a_thought_that_the_prompt_opened(self):
+        ids = prompts(1, WIDTH)
+        ids[:, -1] = OPEN
+        kept = self.generate(torch.full((1, 14), 50), ak.KeepKV(10, 8, 2, "recent"), self.SPANS, ids)
+        assert kept[0][0].tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
+
+    def test_answers_beyond_the_budget_are_an_error(self):
+        tokens = torch.full((2, 16), 50)
+        tokens[1, 0] = OPEN
+        text = r"row 0 protects 11 positions, and only 8 may be held .*budget=10, keep=8, window=2"
+        with pytest.raises(ValueError, match=text):
+            self.generate(tokens, ak.KeepKV(10, 8, 2, "recent"), self.SPANS)
+
+
+class _Processor:
+    def __init__(self, function):
+        self._function = function
+
+    def __call__(self, ids, scores):
+        return self._function(ids, scores)
+
+
+class TestMemory:
+    def bytes_of(self, positions):
+        return positions * 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, floats
+
+    @pytest.mark.parametrize("score", ["recent", "key_norm"])
+    def test_buffers_stop_at_the_budget(self, score):
+        call = {"do_sample": True, "eos_token_id": None, "max_new_tokens": 300, "seed": 1, "num_return_sequences": 4}
+        settings = ak.KeepKV(24, 0.5, 6, score)
+        with ak.patched(shared("llama"), MODES) as model:
+            model.generate(prompts(2, 20), **call, kv_layout="shared")
+            full = ak.last_stats(model).kv_bytes_peak
+            model.generate(prompts(2, 20), **call, kv_layout="shared", kv_keep=settings)
+            stats = ak.last_stats(model)
+        assert stats.kv_held_peak == 25 and stats.kv_evictions == 1 + (299 - 25) // (25 - settings.held)
+        bound = self.bytes_of(2 * 20 + 8 * 25)
+        # Growing needs the old buffer of one tensor beside the new one.
+        assert bound <= stats.kv_bytes_peak <= 1.2 * bound and full > 5 * stats.kv_bytes_peak
+
+    def test_a_returned_cache_holds_everything(self):
+        call = {**inputs(), **CALL, "return_dict_in_generate": True}
+        with ak.patched(build("llama"), MODES) as model:
+            out = model.generate(**call, kv_keep=SMALL)
+            mask = torch.nn.functional.pad(inputs()["attention_mask"], (0, NEW), value=1)
+            kv_cache = out[CACHE]
+            assert isinstance(kv_cache, DynamicCache) and kv_cache.get_seq_length() == WIDTH + NEW - 1
+            longer = {"attention_mask": mask, "max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+            went_on = model.generate(out.sequences, **longer, **{CACHE: kv_cache})
+            assert torch.equal(went_on, model.generate(out.sequences, **longer))
+
+
+class TestReports:
+    def test_why_a_setting_was_inactive(self):
+        with ak.patched(shared("llama"), MODES) as model:
+            model.generate(**inputs(), **CALL, kv_keep=ak.KeepKV(NEW, 0.5, 3))
+            stats = ak.last_stats(model)
+            assert stats.kv_evictions == 0
+            assert stats.kv_keep_reason == f"no row held more than the budget of {NEW} positions"
+            model.generate(**inputs(), **CALL, kv_keep=ak.KeepKV(4, 1.0, 3))
+            assert ak.last_stats(model).kv_keep_reason == "keep=1.0 drops nothing"
+            model.generate(**inputs(), **CALL)
+            stats = ak.last_stats(model)
+            assert stats.kv_evictions is None and stats.kv_held_peak is None and stats.kv_keep_reason == ""
+
+    def test_random_needs_no_seed_and_obeys_one(self):
+        settings = ak.KeepKV(8, 0.5, 3, "random")
+        with ak.patched(shared("llama"), MODES) as model:
+            torch.manual_seed(3)
+            first = [model.generate(**inputs(), **CALL, kv_keep=settings) for _ in range(6)]
+            torch.manual_seed(3)
+            assert torch.equal(first[0], model.generate(**inputs(), **CALL, kv_keep=settings))
+            assert any(not torch.equal(first[0], other) for other in first)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            ({"num_beams": 2}, "kv_keep cannot be honoured by this call: beam search has its own decoding loop"),
+            ({"cache_implementation": "static"}, "kv_keep cannot serve this call: StaticCache, offloaded"),
+            ({"use_cache": False}, "kv_keep cannot serve this call: there is no cache to branch"),
+            ({"rng": "hf", "do_sample": True}, "kv_keep cannot serve this call: rng='hf' draws"),
+            (
+                {"output_attentions": True, "return_dict_in_generate": True},
+                "kv_keep cannot serve this call: output_attentions shows",
+            ),
+            ({"kv_keep": {"budget": 8}}, "kv_keep must be an adapt_kernels.KeepKV; got {'budget': 8}"),
+            (
+                {"kv_keep": ak.KeepKV(8, 0.5, 3, count="all")},
+                "got a prompt of 8 positions and budget=8",
+            ),
+            (
+                {"kv_keep": ak.KeepKV(12, 6, 3, count="all")},
+                "its 8 positions do not fit the 6 that are held after an eviction",
+            ),
+            (
+                {"kv_keep": ak.KeepKV(12, 9, 3, count="all"), "kv_layout": "shared"},
+                "kv_layout='shared' cannot serve this call: kv_keep with count='all'",
+            ),
+        ],
+    )
+    def test_before_the_prefill(self, arguments, text):
+        model = build("llama", attn_implementation="eager")
+        forwards = []
+        model.register_forward_hook(lambda *_: forwards.append(1))
+        call = {**inputs(), **CALL, "kv_keep": SMALL, **arguments}
+        with ak.patched(model, MODES), pytest.raises((ValueError, TypeError), match=text):
+            model.generate(**call)
+        assert not forwards
+
+    def test_caches_of_the_caller(self):
+        model = build("llama")
+        for given in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=64)):
+            with ak.patched(model, MODES), pytest.raises(ValueError, match="kv_keep cannot serve this call: "):
+                model.generate(**inputs(), **CALL, kv_keep=SMALL, **{CACHE: given})
+
+    @pytest.mark.parametrize(
+        ("architecture", "settings", "text"),
+        [
+            ("mistral", SMALL, "it has no full-attention layer"),
+            ("mamba", SMALL, "it has no full-attention layer"),
+            ("falcon_h1", SMALL, "LinearAttentionAndFullAttentionLayer are not known to drop positions"),
+            ("bloom", SMALL, "BloomForCausalLM takes no position_ids"),
+            ("recurrent_gemma", SMALL, "recurrent_gemma keeps its state on its modules"),
+            ("falcon", ak.KeepKV(8, 0.5, 3, "snap"), "FalconForCausalLM does not take attention functions"),
+        ],
+    )
+    def test_models(self, architecture, settings, text):
+        text = f"kv_keep cannot serve this call: .*{text}"
+        with ak.patched(shared(architecture), MODES) as model, pytest.raises(ValueError, match=text):
+            model.generate(**inputs(), **CALL, kv_keep=settings)
+
+    @pytest.mark.parametrize("fault", ["alibi", "length"])
+    def test_models_that_tell_positions_from_the_cache(self, fault):
+        model = build("llama")
+        if fault == "length":
+
+            def forward(*args, position_ids=None, **kwargs):
+                kv_cache = kwargs.get(CACHE)
+                past = kv_cache.get_seq_length() if kv_cache is not None else 0
+                ids = kwargs["input_ids"]
+                return original(*args, position_ids=(past + torch.arange(ids.shape[1]))[None], **kwargs)
+
+            original = type(model).forward.__get__(model)
+        else:
+
+            def biased(module, query, key, value, attention_mask, **settings):
+                bias = torch.arange(key.shape[2]) * 0.3
+                mask = bias.expand(len(key), 1, query.shape[2], -1)
+                mask = mask if attention_mask is None else mask.masked_fill(~attention_mask, -1e9)
+                return AttentionInterface()["sdpa"](module, query, key, value, mask, **settings)
+
+            AttentionInterface.register("biased_by_index", biased)
+            AttentionMaskInterface.register("biased_by_index", AttentionMaskInterface()["sdpa"])
+            model.set_attn_implementation("biased_by_index")
+        if fault == "length":
+            kind = type("ByLength", (type(model),), {"forward": lambda self, **given: forward(**given)})
+            kind.forward.__signature__ = inspect.signature(type(model).forward)
+            model.__class__ = kind
+        text = "reads from the order or number of cached positions"
+        with ak.patched(model, MODES), pytest.raises(ValueError, match=text):
+            model.generate(**inputs(), **CALL, kv_keep=SMALL)
