@@ -16,7 +16,8 @@ class GenerateStats:
     row_steps: rows x decode forwards computed; row_steps_padded: what the unpatched loop would compute.
     prefill_tokens: prompt positions computed, padding included; kv_bytes_peak: bytes of the cache at its largest.
     With kv_keep: kv_held_peak, the counted positions that a row held at most; kv_evictions, how often some went;
-    kv_keep_reason: why they never did, else "".
+    kv_keep_reason: why they never did, else "". With probe rules: probe_tokens, positions computed for them, not in
+    row_steps.
     The counts are None under plan "original", which is not observed.
 
     With paths: tokens_saved: what the rows it ended would have had, at most, if they had lasted as long as the call's
@@ -30,6 +31,7 @@ class GenerateStats:
     row_steps_padded: int | None = None
     prefill_tokens: int | None = None
     kv_bytes_peak: int | None = None
+    probe_tokens: int | None = None
     tokens_saved: int | None = None
     score_tokens: int | None = None
     inactive: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from adapt_kernels.hf.call.arguments import by_name, eos_ids, prompt_in
 from adapt_kernels.hf.call.keep import KEEP, checked_thoughts, draws
 from adapt_kernels.hf.call.paths import check_paths
 from adapt_kernels.hf.call.plan import no_append_reason, original_reason, own_loop_reason, whole_batch_reason
-from adapt_kernels.hf.call.programs import program_run
+from adapt_kernels.hf.call.programs import has_probes, program_run
 from adapt_kernels.hf.call.state import STATES
 from adapt_kernels.hf.kv.prompts import ROW_INPUTS, prompt_of_row
 from adapt_kernels.hf.loop.decode_loop import decode
@@ -170,7 +170,8 @@ class ModeGenerate:
                 the model can and it pays: on a GPU with Triton when rows share prompts, on a CPU when rows' copies of
                 the prompts would take 16 MiB per layer or more.
             program: an `adapt_kernels.Program`, or a list with one (or None) per row or prompt: rules that steer each
-                row at any position. They act on nothing that a mode argument writes. rng="hf" and probe rules raise.
+                row at any position. They act on nothing that a mode argument writes. Probe rules answer by the
+                likeliest tokens; rng="hf" raises.
             thinking_budget: tokens after which a thought is closed, exactly, wherever it was opened; an integer >= 0 or
                 one (or None) per row or prompt. Its span is "think" of patch(spans=), else those of the modes with a
                 closing, else the preset's. Program rules come first, then the budget, then Mode.max_new_tokens.
@@ -250,7 +251,7 @@ class ModeGenerate:
             )
         config, rows = generation_config, len(input_ids)
         reason = whole_batch_reason(self, call, config, logits_processor, rows, model_kwargs)
-        if call.paths is not None and call.paths.own_function:
+        if (call.paths is not None and call.paths.own_function) or has_probes(call.programs):
             call.no_append = no_append_reason(self, config, model_kwargs)
         processors_and_criteria = logits_processor, stopping_criteria
         return decode(self, call, reason, input_ids, *processors_and_criteria, config, streamer, model_kwargs)

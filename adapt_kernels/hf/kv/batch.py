@@ -1,16 +1,13 @@
 """Which rows of a call are computed, in which slot of the batch, on which KV."""
 
-from contextlib import nullcontext
-from functools import cached_property
-
 import torch
 from transformers.cache_utils import DynamicCache
 
 from adapt_kernels.hf.compat import CACHE_NAMES
 from adapt_kernels.hf.kv.allotment import Allotment
-from adapt_kernels.hf.kv.cached import cache_of, cached_tokens, given_width, prefill_width, training_state
+from adapt_kernels.hf.kv.cached import cache_of, cached_tokens, given_width, training_state
 from adapt_kernels.hf.kv.layouts import LayoutChoice
-from adapt_kernels.hf.kv.prompts import first_rows, prompts_of, select_rows
+from adapt_kernels.hf.kv.prompts import first_rows, select_rows
 from adapt_kernels.hf.kv.random_draws import drawn_from, random_states
 from adapt_kernels.hf.kv.rebuilt_cache import RebuiltCache, Witness, rebuild
 from adapt_kernels.hf.kv.segments import (
@@ -24,93 +21,11 @@ from adapt_kernels.hf.kv.segments import (
     segment,
 )
 from adapt_kernels.hf.kv.shared_prompts import SharedPromptLayer
+from adapt_kernels.hf.kv.whole_batch import WholeBatch
 from adapt_kernels.hf.outputs import cache_bytes
 from adapt_kernels.ops.branch import branch
 
 NO_CACHE = "the model's output carries no cache"
-
-
-class WholeBatch:
-    """Plan "sample_only": every row in Hugging Face's order and cache, to the end.
-
-    declined: why the batch cannot go on after its prefill, None while it can.
-    """
-
-    plan, declined = "sample_only", None
-
-    def __init__(self, model, config, input_ids, model_kwargs):
-        self._model, self._config, self.kwargs, self._rows = model, config, model_kwargs, len(input_ids)
-        self.row_of_slot = None  # every row, in order
-        self.row_steps = self.prefill_tokens = 0
-        self._inputs = input_ids, model_kwargs
-
-    @cached_property
-    def prompts(self) -> torch.Tensor:
-        """[rows] int64 on the CPU: the prompt of each row. Reads the inputs."""
-        return prompts_of(*self._inputs, self._config.num_return_sequences or 1)
-
-    @property
-    def cache(self):
-        return cache_of(self.kwargs)
-
-    def prefill(self, input_ids):
-        """The model's outputs for the prompts."""
-        past = cached_tokens(self.kwargs)
-        outputs = self._model._prefill(input_ids, self._config, self.kwargs, is_first_iteration=True)
-        width = prefill_width(input_ids, self.kwargs, cached_tokens(outputs) - past)
-        self.prefill_tokens = len(input_ids) * width
-        return outputs
-
-    def row_logits(self, outputs, device):
-        """[slots, V]: the logits of the last position."""
-        return outputs.logits[:, -1].to(device)
-
-    def take(self, per_row):
-        """The entries of the slots, from a tensor over all rows."""
-        return per_row
-
-    def spread(self, per_slot, elsewhere):
-        """[rows] from [slots] (None stays None); `elsewhere`, a number or a scalar tensor, for rows that have left
-        (None where none can have left)."""
-        return per_slot
-
-    def of_rows(self, per_slot):
-        """[rows, ...] from what a forward gave [slots, ...]; zeros for rows that have left."""
-        return per_slot
-
-    def expand(self, modes) -> bool:
-        """Make rows of the prompts now, if they are not. True if slots changed."""
-        return False
-
-    def settle(self) -> None:
-        """After a forward."""
-
-    def attention(self):
-        """A context in which the model's attention reads this batch's KV."""
-        return nullcontext()
-
-    def evict(self, input_ids, gone) -> None:
-        """After `advance`: let rows drop KV; gone [rows] bool on the CPU."""
-
-    def prepared(self, inputs: dict) -> dict:
-        return inputs
-
-    def keep_report(self) -> dict:
-        return {}  # `GenerateStats` of `kv_keep`
-
-    def abandon(self) -> None:
-        """The call failed: give back what it holds."""
-
-    def advance(self, gone, modes, at_mode: bool, at_once: bool = False) -> bool:
-        """Before the next forward: let rows leave, gone [rows] bool on the CPU. True if slots changed; at_mode: modes
-        [rows] were just drawn; at_once: rows leave whatever compact_at, and give their KV back."""
-        self.row_steps += self._rows
-        return False
-
-    def close(self, sequences, return_cache: bool, surplus: bool):
-        """(cache to return or None, its peak bytes). surplus: it holds one position more than `sequences` needs."""
-        cache = cache_of(self.kwargs)
-        return cache, cache_bytes(cache)
 
 
 class BranchedBatch(WholeBatch):
@@ -209,6 +124,16 @@ class BranchedBatch(WholeBatch):
         if self.row_of_slot is None:
             return per_slot
         return per_slot.new_zeros(self._rows, *per_slot.shape[1:]).index_copy_(0, self.row_of_slot, per_slot)
+
+    def cached_slots(self, per_slot):
+        return per_slot if self._expanded else per_slot[self._on_device(self._first)]
+
+    def of_cached_slots(self, per_cached):
+        return per_cached if self._expanded else per_cached[self._on_device(self._prompts)]
+
+    def place_prompts(self) -> None:
+        if not self._expanded:
+            self._layout.place(torch.arange(len(self._first)), self.cache)
 
     def expand(self, modes) -> bool:
         if self._expanded:

@@ -43,21 +43,22 @@ def appended(model, batch, input_ids, embeds, hidden, adapter: AbstractContextMa
     """
     kwargs, found = batch.kwargs, []
     with restored(batch.cache):
-        kwargs = _step(model, batch, input_ids, kwargs)
+        _, kwargs = step(model, batch, input_ids, kwargs)
         with adapter:
             for position in range(embeds.shape[1]):
                 input_ids = torch.cat([input_ids, input_ids[:, -1:]], 1)
-                kwargs = _step(model, batch, input_ids, kwargs, embeds[:, position : position + 1])
+                _, kwargs = step(model, batch, input_ids, kwargs, embeds[:, position : position + 1])
                 found.append(hidden())
     return torch.stack(found, 1)
 
 
-def _step(model, batch, input_ids, kwargs: dict, embeds=None) -> dict:
-    """One forward over the last token, or the embeddings in its place; returns the model inputs of the next one."""
+def step(model, batch, input_ids, kwargs: dict, embeds=None) -> tuple:
+    """One forward over the last token of input_ids, or the embeddings in its place: its outputs, and the model inputs
+    of the next one. Only inside `restored`."""
     inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **kwargs)
     if embeds is not None:
         inputs = {**inputs, "input_ids": None, "inputs_embeds": embeds}
     with batch.attention():
-        outputs = model(**inputs, return_dict=True)
+        outputs = model(**batch.prepared(inputs), return_dict=True)
     batch.settle()
-    return model._update_model_kwargs_for_generation(outputs, dict(kwargs), is_encoder_decoder=False)
+    return outputs, model._update_model_kwargs_for_generation(outputs, dict(kwargs), is_encoder_decoder=False)

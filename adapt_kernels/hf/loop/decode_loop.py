@@ -3,10 +3,12 @@
 import torch
 
 from adapt_kernels.hf.compat import CACHE
-from adapt_kernels.hf.kv.batch import BranchedBatch, WholeBatch
+from adapt_kernels.hf.kv.batch import BranchedBatch
 from adapt_kernels.hf.kv.cached import cache_of
 from adapt_kernels.hf.kv.kept_batch import KeptBatch, inactive, keep_reason
+from adapt_kernels.hf.kv.whole_batch import WholeBatch
 from adapt_kernels.hf.loop.path_steps import path_steps
+from adapt_kernels.hf.loop.probes import probes_of
 from adapt_kernels.hf.loop.row_ends import RowEnds
 from adapt_kernels.hf.loop.sampler import TokenSelector
 from adapt_kernels.hf.loop.steering import Steering
@@ -42,6 +44,7 @@ def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, 
             outputs = batch.prefill(input_ids)
             batch.prefill_tokens += prefilled
             paths.no_append = reason
+        probes = probes_of(model, call, batch, selector.steering, config)
         late = reason is None and not paths.reads_ends and may_be_late(stopping_criteria, config, streamer, device)
         stop = StopCheck(rows, most_new, late)
         sequences = _steps(model, config, batch, outputs, selector, ends, record, streamer, stop, input_ids, paths)
@@ -58,6 +61,7 @@ def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, 
     new = sequences[:, input_ids.shape[1] :]
     counts = batch.row_steps, rows * (new.shape[1] - 1), batch.prefill_tokens, kv_bytes
     more = paths.stats(ends, new.shape[1]) | _keep_report(batch, call)
+    more |= {} if probes is None else {"probe_tokens": probes.positions}
     call.stats = GenerateStats(batch.plan, reason or "", *counts, **more)
     call.state.recent_lengths.add(ends.lengths((selector.modes == 0) & ~paths.cut(ends)))
     if not config.return_dict_in_generate:

@@ -216,7 +216,7 @@ class TokenSelector:
 
     def _forced_tokens(self, step: int, input_ids, opening, logits, alive):
         """[slots] int64, -1 = draw; None when no row is forced at this step."""
-        ruled = None if self.steering is None else self._ruled_tokens(step, opening, logits, alive)
+        ruled = None if self.steering is None else self._ruled_tokens(step, input_ids, opening, logits, alive)
         forced = either(opening, ruled)
         busy = None if forced is None else forced >= 0
         closing = self._closings.tokens(step, input_ids, self._of_slots(self.modes), self._rows, busy)
@@ -224,7 +224,7 @@ class TokenSelector:
             self.steering.give_way(closing)
         return either(forced, closing)
 
-    def _ruled_tokens(self, step: int, opening, logits, alive):
+    def _ruled_tokens(self, step: int, input_ids, opening, logits, alive):
         """[slots] int64: what rules write, but where a mode is opened or being closed; -1 = draw."""
         modes = self._of_slots(self.modes)
         held = self._closings.under_way(self._rows)
@@ -233,6 +233,8 @@ class TokenSelector:
         elif opening is not None:
             held = opening >= 0 if held is None else held | (opening >= 0)
         self.steering.run.tell_modes(modes)
+        if self.steering.probes is not None:
+            self.steering.probes.input_ids = input_ids
         return self.steering.decide(logits, self._of_slots(alive), held)
 
     def _observe(self, logits) -> None:

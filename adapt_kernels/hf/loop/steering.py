@@ -9,7 +9,7 @@ from adapt_kernels.hf.loop.processors import SplitProcessors
 from adapt_kernels.ops.mode_sample import FLAG_EMPTY, ModeSample, class_edited, gated_logits, mode_sample
 from adapt_kernels.ops.steer import ENDS_BEFORE, POSITION
 from adapt_kernels.program.clauses import RowInput
-from adapt_kernels.program.rules import Bias, Force, Sample, label_of
+from adapt_kernels.program.rules import Bias, Force, Probe, Sample, label_of
 from adapt_kernels.program.run import ProgramRun
 from adapt_kernels.program.settings import zipf_exponent
 from adapt_kernels.program.step_signals import step_signals
@@ -37,12 +37,13 @@ class Steering:
 
     def __init__(self, run: ProgramRun, processors: SplitProcessors, config, criteria):
         self.run, self.decision, self.ended, self.replaced, self.sleeps = run, None, None, None, None
+        self.probes = None  # `Probes`, where a program has such rules
         self._every_row, rules = run.slots, run.compiled.rules
         self._gates = run.gates()
-        self._gate_modes = {index: self._tokens_of(index).modes for index in self._gates}
+        self._gate_modes = {index: run.compiled.rule_tokens(index).modes for index in self._gates}
         self._biases = any(isinstance(rule, Bias) for rule in rules)
         self._samples = any(isinstance(rule, Sample) for rule in rules)
-        drawn = any(isinstance(rule, Force) and rule.when.drawn is not None for rule in rules)
+        drawn = any(isinstance(rule, (Force, Probe)) and rule.when.drawn is not None for rule in rules)
         self._settles = bool(drawn or self._gates or run.compiled.surprise)
         self.may_end = any(isinstance(rule, Force) and rule.stop for rule in rules)
         silent = any(
@@ -81,10 +82,6 @@ class Steering:
         first = self.run.compiled.first_rule[self._owner(index)]
         return label_of(index - first, self.run.compiled.rules[index])
 
-    def _tokens_of(self, index: int):
-        owner = self._owner(index)
-        return self.run.compiled.programs[owner].rule_tokens[index - self.run.compiled.first_rule[owner]]
-
     def place(self, row_of_slot) -> None:
         """From now on the slots are these rows, [slots] int64, None = every row in order."""
         self.run.place(self._every_row if row_of_slot is None else row_of_slot)
@@ -101,6 +98,8 @@ class Steering:
             if self._logp is not None:
                 values["logp"] = self._logp[self.run.slots]
             self.run.fill(values)
+        if self.probes is not None:
+            self.probes.fill()
         self._before = self.run.state
         self.decision = self.run.decide()
         return self.decision.forced
@@ -217,6 +216,8 @@ class Steering:
         self.replaced, self.ended = None, self.decision.ends if self.may_end else None
         if not self._settles:
             return tokens
+        if self.probes is not None:
+            self.probes.fill(self.decision, tokens)
         surprise = self._surprise(tokens, shaped, settings) if self.run.compiled.surprise else None
         tokens, ends, self.replaced = self.run.settle(self.decision, tokens, surprise)
         if self.may_end:
