@@ -125,7 +125,7 @@ def as_text(results: dict) -> str:
 
 def trained(config: RlConfig, out: Path) -> dict[str, float]:
     """Seconds that training `config` into `out` took, in this call or before."""
-    result = train(config, out, resume=True)
+    result = train(config, out, resume=(out / "training").is_dir())
     return {"wall_s": result.wall_s, "cpu_s": result.cpu_s}
 
 

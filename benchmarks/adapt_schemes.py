@@ -32,7 +32,7 @@ GIVEN = {
 }
 # What the task cannot give.
 LEFT_OUT = {
-    "crf": "a judge model scores the conciseness",
+    "crf": "a judge model's score of each answer's conciseness",
     "ares": "trigger words, of which these traces have none",
     "vsrm": "answers drawn after every step of a trace",
 }
