@@ -15,6 +15,7 @@ from adapt_kernels.schemes import modes  # noqa: F401 (they fill the table, thes
 from adapt_kernels.advantages import Advantages
 from adapt_kernels.schemes import entropies, graded, lengths, targets  # noqa: F401
 from adapt_kernels.schemes.baselines import BASELINES
+from adapt_kernels.schemes.goldens import GOLDENS, Golden
 from adapt_kernels.schemes.graded import step_rewards
 from adapt_kernels.schemes.modes import adapt
 from adapt_kernels.schemes.rollouts import SIGNALS, Rollouts, Steps
@@ -22,8 +23,8 @@ from adapt_kernels.schemes.settings import Schedule, SchemeSettings
 from adapt_kernels.schemes.state import State
 from adapt_kernels.schemes.table import SCHEMES, Scheme, Segment, scheme
 
-__all__ = ["BASELINES", "SCHEMES", "SIGNALS", "Rollouts", "Schedule", "Scheme", "SchemeSettings", "Segment", "Steps"]
-__all__ += ["adapt", "advantages", "rewards", "scheme", "step_rewards"]
+__all__ = ["BASELINES", "GOLDENS", "SCHEMES", "SIGNALS", "Golden", "Rollouts", "Schedule", "Scheme", "SchemeSettings"]
+__all__ += ["Segment", "Steps", "adapt", "advantages", "rewards", "scheme", "step_rewards"]
 
 
 def rewards(

@@ -53,7 +53,7 @@ class Crediting:
             for name, source in self.sources.items()
             if source.kind != "reward"
         }
-        return rollout.rows(self.modes, signals, rollout.lengths if ends is None else ends[1])
+        return rollout.rows(self.modes, signals, None if ends is None else ends[1])
 
     def measured(self, prompts, completions, completion_ids, columns: dict) -> list[list[tuple[int, float]]] | None:
         """This rank's (token of the completion, accuracy) of each row. Raises ValueError for what is none."""

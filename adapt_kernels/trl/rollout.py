@@ -30,13 +30,14 @@ class Rollout(NamedTuple):
             response[:, : self.forced.shape[1]] &= ~self.forced[:, :width]
         return inside & (position == gate), response
 
-    def rows(self, modes: Modes, signals: dict[str, torch.Tensor], answer_start: torch.Tensor) -> "RolloutRows":
-        """What the schemes and the logs see of each row; answer_start [B]: in the completion."""
+    def rows(self, modes: Modes, signals: dict[str, torch.Tensor] | None = None, answer_start=None) -> "RolloutRows":
+        """What the schemes and the logs see of each row; answer_start [B]: in the completion, None = no answers."""
+        answer_start = self.lengths if answer_start is None else answer_start
         at_mode, response = self.segments(modes, int(self.lengths.max()))
         drawn = at_mode | response
         before = torch.arange(drawn.shape[1], device=drawn.device) < answer_start[:, None]
         counts = drawn.sum(1).clamp(min=1), (drawn & before).sum(1)
-        return RolloutRows(self.modes, self.mode_probs, self.lengths, *counts, signals)
+        return RolloutRows(self.modes, self.mode_probs, self.lengths, *counts, signals or {})
 
     def _suffix(self, modes: Modes) -> torch.Tensor:
         return torch.tensor([len(ids) for ids in modes.suffixes], device=self.modes.device)[self.modes]

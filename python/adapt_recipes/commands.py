@@ -116,6 +116,21 @@ def evaluate(
         run_eval(settings, out, console)
 
 
+@app.command("schemes")
+def list_schemes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show this one: its formula and example.")
+    ] = None,
+) -> None:
+    """List how `adapt train rl --scheme NAME` can credit thinking: sources, inputs and constants."""
+    with plain_errors():
+        from adapt_recipes.scheme_pages import scheme_page, scheme_table
+
+        shown = scheme_table() if name is None else scheme_page(name)
+    for part in [shown] if name is None else shown:
+        console.print(part, markup=False, highlight=False)
+
+
 @app.command("fetch-smollm2")
 def fetch_smollm2(
     directory: Annotated[Path | None, typer.Argument(help="Target folder; default: the user's cache.")] = None,

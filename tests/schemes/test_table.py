@@ -1,5 +1,8 @@
 """Every row of the table: worked examples to six decimals, plain float64 loops on random groups, what is refused."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from plain_rewards import REWARDS, advantages
@@ -186,19 +189,19 @@ def test_schedules():
     assert schemes.rewards("length_penalty", sample, falling).tolist() == pytest.approx([0.95, -0.05, 0.75, -0.25])
 
 
-def test_a_scheme_of_ones_own(monkeypatch):
-    """What CONTRIBUTING shows."""
+def test_a_scheme_is_added_as_contributing_shows(monkeypatch):
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
+    code = re.search(r"## Adding a scheme.*?```python\n(.*?)```", text, re.S)[1]
+    row, example = code.split("\n\n\n")
+    assert len(row.splitlines()) <= 15
     monkeypatch.setattr("adapt_kernels.schemes.table.SCHEMES", listed := {})
-
-    @schemes.scheme("ours", baseline="rloo", signals=("difficulty",), constants=("length_penalty", "length_scale"))
-    def short_words(rollouts, settings, state):
-        """correct - lambda (1 - difficulty) length / scale."""
-        cost = settings.length_penalty * rollouts.lengths / settings.length_scale
-        return rollouts.correct.double() - cost * (1 - rollouts.signal("difficulty"))
-
-    sample = GOLDENS["grpo"][0].rollouts._replace(signals={"difficulty": torch.tensor([0.0, 1, 0.5, 0])})
-    settings = SchemeSettings(length_scale=2.0)
-    assert listed["short_words"].rewards(sample, settings).tolist() == pytest.approx([0.7, 0, 0.85, -0.3])
+    exec(code, {"scheme": schemes.scheme, "Golden": schemes.Golden, "GOLDENS": (examples := {})})
+    assert example.startswith("GOLDENS")
+    (name, found), ((golden,),) = *listed.items(), examples.values()
+    assert examples.keys() == {name}
+    assert found.rewards(golden.rollouts, golden.scheme_settings).tolist() == pytest.approx(golden.rewards, abs=1e-6)
+    credit = found.advantages(golden.rollouts, golden.scheme_settings).rest
+    assert credit.tolist() == pytest.approx(golden.advantages, abs=1e-6)
 
 
 SAMPLE = batch("pear", "mixed", 0)
