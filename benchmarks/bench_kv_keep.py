@@ -1,7 +1,7 @@
 """Whole `generate` calls under a KV budget: time and peak memory by length, against the full cache and its rivals.
 
-A case is `length-peer`. Peers: Hugging Face's full, quantised and sliding-window caches; ours full; and ours at a budget
-of 512 positions, of which 384 stay, by score. All rows make every token; the model is random, and of a size that
+A case is `length-peer`. Peers: Hugging Face's full, quantised and sliding-window caches; ours full; and ours at a
+budget of 512 positions, of which 384 stay, by score. All rows make every token; the model is random, and of a size that
 lets attention over a long cache cost as much as the rest of a step.
 """
 

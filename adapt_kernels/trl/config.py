@@ -185,8 +185,9 @@ class ADaPTConfig(GRPOConfig):
             reshaping.append("repetition_penalty")
         if "kv_keep" in reshaping and self.old_logprobs == "rollout":
             raise ValueError(
-                "generation_kwargs: under kv_keep a rollout's log-probs are of what its rows still hold, and the policy's"
-                " forward reads everything: set old_logprobs='policy' to have them computed anew, or leave kv_keep out"
+                "generation_kwargs: under kv_keep a rollout's log-probs are of what its rows still hold, and the"
+                " policy's forward reads everything: set old_logprobs='policy' to have them computed anew, or leave"
+                " kv_keep out"
             )
         if reshaping and self.old_logprobs == "rollout":
             raise ValueError(
