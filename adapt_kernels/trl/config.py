@@ -211,6 +211,12 @@ class ADaPTConfig(GRPOConfig):
         reshaping = [name for name in self.generation_kwargs or () if name not in _FILTERS]
         if self.repetition_penalty != 1.0:
             reshaping.append("repetition_penalty")
+        if "kv_keep" in reshaping and self.old_logprobs == "rollout":
+            raise ValueError(
+                "generation_kwargs: under kv_keep a rollout's log-probs are of what its rows still hold, and the"
+                " policy's forward reads everything: set old_logprobs='policy' to have them computed anew, or leave"
+                " kv_keep out"
+            )
         if reshaping and self.old_logprobs == "rollout":
             raise ValueError(
                 f"{', '.join(reshaping)} may reshape the rollout's log-probs, so they are no log-probs of the policy:"

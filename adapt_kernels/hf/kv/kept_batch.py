@@ -89,7 +89,7 @@ class KeptBatch(BranchedBatch):
             stack.enter_context(super().attention())
             if watches:
                 stack.enter_context(reading_segments(self._model))
-                stack.enter_context(watched_inputs(watches))
+                stack.enter_context(watched_inputs(watches if self._wanted[1] else ()))
             if self._settings.by_head:
                 stack.enter_context(last_hidden(self._model, self._take_hidden))
             calls = [watch.calls for watch in watches]
