@@ -2,11 +2,13 @@
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 
 from trl import GRPOConfig
 
+from adapt_kernels.program.paths import Paths
 from adapt_kernels.program.program import Program
 from adapt_kernels.schemes import SCHEMES, Schedule, Scheme, SchemeSettings
 
@@ -58,6 +60,9 @@ class ADaPTConfig(GRPOConfig):
     program: rules that steer every rollout: an `adapt_kernels.Program`, its JSON form, or a folder that holds one. What
         they write carries no loss. Rules that reshape the distribution (gate, bias, sample) need old_logprobs="policy".
     thinking_budget: tokens after which a rollout's thought is closed (`generate`).
+    paths: `adapt_kernels.Paths`, or its settings as a mapping: which of a prompt's training rollouts go on living. Rows
+        that it ends carry no loss and count for no one else's, like rows that were not graded. Groups must lie on one
+        rank each, and be of different prompts. Evaluation lets every row live.
     correct_reward: name of the reward function that says whether an answer is correct; None = the first one.
     correct_threshold: correct means a reward of at least this.
     reference_accuracy_column: dataset column with each prompt's accuracy before training, for "adaptthink".
@@ -86,6 +91,7 @@ class ADaPTConfig(GRPOConfig):
     old_logprobs: str = field(default="rollout", metadata={"help": "'rollout' or 'policy'."})
     program: dict | str | None = field(default=None, metadata={"help": "Rules that steer rollouts, or their folder."})
     thinking_budget: int | None = field(default=None, metadata={"help": "Cap on the tokens of a rollout's thought."})
+    paths: dict | None = field(default=None, metadata={"help": "Which rollouts of a prompt go on living."})
     correct_reward: str | None = field(default=None, metadata={"help": "Reward function that grades correctness."})
     correct_threshold: float = field(default=0.5, metadata={"help": "Reward from which an answer is correct."})
     reference_accuracy_column: str = field(default="reference_accuracy", metadata={"help": "AdaptThink's baseline."})
@@ -131,9 +137,10 @@ class ADaPTConfig(GRPOConfig):
         super().__post_init__()
 
     def to_dict(self) -> dict:
-        """As TRL's, with the program in its JSON form."""
+        """As TRL's, with the program in its JSON form, and paths, which may hold a function, as text."""
         shown = super().to_dict()
-        return {**shown, "program": self.program.to_dict() if isinstance(self.program, Program) else self.program}
+        program = self.program.to_dict() if isinstance(self.program, Program) else self.program
+        return {**shown, "program": program, "paths": None if self.paths is None else repr(self.paths)}
 
     @property
     def method(self) -> Scheme:
@@ -186,6 +193,7 @@ class ADaPTConfig(GRPOConfig):
         if (self.max_completion_length or 0) < 1:
             raise ValueError(f"max_completion_length must be at least 1; got {self.max_completion_length}")
         self._check_rollout()
+        self._check_paths()
         self._check_scheme()
 
     def _check_scheme(self) -> None:
@@ -222,6 +230,16 @@ class ADaPTConfig(GRPOConfig):
                 f"{', '.join(reshaping)} may reshape the rollout's log-probs, so they are no log-probs of the policy:"
                 " set old_logprobs='policy', or leave that out"
             )
+
+    def _check_paths(self) -> None:
+        if isinstance(self.paths, Mapping):
+            self.paths = Paths(**self.paths)
+        if self.paths is None:
+            return
+        if not isinstance(self.paths, Paths):
+            raise TypeError(f"paths must be an adapt_kernels.Paths or its settings; got {self.paths!r}")
+        if self.paths.keep == 1 and not self.paths.per_mode:
+            raise ValueError("paths: keep=1 leaves no two rows of a prompt to compare: keep 2 or more, or use per_mode")
 
     def _check_trl(self) -> None:
         for name, instead in _NOT_HONOURED.items():

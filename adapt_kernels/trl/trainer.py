@@ -32,7 +32,7 @@ from adapt_kernels.trl.metrics import NOT_FINITE, log_rows, loss_metrics, loss_s
 from adapt_kernels.trl.micro_batch import policy_head, token_scores
 from adapt_kernels.trl.policy_head import PolicyHead
 from adapt_kernels.trl.preparation import prepare, warn_of_drift
-from adapt_kernels.trl.rollout import Rollout, RolloutRows, left_padded, rollout_seeds, row_modes, whole_parameters
+from adapt_kernels.trl.rollout import Rollout, RolloutRows, left_padded, row_arguments, whole_parameters
 from adapt_kernels.trl.signals import outcome_weights
 
 
@@ -138,7 +138,7 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
         padding = self._tokenizer.pad_token_id, self.pad_to_multiple_of
         generate_inputs = left_padded(prompt_ids, *padding, self.accelerator.device)
         training = self.model.training
-        arguments = self._row_arguments(len(prompt_ids), num_generations)
+        arguments = self._row_arguments(prompt_ids, num_generations)
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         with (
             unwrap_model_for_generation(
@@ -161,23 +161,21 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
                 synced_gpus=False,
             )
             model.train(training)
-        self._rollout = Rollout(out.modes.long(), out.mode_probs, out.mode_logprobs, out.lengths, out.forced)
+        self._rollout = Rollout.of(out)
         ends = out.lengths.tolist()
         tokens = out.sequences[:, generate_inputs["input_ids"].shape[1] :]
         return tuple(
             [row[:end] for row, end in zip(rows.tolist(), ends, strict=True)] for rows in (tokens, out.logprobs)
         )
 
-    def _row_arguments(self, rows: int, num_generations: int) -> dict:
-        """`mode` and `seed` of this rank's rows."""
-        training, first = self.model.training, self.accelerator.process_index * rows
+    def _row_arguments(self, prompt_ids, num_generations: int) -> dict:
+        """What `generate` is told about this rank's rows."""
+        training = self.model.training
         index = self._step if training else self._evaluated_batches
         self._evaluated_batches += not training
-        return {
-            "mode": row_modes(self._forces_modes, self.modes, first, rows, num_generations),
-            "seed": rollout_seeds(self.args.seed, int(not training), index, first, rows),
-            **self._steering,
-        }
+        first = self.accelerator.process_index * len(prompt_ids)
+        place = first, prompt_ids, num_generations
+        return row_arguments(self.args, self.modes, training, index, *place) | self._steering
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         chosen = self._rollout.modes.tolist()
@@ -252,6 +250,7 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
         steps = None if self._steps is None else gather_object(among_drawn(self._steps, at_mode | drawn))
         outcome = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
         correct = verdicts(self._rewards[:, self._crediting.correct], self.args.correct_threshold)
+        correct = correct.masked_fill(everyone.cut, torch.nan)  # as if they were not graded
         training = self.model.training
         size = self.num_generations if training else self.num_generations_eval
         done = self.state.global_step / max(self.state.max_steps, 1), self.state.global_step

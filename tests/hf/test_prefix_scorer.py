@@ -1,6 +1,7 @@
 """PrefixScorer: what it computes, that the model stays what it was, training with resume, and whose scorer it is."""
 
 import json
+from threading import Thread
 
 import pytest
 import torch
@@ -168,3 +169,15 @@ def test_refused():
         scorer.fit([[5, 6]], [1.0], epochs=0)
     with pytest.raises(ValueError, match="PrefixScorer cannot score the rows of this call: there is no cache"):
         generate(ak.Paths(keep=1, at=3, score=scorer), use_cache=False)
+
+
+def test_other_threads_compute_without_the_adapter():
+    model, ids = shared("llama"), torch.tensor([[9, 8, 7]])
+    scorer, found = awake(scorer_of(model)), []
+    with torch.no_grad(), scorer.adapter.active():
+        own = model(ids).logits
+        thread = Thread(target=lambda: found.append(model(ids).logits))
+        thread.start()
+        thread.join()
+    plain = model(ids).logits
+    assert torch.equal(found[0], plain) and not torch.allclose(own, plain)

@@ -1,5 +1,7 @@
 """`Paths` inside the decode loop: what rows have gone through, and the view that a score function gets of them."""
 
+import threading
+
 import torch
 
 from adapt_kernels.hf.kv.side_forward import appended
@@ -52,7 +54,7 @@ class PathSteps(NoPaths):
         self.run = PathRun(paths, prompts, selector.seeds, device)
         self._model, self._selector, self._prompt_length = model, selector, prompt_length
         self.no_append, self.score_tokens = no_append, 0
-        self._hidden, self._hook = None, None
+        self._hidden, self._hook, self._thread = None, None, threading.get_ident()
         head = model.get_output_embeddings() if paths.own_function else None
         if head is not None:
             self._hook = head.register_forward_pre_hook(self._keep_hidden)
@@ -63,7 +65,8 @@ class PathSteps(NoPaths):
         return self.run.reads_ends
 
     def _keep_hidden(self, module, inputs) -> None:
-        if inputs and torch.is_tensor(inputs[0]) and inputs[0].ndim == 3:
+        ours = threading.get_ident() == self._thread  # another call may be running on the model
+        if ours and inputs and torch.is_tensor(inputs[0]) and inputs[0].ndim == 3:
             self._hidden = inputs[0][:, -1]
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ class Fit:
 
     epochs, batch_size, learning_rate (constant), weight_decay: of AdamW. validation: (prefixes, labels); the epoch
     with the least mean squared error on it is kept, without it the last one. seed: of the order and of dropout. folder:
-    where each epoch's state goes, and from which a run of the same data and settings goes on. progress: a bar.
+    where each epoch's state goes, and from which a run of the same data and settings goes on. progress: show a bar.
     """
 
     epochs: int = 10
@@ -60,11 +60,12 @@ def fit_scorer(scorer, prefixes: list[torch.Tensor], labels, settings: Fit) -> l
     run = _Run(scorer, settings, _digest(prefixes, labels, settings, scorer.settings))
     modes = {module: module.training for module in scorer.model.modules()}
     scorer.model.eval()
+    batches = math.ceil(len(prefixes) / settings.batch_size)
+    shown = {"total": settings.epochs * batches, "initial": run.epoch * batches, "desc": "PrefixScorer"}
     try:
-        with tqdm(range(settings.epochs), initial=run.epoch, disable=not settings.progress, desc="PrefixScorer") as bar:
+        with tqdm(**shown, unit="batch", disable=not settings.progress) as bar:
             while run.epoch < settings.epochs:
-                told = run.one_epoch(prefixes, labels)
-                bar.update()
+                told = run.one_epoch(prefixes, labels, bar.update)
                 bar.set_postfix({name: f"{value:.4f}" for name, value in told.items() if value is not None})
     finally:
         scorer.adapter.train(False)
@@ -87,8 +88,8 @@ class _Run:
         if self._folder is not None and (self._folder / _PROGRESS).exists():
             self._resume()
 
-    def one_epoch(self, prefixes, labels) -> dict:
-        """Returns {"loss", "validation"}."""
+    def one_epoch(self, prefixes, labels, step) -> dict:
+        """Returns {"loss", "validation"}; step() is called after each batch."""
         settings, losses = self.settings, []
         self.scorer.adapter.train()
         # Each epoch by itself: one that is resumed draws what it would have drawn.
@@ -101,6 +102,7 @@ class _Run:
                 frozen_gradients(loss, list(self.parameters))
                 self.optimizer.step()
                 losses.append(loss.item() * len(chosen))
+                step()
         self.scorer.adapter.train(False)
         told = {"loss": sum(losses) / len(prefixes), "validation": self._validation()}
         if not math.isfinite(told["loss"]):

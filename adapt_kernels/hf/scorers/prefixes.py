@@ -1,6 +1,7 @@
 """Forwards over prefixes given as ids: their KV, frozen, and what a model makes of embeddings behind it."""
 
 import inspect
+import threading
 from collections.abc import Sequence
 from contextlib import contextmanager
 
@@ -45,9 +46,14 @@ def hidden_behind(model, prefixes: list[torch.Tensor], embeds: torch.Tensor, ada
 
 @contextmanager
 def _kept_hidden(model):
-    """Yields a list of what the output embeddings are given inside, at the last position."""
-    kept = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: kept.append(args[0][:, -1]))
+    """Yields a list of what the output embeddings are given inside, by this thread, at the last position."""
+    kept, thread = [], threading.get_ident()
+
+    def keep(module, args):
+        if threading.get_ident() == thread:
+            kept.append(args[0][:, -1])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep)
     try:
         yield kept
     finally:

@@ -1,9 +1,31 @@
 """LoRA on some linear layers of a model that is there only inside a context; outside, the model is what it was."""
 
+import threading
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+# Two contexts on one model at a time would put each other's layers back.
+_ONE_AT_A_TIME = threading.RLock()
+
+
+class _Switch(nn.Module):
+    """Stands in for a layer: the adapted one in the thread that has put it there, the plain one in every other."""
+
+    def __init__(self, plain: nn.Module, adapted: nn.Module):
+        super().__init__()
+        self.plain, self.adapted, self._thread = plain, adapted, threading.get_ident()
+
+    def forward(self, *args, **kwargs):
+        chosen = self.adapted if threading.get_ident() == self._thread else self.plain
+        return chosen(*args, **kwargs)
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.plain, name)
 
 
 class SideAdapter:
@@ -42,19 +64,20 @@ class SideAdapter:
 
     @contextmanager
     def active(self):
-        """The model computes with the adapter inside."""
-        plain = {name: self._put(name, layer) for name, layer in self.layers.items()}
-        try:
-            yield
-        finally:
-            for name, layer in plain.items():
-                self._put(name, layer)
+        """The model computes with the adapter inside, in this thread."""
+        with _ONE_AT_A_TIME:
+            plain = {name: self._model.get_submodule(name) for name in self.layers}
+            try:
+                for name, layer in self.layers.items():
+                    self._put(name, _Switch(plain[name], layer))
+                yield
+            finally:
+                for name, layer in plain.items():
+                    self._put(name, layer)
 
-    def _put(self, name: str, layer) -> nn.Module:
+    def _put(self, name: str, layer: nn.Module) -> None:
         parent, _, own = name.rpartition(".")
-        modules = self._model.get_submodule(parent)._modules
-        modules[own], old = layer, modules[own]
-        return old
+        self._model.get_submodule(parent)._modules[own] = layer
 
 
 def _lora_layers(found: dict, targets, rank: int, alpha: int, dropout: float) -> dict[str, nn.Module]:
