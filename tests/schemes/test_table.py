@@ -115,7 +115,12 @@ def test_ares_weighs_the_kl_term_by_band():
     assert relieved.any() and weight[relieved].tolist() == pytest.approx([0.67] * int(relieved.sum()))
     assert (weight[~relieved] == 1).all()
     far = rollouts._replace(signals={**rollouts.signals, "kl": torch.full_like(rollouts.outcome, 1.0)})
-    for _ in range(99):
+    near = rollouts._replace(signals={**rollouts.signals, "kl": torch.full_like(rollouts.outcome, 0.01)})
+    band = int(thirds(rollouts)[0])
+    for sample, average in ((far, 99.0), (near, 0.97 * 99)):  # of KL / target - 1
+        schemes.advantages("ares", sample, state=state)
+        assert state[f"ares_kl_{band}"].item() == pytest.approx(average, rel=1e-5)
+    for _ in range(97):
         schemes.advantages("ares", far, state=state)
     assert not state["ares_log_beta"].any(), "the 100th batch moves it"
     schemes.advantages("ares", far, state=state)
