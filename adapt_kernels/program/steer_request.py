@@ -118,15 +118,15 @@ def _thought(span: Span, closings: Sequence[tuple[int, ...]]) -> Thought:
     built = Program.from_dict({"spans": {"think": span}, "rules": []})
     close = built.span_tokens["think"].close
     ids = next((ids for ids in closings if close.completes(ids)), None)
-    return Thought(span, ids or _first_ids(span.close))
+    return Thought(span, ids or first_ids(span.close))
 
 
-def _first_ids(pattern) -> tuple[int, ...]:
+def first_ids(pattern) -> tuple[int, ...]:
     """The ids of a pattern's first alternative."""
     if isinstance(pattern, Mapping):
         return tuple(pattern["seq"][0])
     if isinstance(pattern, (list, tuple)):
-        return _first_ids(pattern[0])
+        return first_ids(pattern[0])
     return (int(pattern),)
 
 

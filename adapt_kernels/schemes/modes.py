@@ -40,9 +40,12 @@ _DEGRPO = ("degrpo_rewards", "degrpo_alpha")
     "Thinkless, arXiv 2505.13379", baseline="mean", mode_mean="sequences", num_modes=(2,), constants=_DEGRPO
 )  # fmt: skip
 def degrpo(rollouts: Rollouts, settings: SchemeSettings, state: State) -> torch.Tensor:
-    """1 right and fast, .5 right and slow, -1 wrong. The mode tokens have a mean of their own, times alpha."""
+    """1 right and fast, .5 right and slow, -1 wrong or malformed.
+
+    The loss has one mean over the mode tokens, times alpha, and one over the response tokens.
+    """
     fast, slow, wrong = settings.degrpo_rewards
-    return torch.where(rollouts.correct, torch.where(rollouts.modes == 0, fast, slow), wrong).double()
+    return torch.where(rollouts.correct & rollouts.valid, torch.where(rollouts.modes == 0, fast, slow), wrong).double()
 
 
 @scheme(

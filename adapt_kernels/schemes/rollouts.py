@@ -52,6 +52,40 @@ class Rollouts(NamedTuple):
         return self.modes >= 0
 
 
+def check_columns(rollouts: Rollouts) -> None:
+    """Raises ValueError for a column of another length, a mode that is none of the M, or a row without tokens."""
+    rows = tuple(rollouts.outcome.shape)
+    for name in ("outcome", "correct", "lengths", "groups", "modes"):
+        shape = tuple(getattr(rollouts, name).shape)
+        if len(shape) != 1 or shape != rows:
+            raise ValueError(
+                f"{name} must be [B], one entry for each of {rows[0] if rows else 0} rows; got shape {shape}"
+            )
+    if rows[0] and not -1 <= int(rollouts.modes.min()) <= int(rollouts.modes.max()) < rollouts.num_modes:
+        raise ValueError(
+            f"modes must be 0 to {rollouts.num_modes - 1} (num_modes - 1), or -1 for a malformed row; got"
+            f" {int(rollouts.modes.min())} to {int(rollouts.modes.max())}"
+        )
+    if rows[0] and int(rollouts.lengths.min()) < 1:
+        raise ValueError(f"lengths must be at least 1 (the mode token counts); got {int(rollouts.lengths.min())}")
+
+
+def check_steps(name: str, rollouts: Rollouts) -> None:
+    """Raises ValueError unless there are measurements, each of one of the rows and at one of its tokens."""
+    if rollouts.steps is None:
+        raise ValueError(f"scheme {name!r} needs Rollouts.steps, the accuracies measured along each thought")
+    rows, positions, accuracies = rollouts.steps
+    if not rows.shape == positions.shape == accuracies.shape or rows.ndim != 1:
+        shapes = [tuple(part.shape) for part in rollouts.steps]
+        raise ValueError(f"steps must be rows, positions and accuracies, [K] each; got shapes {shapes}")
+    bad = (rows < 0) | (rows >= len(rollouts.outcome)) | (positions < 0) | ~accuracies.isfinite()
+    if bad.any():
+        raise ValueError(
+            f"steps must be of rows 0 to {len(rollouts.outcome) - 1}, at positions from 0 on, with finite accuracies;"
+            f" got {[part[bad][0].item() for part in rollouts.steps]} at {bad.nonzero()[0].item()}"
+        )
+
+
 # What each signal is, in the words of errors and of `adapt schemes`.
 SIGNALS = {
     "finished": "1 for a row that ended by itself, 0 for one that was cut",

@@ -8,7 +8,7 @@ import torch
 
 from adapt_kernels.advantages import Advantages
 from adapt_kernels.schemes.baselines import centred, centred_tokens, reward_to_go
-from adapt_kernels.schemes.rollouts import SIGNALS, Rollouts
+from adapt_kernels.schemes.rollouts import SIGNALS, Rollouts, check_columns, check_steps
 from adapt_kernels.schemes.settings import SchemeSettings
 from adapt_kernels.schemes.state import State
 
@@ -112,7 +112,9 @@ class Scheme:
             return self.arithmetic(rollouts._replace(outcome=reward), settings)
         baseline = self.baseline if settings.baseline is None else settings.baseline
         if self.placed is not None:
-            to_go = reward_to_go(rollouts.outcome.double(), self.placed(rollouts, settings), rollouts.lengths)
+            last = rollouts.outcome.double()
+            last = last + overlong(rollouts, settings) if settings.overlong_buffer else last
+            to_go = reward_to_go(last, self.placed(rollouts, settings), rollouts.lengths)
             tokens = centred_tokens(to_go, rollouts, baseline, self.epsilon).float()
             last = tokens.gather(1, rollouts.lengths[:, None] - 1)[:, 0]
             return Advantages(tokens[:, 0], last, rollouts.lengths, tokens=tokens)
@@ -139,6 +141,7 @@ class Scheme:
         return rollouts, settings.at(rollouts.progress, rollouts.step), {} if state is None else state
 
     def _check_rows(self, name: str, rollouts: Rollouts) -> None:
+        check_columns(rollouts)
         shape = rollouts.outcome.shape
         for signal in (*self.signals, *self.optional):
             value = rollouts.given(signal)
@@ -152,8 +155,10 @@ class Scheme:
             if signal != "reference_accuracy" and not bool(value.isfinite().all()):
                 bad = (~value.isfinite()).nonzero()[:5, 0].tolist()
                 raise ValueError(f"scheme {name!r} needs {signal} of every row; it is not finite for rows {bad}")
-        if self.placed is not None and rollouts.steps is None:
-            raise ValueError(f"scheme {name!r} needs Rollouts.steps, the accuracies measured along each thought")
+        if self.placed is not None:
+            check_steps(name, rollouts)
+        if "answer" in self.segments and rollouts.answer_start is None:
+            raise ValueError(f"scheme {name!r} needs Rollouts.answer_start, the position of each answer's first token")
 
 
 SCHEMES: dict[str, Scheme] = {}

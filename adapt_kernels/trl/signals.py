@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from adapt_kernels.modes import Modes
-from adapt_kernels.program.steer_request import thought_spans
+from adapt_kernels.program.steer_request import first_ids, thought_spans
 from adapt_kernels.schemes import SIGNALS
 from adapt_kernels.trl.config import ADaPTConfig
 
@@ -75,7 +75,7 @@ def close_of_thought(args: ADaPTConfig, sources: dict[str, Source], modes: Modes
         asked.append("the answer's segment")
     if not asked:
         return None
-    closes = {_ids(thought.span.close) for thought in thought_spans(modes, {}).values()}
+    closes = {first_ids(thought.span.close) for thought in thought_spans(modes, {}).values()}
     if len(closes) != 1:
         raise ValueError(
             f"scheme {args.scheme!r} needs {' and '.join(asked)}, and these modes do not tell where a thought closes:"
@@ -83,13 +83,6 @@ def close_of_thought(args: ADaPTConfig, sources: dict[str, Source], modes: Modes
             " for it in signals"
         )
     return closes.pop()
-
-
-def _ids(pattern) -> tuple[int, ...]:
-    """The ids of a pattern's first alternative."""
-    if isinstance(pattern, dict):
-        return tuple(pattern["seq"][0])
-    return _ids(pattern[0]) if isinstance(pattern, (list, tuple)) else (int(pattern),)
 
 
 def thought_ends(ids: torch.Tensor, rollout, close: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:

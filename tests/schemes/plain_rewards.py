@@ -39,7 +39,7 @@ def outcome(x, group, at):
 
 
 def degrpo(x, group, at):
-    return (1 if x["mode"] == 0 else 0.5) if x["correct"] else -1
+    return (1 if x["mode"] == 0 else 0.5) if x["correct"] and x["mode"] >= 0 else -1
 
 
 def adaptthink(x, group, at):

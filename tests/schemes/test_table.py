@@ -1,6 +1,7 @@
 """Every row of the table: worked examples to six decimals, plain float64 loops on random groups, what is refused."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,12 @@ def test_ares_weighs_the_kl_term_by_band():
     assert relieved.any() and weight[relieved].tolist() == pytest.approx([0.67] * int(relieved.sum()))
     assert (weight[~relieved] == 1).all()
     far = rollouts._replace(signals={**rollouts.signals, "kl": torch.full_like(rollouts.outcome, 1.0)})
-    for _ in range(99):
+    near = rollouts._replace(signals={**rollouts.signals, "kl": torch.full_like(rollouts.outcome, 0.01)})
+    band = int(thirds(rollouts)[0])
+    for sample, average in ((far, 99.0), (near, 0.97 * 99)):  # of KL / target - 1
+        schemes.advantages("ares", sample, state=state)
+        assert state[f"ares_kl_{band}"].item() == pytest.approx(average, rel=1e-5)
+    for _ in range(97):
         schemes.advantages("ares", far, state=state)
     assert not state["ares_log_beta"].any(), "the 100th batch moves it"
     schemes.advantages("ares", far, state=state)
@@ -162,6 +168,8 @@ def test_segments_have_advantages_of_their_own():
     sample = GOLDENS["hipo"][0].rollouts._replace(
         lengths=torch.tensor([3, 4, 5, 4]), answer_start=torch.tensor([2, 9, 1, 3])
     )
+    with pytest.raises(ValueError, match=r"needs Rollouts.answer_start"):
+        both.advantages(sample._replace(answer_start=None))
     whole = both.advantages(sample).expand(5)
     assert whole[:, 0].tolist() == pytest.approx([0.25, 0.25, -0.25, -0.25])
     assert whole[0].tolist() == pytest.approx([0.25, 0.499999, -1, 0, 0], abs=1e-6), "from its start to its row's end"
@@ -177,6 +185,10 @@ def test_overlong_is_added_to_any_scheme():
         assert schemes.rewards(name, sample, settings).tolist() == pytest.approx(expected)
     shaped = schemes.advantages("separate", sample, settings).rest
     assert shaped.tolist() == pytest.approx([1.625, -0.375, 0.125, -1.375])
+
+    step = schemes.Steps(torch.tensor([0, 0]), torch.tensor([1, 1]), torch.tensor([0.0, 0.5]))
+    found = schemes.advantages("vsrm", sample._replace(steps=step), replace(settings, baseline="none"))
+    assert found.mode.tolist() == pytest.approx([1.5, -1, -0.5, -2])
 
 
 def test_schedules():
@@ -204,6 +216,10 @@ def test_a_scheme_is_added_as_contributing_shows(monkeypatch):
     assert credit.tolist() == pytest.approx(golden.advantages, abs=1e-6)
 
 
+def steps(rows, positions):
+    return schemes.Steps(torch.tensor(rows), torch.tensor(positions), torch.full((len(rows),), 0.5))
+
+
 SAMPLE = batch("pear", "mixed", 0)
 HALF = {"entropy_think": torch.ones(3), "entropy_answer": torch.ones(3)}
 REFUSED = [
@@ -220,6 +236,18 @@ REFUSED = [
     ),
     ("separate", {}, {"baseline": "rloo"}, "scheme 'separate' has a baseline of its own: leave baseline='rloo' out"),
     ("vsrm", {}, {}, "scheme 'vsrm' needs Rollouts.steps"),
+    ("vsrm", {"steps": steps([21], [0])}, {}, r"steps must be of rows 0 to 20.*got \[21, 0, 0.5\] at 0"),
+    ("vsrm", {"steps": steps([0, 1], [0, -1])}, {}, r"got \[1, -1, 0.5\] at 1"),
+    ("vsrm", {"steps": steps([0], [0, 1])}, {}, r"rows, positions and accuracies, \[K\] each; got shapes"),
+    (
+        "grpo",
+        {"lengths": torch.ones(3).long()},
+        {},
+        r"lengths must be \[B\], one entry for each of 21 rows; got.*\(3,\)",
+    ),
+    ("grpo", {"lengths": torch.zeros(21).long()}, {}, "lengths must be at least 1"),
+    ("grpo", {"modes": torch.full((21,), 2)}, {}, r"modes must be 0 to 1 \(num_modes - 1\), or -1.*got 2 to 2"),
+    ("grpo", {"modes": torch.full((21,), -2)}, {}, "got -2 to -2"),
 ]
 
 
