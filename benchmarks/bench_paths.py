@@ -1,7 +1,7 @@
 """A whole `generate` call of 4 prompts x 16 samples of 400 tokens, of which 4 a prompt live on after 64.
 
 V = 151936; the model is a Qwen2 of random weights (hidden 256, 4 layers, 4 heads, 2 KV heads). Peers: the same patched
-call without paths, and the unpatched model, whose sampling sorts the vocabulary for every row: it takes ten minutes.
+call without paths, and the unpatched model, whose sampling sorts the vocabulary for every row and takes longest.
 """
 
 import pytest
