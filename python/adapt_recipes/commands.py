@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from adapt_recipes import extras
 from adapt_recipes.terminal import console, plain_errors
 from adapt_recipes.train_commands import train_app
 
@@ -88,6 +89,26 @@ def generate(
         console.print(f"   {prompt}\n   {got.texts[i]}", markup=False, highlight=False, soft_wrap=True)
         if got.steered is not None:
             console.print(f"   {described(*got.steered[i])}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def dial(
+    model: Annotated[Path | None, typer.Option(help="Local model folder; default: the shipped checkpoint.")] = None,
+    smollm2: Annotated[bool, typer.Option("--smollm2", help="Serve SmolLM2-135M (93 MB, fetched once).")] = False,
+    fast: Annotated[str | None, typer.Option(help="Text that opens a fast answer; default: modes.json.")] = None,
+    slow: Annotated[str | None, typer.Option(help="Text that opens a slow answer; default: modes.json.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 7860,
+) -> None:
+    """Turn the dial in a browser: ask, watch the thinking change, click through the frontier, compare settings."""
+    with plain_errors():
+        extras.require("gradio", "dial", "the page")
+        from adapt_recipes.dial.serve import announce, launch
+        from adapt_recipes.dial.served import choose
+
+        served = choose(model, smollm2, fast, slow)
+        announce(served, host, port, console)
+        launch(served, host, port)
 
 
 @app.command("eval")
