@@ -186,7 +186,7 @@ def _compare_tab(served: Served, runs: Runs) -> tuple[Dial, Dial]:
     dials, shown = [], [said]
     with gr.Row():
         for side in ("A", "B"):
-            with gr.Column(min_width=300):
+            with gr.Column(min_width=300, elem_id=f"setting-{side}"):
                 gr.Markdown(f"### Setting {side}")
                 dials.append(Dial(served))
                 text = gr.Textbox(label=f"Answer {side}", lines=2, interactive=False, elem_id=f"answer-{side}")

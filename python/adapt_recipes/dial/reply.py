@@ -61,7 +61,7 @@ def stream(served: Served, prompt: str, setting: Setting, stop: threading.Event)
 
 def own_probs(served: Served, prompt: str) -> tuple[float, ...]:
     """The model's own P(mode) after `prompt`: a prefill and the tokens before the gate, nothing is answered."""
-    steps = max(len(ids or (0,)) for ids in served.modes.token_ids) if served.modes else 1
+    steps = max((len(served.modes[name].ids or (0,)) for name in served.names), default=1)
     inputs = served.inputs(prompt, steps)
     with served.lock:
         out = served.model.generate(

@@ -94,7 +94,10 @@ class Served:
             return None
         if name not in PROGRAMS:
             raise ValueError(f"no program {name!r} is offered; there are: {', '.join(PROGRAMS)}")
-        return load_program(name, settings.split(), self.tokenizer)
+        try:
+            return load_program(name, settings.split(), self.tokenizer)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"program {name!r} with the settings {settings!r}: {error}") from error
 
     def programs(self) -> dict[str, str]:
         """The offered presets that this model can run, with settings to begin with."""
@@ -102,7 +105,7 @@ class Served:
         for name, settings in PROGRAMS.items():
             try:
                 self.program(name, settings)
-            except (ValueError, TypeError):
+            except ValueError:
                 continue
             offered[name] = settings
         return offered
