@@ -142,7 +142,7 @@ def test_a_reply_is_the_text_of_generate(served):
     assert reply.done and not reply.stopped and reply.thought_tokens == 4
     assert sum(reply.probs) == pytest.approx(1) and reply.probs == pytest.approx(own_probs(served, PROMPT), abs=1e-6)
     fast = last(served, short(control="mode", mode="fast"))
-    assert (fast.thought, fast.mode, fast.tokens) == ("", "fast", 3)
+    assert (fast.thought, fast.text, fast.mode, fast.tokens) == ("", "8", "fast", 3)  # without its tag
 
 
 def test_budget_and_program_act_and_are_told(served):

@@ -199,7 +199,8 @@ def test_it_fits_and_follows_the_theme(browser, url, size, theme):
     # Perceived lightness of the ground and of the text on it, 0 to 255.
     ground, text = page.evaluate(
         """() => ['backgroundColor', 'color'].map(name => {
-          const style = getComputedStyle(name === 'color' ? document.querySelector('.dial-head h1') : document.body);
+          const of = name === 'color' ? '.dial-head h1' : 'gradio-app';
+          const style = getComputedStyle(document.querySelector(of));
           const [r, g, b] = style[name].match(/[0-9.]+/g).map(Number);
           return .3 * r + .59 * g + .11 * b;
         })"""

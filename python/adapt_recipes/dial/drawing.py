@@ -71,7 +71,7 @@ def frontier_svg(points: Sequence[Point], chosen: float | None = None) -> str:
     return (
         f'<svg class="dial-frontier" viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="frontier">'
         f"{_ticks(x_ticks, y_ticks)}"
-        f'<polyline points="{line}"/>{dots}<text x="{LEFT}" y="{TOP - 12}" text-anchor="middle">{what}</text>'
+        f'<polyline points="{line}"/>{dots}<text x="{LEFT}" y="{TOP - 18}" text-anchor="middle">{what}</text>'
         f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">mean new tokens</text></svg>'
     )
 

@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from adapt_recipes.dial.served import Served
 from adapt_recipes.dial.setting import Setting
-from adapt_recipes.dial.thought import is_open, split
+from adapt_recipes.dial.thought import is_open, split, without_opening
 from adapt_recipes.programs import described
 
 REFRESH_S = 0.08  # between two snapshots: the page cannot show more
@@ -102,6 +102,7 @@ class _Run:
 
     def _snapshot(self, inside: bool) -> Reply:
         thought, answer = split(self._ids, self._served.tags, inside)
+        answer = without_opening(answer, self._served.openings)
         decode = self._served.tokenizer.decode
         texts = (decode(ids, skip_special_tokens=True).strip() for ids in (thought, answer))
         return Reply(*texts, len(self._ids), len(thought), time.perf_counter() - self._began)

@@ -10,7 +10,7 @@ from typing import Any
 
 import adapt_kernels as ak
 from adapt_recipes import checkpoint_path, problems
-from adapt_recipes.dial.thought import Tags, thought_tags
+from adapt_recipes.dial.thought import Tags, tag_openings, thought_tags
 from adapt_recipes.evaluation.generate import encode
 from adapt_recipes.models import default_length, load, load_modes, require_vocabulary
 from adapt_recipes.programs import load_program, thought_span
@@ -43,6 +43,7 @@ class Served:
     graded: bool = False
     modes: ak.Modes | None = None
     tags: Tags | None = None
+    openings: Sequence[tuple[int, ...]] = ()
     points: Sequence[Any] = ()
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -62,7 +63,8 @@ class Served:
         with self.lock:
             ak.unpatch(self.model)
             ak.patch(self.model, modes, spans={} if told else thought_span(self.tokenizer))
-            self.modes, self.tags, self.points = modes, thought_tags(modes, self.tokenizer), ()
+            self.modes, self.tags = modes, thought_tags(modes, self.tokenizer)
+            self.openings, self.points = tag_openings(modes, self.tokenizer), ()
 
     def name_openings(self, fast: str, slow: str) -> None:
         """Modes by the texts that open them. Raises ValueError saying what a text lacks."""

@@ -16,7 +16,7 @@ element.addEventListener('keydown', event => { if (event.key === 'Enter' || even
 
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
-.gradio-container > *, .gradio-container .column { width: 100%; }
+.gradio-container .main.fillable { width: 100%; }
 .dial-head h1 { font-size: 1.6rem; font-weight: 600; margin: 0; }
 .dial-head p { margin: .25rem 0 0; color: var(--body-text-color); opacity: .75; }
 .dial-error, .dial-note, .dial-cost { margin: 0; padding: .35rem 0; overflow-wrap: anywhere; }

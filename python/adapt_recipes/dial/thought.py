@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,17 @@ def thought_tags(modes: ak.Modes, tokenizer: Any) -> Tags | None:
         plain = thought_span(tokenizer).get("think")
         ids = (None, None) if plain is None else (_ids(plain.open), _ids(plain.close))
     return Tags(*ids) if all(ids) else None
+
+
+def tag_openings(modes: ak.Modes, tokenizer: Any) -> list[tuple[int, ...]]:
+    """Openings of modes that are markup such as `<answer>`: no part of an answer, unlike a first word."""
+    openings = [modes[name].ids for name in modes.names if modes[name].ids]
+    return [ids for ids in openings if re.fullmatch(r"<[^<>]+>", tokenizer.decode(ids).strip())]
+
+
+def without_opening(ids: list[int], openings: Sequence[tuple[int, ...]]) -> list[int]:
+    """Ids of an answer without the tag that it begins with, if it does."""
+    return next((ids[len(tag) :] for tag in openings if tuple(ids[: len(tag)]) == tag), ids)
 
 
 def _ids(given: Any) -> tuple[int, ...] | None:
