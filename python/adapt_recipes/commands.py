@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from adapt_recipes import extras
-from adapt_recipes.terminal import console, plain_errors
+from adapt_recipes.terminal import console, plain_errors, progress
 from adapt_recipes.train_commands import train_app
 
 app = typer.Typer(
@@ -66,8 +66,8 @@ def generate(
     arguments: dict[str, object] = {name: value for name, value in settings.items() if value is not None} or default
     with plain_errors():
         import adapt_kernels as ak
-        from adapt_recipes.evaluation.generate import answer
-        from adapt_recipes.models import load, load_modes
+        from adapt_recipes.evaluation.generate import CountedSteps, answer
+        from adapt_recipes.models import default_length, load, load_modes
         from adapt_recipes.programs import described, load_program, thought_span
 
         if program_setting and program is None:
@@ -80,7 +80,10 @@ def generate(
             arguments["program"] = load_program(program, program_setting or (), tokenizer)
         if thinking_budget is not None:
             arguments["thinking_budget"] = thinking_budget
-        got = answer(loaded, tokenizer, prompts, max_new_tokens, seed=seed, do_sample=sample, **arguments)
+        with progress("answering", max_new_tokens or default_length(model)) as advance:
+            if advance is not None:
+                arguments["streamer"] = CountedSteps(advance)
+            got = answer(loaded, tokenizer, prompts, max_new_tokens, seed=seed, do_sample=sample, **arguments)
     for i, prompt in enumerate(prompts):
         index = int(got.modes[i])
         name, own = (modes.names[index], f"{got.mode_probs[i, index]:.3f}") if index >= 0 else ("none", "-")
