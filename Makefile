@@ -7,7 +7,7 @@ ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal --benchmark-disable
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all test-versions mutants bench gpu demo clean
+.PHONY: help install lint test test-all test-versions mutants bench gpu demo docs dist clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,13 @@ gpu: ## Check and measure everything on an NVIDIA GPU (10 minutes); ARGS=--dry-r
 
 demo: ## Sweep the bias on the shipped checkpoint: accuracy against thinking cost
 	adapt demo
+
+docs: ## Build the API reference from the docstrings into build/docs (extra release); a warning is an error
+	$(PYTHON) -W error::UserWarning -W error::RuntimeWarning -m pdoc --docformat markdown \
+	  -o build/docs adapt_kernels adapt_kernels.schemes adapt_kernels.trl adapt_recipes
+
+dist: ## Build sdist and wheel (extra release), install each in a new environment and run the demo (2 GB, minutes)
+	PYTHON=$(PYTHON) .ci/dist $(ARGS)
 
 clean: ## Delete build output and tool caches
 	rm -rf build dist *.egg-info python/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks .versions

@@ -22,6 +22,9 @@ RECIPES = [
 TASKS = ["reasoning-gym>=0.1.25", "math-verify>=0.9"]
 # As adapt_kernels.trl.KNOWN_VERSIONS: the trainer overrides parts of TRL that change without notice.
 TRL = ["trl==1.16.0"]
+# The page of `adapt dial`, on top of the command line.
+DIAL = [*RECIPES, "gradio>=6.20,<7"]
+RELEASE = ["build>=1.2", "pdoc>=15.0"]
 TEST = [
     "pytest>=8.2",
     "pytest-benchmark>=5.0",
@@ -31,6 +34,8 @@ TEST = [
     "ruff>=0.9",
     "packaging>=23.0",
     "peft>=0.18",  # adapters under patch and in the trainer
+    "gradio>=6.20,<7",
+    "playwright>=1.50",  # the page in a browser, where there is a Chromium
     "setuptools>=77",  # the packaging test builds wheels without a network
 ]
 
@@ -74,6 +79,13 @@ setup(
         # Only these platforms have a wheel; everywhere else the other backends serve.
         'triton>=3.6; sys_platform == "linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")',
     ],
-    extras_require={"recipes": RECIPES, "tasks": TASKS, "trl": TRL, "test": [*TEST, *RECIPES, *TASKS, *TRL]},
+    extras_require={
+        "recipes": RECIPES,
+        "dial": DIAL,
+        "tasks": TASKS,
+        "trl": TRL,
+        "release": RELEASE,
+        "test": [*TEST, *RECIPES, *TASKS, *TRL],
+    },
     entry_points={"console_scripts": ["adapt = adapt_recipes.cli:main"]},
 )

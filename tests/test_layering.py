@@ -42,6 +42,8 @@ MODEL_USERS = ("evaluation", "training")
 PROGRAMS = tuple(
     f"adapt_recipes.{name}" for name in ("cli", "commands", "train_commands", "terminal", "demo", "smollm2_demo")
 )
+COMMANDS = ("cli", "commands", "train_commands", "terminal")
+PAGE = "|".join(f"adapt_recipes/dial/{name}.py" for name in ("page", "controls", "asking", "style"))
 RULES = [
     Rule("engine-below-recipes", "adapt_kernels/*", ("adapt_recipes",)),
     Rule("transformers-only-in-hf", "adapt_kernels/*", ("transformers", "tokenizers"), exempt=HF_ONLY),
@@ -68,7 +70,14 @@ RULES = [
     Rule("tasks-below-models", "adapt_recipes/tasks/*", tuple(f"adapt_recipes.{n}" for n in ("models", *MODEL_USERS))),
     Rule("models-below-their-users", "adapt_recipes/models.py", tuple(f"adapt_recipes.{n}" for n in MODEL_USERS)),
     Rule("evaluation-below-training", "adapt_recipes/evaluation/*", ("adapt_recipes.training",)),
-    Rule("programs-below-commands", "adapt_recipes/*/*|adapt_recipes/models.py", ("typer", *PROGRAMS)),
+    Rule(
+        "programs-below-commands",
+        "adapt_recipes/*/*|adapt_recipes/models.py",
+        ("typer", *PROGRAMS, "adapt_recipes.dial"),
+        exempt="adapt_recipes/dial/*",
+    ),
+    Rule("page-below-commands", "adapt_recipes/dial/*", ("typer", *(f"adapt_recipes.{n}" for n in COMMANDS))),
+    Rule("gradio-only-on-the-page", "*", ("gradio",), exempt=PAGE),
     Rule("no-pickle", "*", ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")),
 ]
 BACKEND_FILES = ("reference", "triton_kernel", "native")
@@ -274,6 +283,9 @@ PLANTED = [
     ("python/adapt_recipes/evaluation/report.py", "from ..training.curve import Curve", "evaluation-below-training"),
     ("python/adapt_recipes/training/rl.py", "def f():\n    import typer", "programs-below-commands"),
     ("python/adapt_recipes/models.py", "from .demo import run_demo", "programs-below-commands"),
+    ("python/adapt_recipes/models.py", "from .dial.served import Served", "programs-below-commands"),
+    ("python/adapt_recipes/dial/served.py", "from ..terminal import console", "page-below-commands"),
+    ("python/adapt_recipes/dial/reply.py", "def f():\n    import gradio", "gradio-only-on-the-page"),
     ("python/adapt_recipes/demo.py", "import adapt_kernels.hf", "recipes-use-public-names"),
     ("python/adapt_recipes/demo.py", "from adapt_kernels.modes import Modes", "recipes-use-public-names"),
     ("python/adapt_recipes/demo.py", "from adapt_kernels import modes", "recipes-use-public-names"),

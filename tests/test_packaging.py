@@ -124,6 +124,7 @@ def test_sdist_builds_the_same_wheel(sdist, wheel, tmp_path):
         "csrc/README.md",
         ".ci/run",
         ".ci/versions",
+        ".ci/dist",
     ):
         assert (unpacked / name).is_file(), name
     assert (unpacked / "tests/test_packaging.py").is_file()
@@ -218,8 +219,11 @@ def test_requirements_and_extras(metadata):
     plain = {r.name: r for r in wanted if "extra" not in str(r.marker)}
     assert set(plain) == {"torch", "transformers", "numpy", "safetensors", "pybind11", "ninja", "triton"}
     assert "sys_platform" in str(plain["triton"].marker)
-    extras = {e: {r.name for r in wanted if f'extra == "{e}"' in str(r.marker)} for e in ("recipes", "tasks", "test")}
+    names = ("recipes", "dial", "tasks", "release", "test")
+    extras = {e: {r.name for r in wanted if f'extra == "{e}"' in str(r.marker)} for e in names}
     assert extras["recipes"] == {"typer", "rich", "matplotlib", "accelerate", "gguf", "PyYAML", "pydantic"}
+    assert extras["dial"] == extras["recipes"] | {"gradio"}
+    assert extras["release"] == {"build", "pdoc"}
     assert extras["tasks"] == {"reasoning-gym", "math-verify"}
     assert extras["recipes"] | extras["tasks"] < extras["test"]
 
@@ -269,7 +273,7 @@ def test_trl_is_declared_as_it_is_accepted(metadata):
     assert f"pip install trl=={known[-1]}" in (ROOT / "adapt_kernels/trl/__init__.py").read_text("utf-8")
 
 
-@pytest.mark.parametrize("script", ["run", "versions"])
+@pytest.mark.parametrize("script", ["run", "versions", "dist"])
 def test_ci_scripts_are_executable(script):
     mode = os.stat(ROOT / ".ci" / script).st_mode
     assert mode & stat.S_IXUSR

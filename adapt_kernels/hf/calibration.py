@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count as counted
 
 import torch
 from transformers import StoppingCriteria
@@ -39,6 +40,7 @@ def calibrate(
     confidence=0.95,
     batch_size=64,
     seed=0,
+    progress=None,
     **settings,
 ) -> Calibration:
     """Find the `mode_bias` (on mode 0) under which `generate` spends target_tokens per row, or picks mode 0 for
@@ -62,6 +64,7 @@ def calibrate(
         confidence: of the interval, inside (0, 1).
         batch_size: prompts per `generate` call.
         seed: of the generated rows and of the resampling; torch's generators are left alone.
+        progress: called as progress(done, total) after each of the `generate` calls, which take most of the time.
         settings: as for `generate` later on (generation_config, temperature, do_sample, max_new_tokens, top_p ...).
             When greedy, a prompt takes the mode of the larger biased logit. A processor that counts rows sees those of
             these calls: batch_size prompts, times samples for the lengths.
@@ -76,17 +79,33 @@ def calibrate(
         {name: x[i : i + batch_size] for name, x in prompts.items()} for i in range(0, _count(prompts), batch_size)
     ]
     settings = {**settings, "return_dict_in_generate": True, "seed": seed}
-    gates = [_gate(model, modes, chunk, settings) for chunk in chunks]
+    total = len(chunks) * (1 if target_tokens is None else 1 + len(modes))
+    told = _told(progress, total)
+    gates = [told(_gate(model, modes, chunk, settings)) for chunk in chunks]
     lengths, temperature = None, gates[0].temperature
     if target_tokens is not None:
         rows = samples if temperature else 1
         each = [
-            torch.stack([_lengths(model, modes, m, chunk, gate, rows, settings) for m in range(len(modes))], 1)
+            torch.stack([told(_lengths(model, modes, m, chunk, gate, rows, settings)) for m in range(len(modes))], 1)
             for chunk, gate in zip(chunks, gates, strict=True)
         ]
         lengths = torch.cat(each)
     logits = torch.cat([gate.logits for gate in gates])
     return _solve(logits, lengths, temperature, target_tokens, target_fast, confidence, seed)
+
+
+def _told(progress, total):
+    """What passes a result on and reports that one more of `total` is there."""
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be a function of (done, total) or None; got {type(progress).__name__}")
+    done = counted(1)
+
+    def told(result):
+        if progress is not None:
+            progress(next(done), total)
+        return result
+
+    return told
 
 
 def _solve(logits, lengths, temperature, target_tokens, target_fast, confidence, seed) -> Calibration:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from adapt_recipes.terminal import console, plain_errors
+from adapt_recipes import extras
+from adapt_recipes.terminal import console, plain_errors, progress
 from adapt_recipes.train_commands import train_app
 
 app = typer.Typer(
@@ -65,8 +66,8 @@ def generate(
     arguments: dict[str, object] = {name: value for name, value in settings.items() if value is not None} or default
     with plain_errors():
         import adapt_kernels as ak
-        from adapt_recipes.evaluation.generate import answer
-        from adapt_recipes.models import load, load_modes
+        from adapt_recipes.evaluation.generate import CountedSteps, answer
+        from adapt_recipes.models import default_length, load, load_modes
         from adapt_recipes.programs import described, load_program, thought_span
 
         if program_setting and program is None:
@@ -79,7 +80,10 @@ def generate(
             arguments["program"] = load_program(program, program_setting or (), tokenizer)
         if thinking_budget is not None:
             arguments["thinking_budget"] = thinking_budget
-        got = answer(loaded, tokenizer, prompts, max_new_tokens, seed=seed, do_sample=sample, **arguments)
+        with progress("answering", max_new_tokens or default_length(model)) as advance:
+            if advance is not None:
+                arguments["streamer"] = CountedSteps(advance)
+            got = answer(loaded, tokenizer, prompts, max_new_tokens, seed=seed, do_sample=sample, **arguments)
     for i, prompt in enumerate(prompts):
         index = int(got.modes[i])
         name, own = (modes.names[index], f"{got.mode_probs[i, index]:.3f}") if index >= 0 else ("none", "-")
@@ -88,6 +92,26 @@ def generate(
         console.print(f"   {prompt}\n   {got.texts[i]}", markup=False, highlight=False, soft_wrap=True)
         if got.steered is not None:
             console.print(f"   {described(*got.steered[i])}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def dial(
+    model: Annotated[Path | None, typer.Option(help="Local model folder; default: the shipped checkpoint.")] = None,
+    smollm2: Annotated[bool, typer.Option("--smollm2", help="Serve SmolLM2-135M (93 MB, fetched once).")] = False,
+    fast: Annotated[str | None, typer.Option(help="Text that opens a fast answer; default: modes.json.")] = None,
+    slow: Annotated[str | None, typer.Option(help="Text that opens a slow answer; default: modes.json.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 7860,
+) -> None:
+    """Turn the dial in a browser: ask, watch the thinking change, click through the frontier, compare settings."""
+    with plain_errors():
+        extras.require("gradio", "dial", "the page")
+        from adapt_recipes.dial.serve import announce, launch
+        from adapt_recipes.dial.served import choose
+
+        served = choose(model, smollm2, fast, slow)
+        announce(served, host, port, console)
+        launch(served, host, port)
 
 
 @app.command("eval")

@@ -45,7 +45,7 @@ def run_demo(
     settings += [("sft", "fast_prob", p) for p in FAST_PROBS]
     base = measure_modes(*models["sft"], tasks)
     swept: dict[tuple[str, str], list[SweepRow]] = {}
-    with Progress(console=console) as progress:
+    with Progress(console=console, disable=not console.is_terminal) as progress:
         for name, setting, value in progress.track(settings, description=f"{count} problems at each setting"):
             model, tokenizer, _ = models[name]
             row = measure(model, tokenizer, tasks, setting, value, seed)

@@ -81,7 +81,7 @@ def run_smollm2_demo(seed: int = 0, console: Console | None = None) -> list[Word
     settings = [(f"mode={name!r}", {"mode": name, "do_sample": False}) for name in ("slow", "fast")]
     settings += [(f"mode_bias={b:+g}", {"mode_bias": b, "seed": seed, "do_sample": True, "top_k": 1}) for b in BIASES]
     rows = []
-    with Progress(console=console) as progress:
+    with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"{len(PROMPTS)} prompts at each setting", total=len(settings))
         for label, gate in settings:
             rows.append(measure_words(model, tokenizer, PROMPTS, TOKEN_CAP, label, **gate))

@@ -76,7 +76,7 @@ def rl(
 def _bar(total: int, value: str) -> Iterator[Any]:
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn(value + " {task.fields[shown]}"),
                TimeRemainingColumn())  # fmt: skip
-    progress = Progress(*columns, console=console)
+    progress = Progress(*columns, console=console, disable=not console.is_terminal)
     bar = progress.add_task("", total=total, shown="-")
 
     def update(step: int, shown: float) -> None:

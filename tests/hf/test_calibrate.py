@@ -126,3 +126,17 @@ def test_bad_arguments_are_refused(arguments, error, text):
 def test_an_unpatched_model_is_refused():
     with pytest.raises(ValueError, match="not patched"):
         ak.calibrate(shared("llama"), prompts(2, 6), target_fast=0.5)
+
+
+@pytest.mark.parametrize(("target", "calls"), [({"target_fast": 0.4}, 3), ({"target_tokens": 4.0}, 9)])
+def test_progress_is_told_after_every_call(target, calls):
+    told = []
+    with ak.patched(shared("llama"), MODES) as model:
+        settings = {"batch_size": 4, "samples": 1, **SAMPLED, **target}
+        try:
+            ak.calibrate(model, prompts(9, 6), progress=lambda done, total: told.append((done, total)), **settings)
+        except ValueError as error:  # a tiny random model may not reach the budget
+            assert "target_tokens must lie in" in str(error)
+        with pytest.raises(TypeError, match="progress must be a function of"):
+            ak.calibrate(model, prompts(9, 6), progress=True, **settings)
+    assert told == [(each, calls) for each in range(1, calls + 1)]

@@ -73,14 +73,15 @@ def run_eval(config: EvalConfig, out: Path, console: Console | None = None) -> d
     }
     out.mkdir(parents=True, exist_ok=True)
     measured: dict[str, Outcomes] = {}
-    with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task(f"{len(tasks)} problems in each mode", total=len(folders))
+    answers = len(tasks) * sum(len(each) for each in modes.values())
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(f"{len(tasks)} problems in each mode", total=answers)
         for label, folder in folders.items():
             model = ak.patch(load_model(folder), modes[label])
             measured[label] = measure_modes(
-                model, tokenizers[label], modes[label], tasks, config.max_new_tokens, config.rows_per_call
-            )
-            progress.advance(bar)
+                model, tokenizers[label], modes[label], tasks, config.max_new_tokens, config.rows_per_call,
+                advance=lambda count: progress.advance(bar, count),
+            )  # fmt: skip
     _show(config, measured, len(tasks), out, console)
     return measured
 

@@ -6,7 +6,7 @@ expectations over it: no noise from drawing modes, and two passes of generate fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,9 @@ def measure_modes(
     tasks: Sequence[Problem],
     max_new_tokens: int | None = None,
     rows_per_call: int = 512,
+    advance: Callable[[int], None] | None = None,
 ) -> Outcomes:
-    """Answer every problem greedily in every mode on a patched model."""
+    """Answer every problem greedily in every mode on a patched model; `advance` is told how many each call answered."""
     probs, correct, tokens = (np.zeros((len(tasks), len(modes.names))) for _ in range(3))
     for start in range(0, len(tasks), rows_per_call):
         chunk = tasks[start : start + rows_per_call]
@@ -77,6 +78,8 @@ def measure_modes(
             probs[rows] = got.mode_probs.double().numpy()
             correct[rows, m] = [grade(task, text) for task, text in zip(chunk, got.texts, strict=True)]
             tokens[rows, m] = got.tokens
+            if advance is not None:
+                advance(len(chunk))
     return Outcomes(modes.names, probs, correct, tokens, np.array([task.difficulty for task in tasks]))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,22 @@ def answer(
     if out.fired is not None:
         steered = list(zip(out.fired.tolist(), out.spans, out.never_armed, strict=True))
     return Generated(texts, tokens, out.modes.cpu(), out.mode_probs.cpu(), wall_s, steered)
+
+
+class CountedSteps:
+    """A streamer that calls `advance(1)` for every decode step of the batch: what a progress bar wants to know."""
+
+    def __init__(self, advance: Callable[[int], None]):
+        self._advance, self._prompt_seen = advance, False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Count a step; the first call hands over the prompts."""
+        if self._prompt_seen:
+            self._advance(1)
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """Nothing is held back."""
 
 
 def encode(tokenizer: Any, prompts: Sequence[str]) -> Any:
