@@ -198,16 +198,18 @@ def sass_table() -> str:
         row = [f"`{name.replace(' ', '` ', 1)}", f"{per_logit:.1f}"]
         row += [f"{cost['loads_before_use']} x {cost['load_bits']} bits", str(cost["registers"])]
         row += [str(cost["ctas_per_sm"]), str(cost.get("ctas", "-"))]
-        row += [_floor(cost, rows, written="policy_loss" in name or "gradient" in name) for rows in (1, 8, 512, 8192)]
+        # Read in 16 or 32 bits, and what a gradient writes.
+        moved = 4 if "fp32" in name or "policy_loss" in name or "gradient" in name else 2
+        row += [_floor(cost, rows, moved) for rows in (1, 8, 512, 8192)]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
-def _floor(cost, rows, written, vocab_size=151936) -> str:
-    """Microseconds on H100 / H200 of bfloat16 rows: the longer of issuing the instructions and moving the bytes."""
+def _floor(cost, rows, logit_bytes, vocab_size=151936) -> str:
+    """Microseconds on H100 / H200: the longer of issuing the instructions and moving the bytes."""
     warps = rows * cost.get("ctas", SCHEDULERS) * cost["threads"] / 32
     issue = rows * vocab_size * cost["instructions_per_logit"] / 32 / (CLOCK * min(SCHEDULERS, warps))
-    moved = rows * vocab_size * (4 if written else 2)
+    moved = rows * vocab_size * logit_bytes
     return " / ".join(f"{float(f'{max(issue, moved / bandwidth) * 1e6:.3g}'):g}" for bandwidth in BANDWIDTHS)
 
 

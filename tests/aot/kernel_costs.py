@@ -32,8 +32,8 @@ class Hot:
     loop: bool = False
 
 
-def cost(launch: Launch, hot: tuple[Hot, ...], code=None) -> dict:
-    """The table's entry of one kernel; `code` where the binary holds several."""
+def cost(launch: Launch, hot: tuple[Hot, ...], code=None, rows: int = 1) -> dict:
+    """The table's entry of one kernel: `code` where the binary holds several, `rows` of the launch."""
     code = code or disassembled(launch.code)[launch.kernel]
     paths = [(stretch, hot_path(code, stretch.amount, stretch.by, stretch.loop)) for stretch in hot]
     issued, width = max((loads_before_use(path) for _, path in paths), default=(0, 0))
@@ -49,20 +49,28 @@ def cost(launch: Launch, hot: tuple[Hot, ...], code=None) -> dict:
         "threads": launch.threads,
         "ctas_per_sm": resident_ctas(launch.registers, launch.shared, launch.threads),
         "spilled": launch.spilled,
-        "ctas": launch.grid[0] * launch.grid[1] * launch.grid[2],
+        "ctas": launch.grid[0] * launch.grid[1] * launch.grid[2] // rows,
     }
     return found if hot else {key: found[key] for key in list(found)[5:]}
 
 
-# Sampling arguments, and per kernel the stretch that reads the logits: a thread has 16 of a statistics program's 2048.
+# Rows, sampling arguments, and per kernel the stretch that reads the logits: one warp of a plain read has 32 a lane of
+# few rows, 128 of many; a thread has 16 of an exact program's 2048.
 SAMPLERS = {
-    "T = .7": ({"temperature": 0.7}, {"group_statistics": (Hot(32, "MUFU.EX2", 16),)}),
-    "T = 1": ({}, {"group_statistics": (Hot(16, "MUFU.EX2", 16),)}),
-    "top_k 20": ({"temperature": 0.7, "top_k": 20}, {"draw": ()}),
+    "T = 1, 1 row": (1, {}, {"group_statistics": (Hot(32, "MUFU.EX2", 32),)}),
+    "T = 1": (64, {}, {"group_statistics": (Hot(128, "MUFU.EX2", 128),)}),
+    "T = .7": (64, {"temperature": 0.7}, {"group_statistics": (Hot(256, "MUFU.EX2", 128),), "draw": ()}),
+    "T = .7, fp32": (
+        64,
+        {"temperature": 0.7, "dtype": torch.float32},
+        {"group_statistics": (Hot(256, "MUFU.EX2", 128),)},
+    ),
+    "top_k 20": (1, {"temperature": 0.7, "top_k": 20}, {"draw": ()}),
     "top_p .95": (
+        1,
         {"temperature": 0.7, "top_p": 0.95},
         {
-            "group_statistics": (Hot(16, "F2F.F64", 16),),
+            "exact_statistics": (Hot(16, "F2F.F64", 16),),
             "bracket": (),
             "weigh_bracket": (Hot(32, "LDG.128", 16),),
             # Its loop over the groups of the nucleus: 1024 logits a turn.
@@ -73,14 +81,14 @@ SAMPLERS = {
 
 
 def of_mode_sample(driver) -> dict[str, dict]:
-    """One row of bfloat16 logits."""
+    """Bfloat16 logits where nothing else is said."""
     from test_mode_sample_compiles import launches
 
     found = {}
-    for name, (arguments, hot) in SAMPLERS.items():
-        for launch in launches(driver, rows=1, **arguments):
-            if launch.kernel in hot or launch.kernel == "draw":
-                found[f"mode_sample {launch.kernel}, {name}"] = cost(launch, hot.get(launch.kernel, ()))
+    for name, (rows, arguments, hot) in SAMPLERS.items():
+        for launch in launches(driver, rows=rows, **arguments):
+            if launch.kernel in hot:
+                found[f"mode_sample {launch.kernel}, {name}"] = cost(launch, hot[launch.kernel], rows=rows)
     return found
 
 

@@ -56,10 +56,19 @@ def test_cuda_kernels_keep_their_budget():
 
 def test_every_kernel_has_an_entry_and_none_spills():
     names = {name.split(",")[0] for name in TABLE["kernels"]}
-    wanted = {"mode_sample group_statistics", "mode_sample draw", "mode_sample bracket", "mode_sample weigh_bracket"}
+    kernels = ("group_statistics", "exact_statistics", "bracket", "weigh_bracket", "draw")
+    wanted = {f"mode_sample {kernel}" for kernel in kernels}
     wanted |= {f"{source} {kernel}" for source, kernel, _ in kernel_costs.CUDA}
     assert wanted < names
     assert all(cost["spilled"] == 0 for cost in TABLE["kernels"].values())
+
+
+def test_the_plain_read_meets_what_was_asked_of_it():
+    kernels = TABLE["kernels"]
+    for name, most in {"T = 1": 7, "T = .7": 10}.items():
+        read = kernels[f"mode_sample group_statistics, {name}"]
+        assert read["instructions_per_logit"] <= most and read["float64"] == read["divisions"] == 0, name
+    assert kernels["mode_sample group_statistics, T = 1, 1 row"]["ctas"] >= 132
 
 
 def test_growth_is_told_in_either_direction():
