@@ -180,6 +180,39 @@ def _gpu_lines(device, cases) -> list[str]:
     return lines
 
 
+# Warp-instructions a second of one scheduler, 528 of which a card has, and bytes a second of H100 and H200.
+CLOCK, SCHEDULERS, BANDWIDTHS = 1.9e9, 528, (3.0e12, 4.3e12)
+
+
+def sass_table() -> str:
+    """What the machine code of the kernels that read logits allows at best; nothing of it was measured."""
+    lines = [
+        "| kernel | instructions per logit | loads in flight | registers | CTAs per SM | CTAs, 1 row"
+        " | B = 1: us | B = 8 | B = 512 | N = 8192 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, cost in json.loads((RESULTS / "sass_sm90.json").read_text("utf-8"))["kernels"].items():
+        per_logit = cost.get("instructions_per_logit")
+        if per_logit is None:
+            continue
+        row = [f"`{name.replace(' ', '` ', 1)}", f"{per_logit:.1f}"]
+        row += [f"{cost['loads_before_use']} x {cost['load_bits']} bits", str(cost["registers"])]
+        row += [str(cost["ctas_per_sm"]), str(cost.get("ctas", "-"))]
+        # Read in 16 or 32 bits, and what a gradient writes.
+        moved = 4 if "fp32" in name or "policy_loss" in name or "gradient" in name else 2
+        row += [_floor(cost, rows, moved) for rows in (1, 8, 512, 8192)]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _floor(cost, rows, logit_bytes, vocab_size=151936) -> str:
+    """Microseconds on H100 / H200: the longer of issuing the instructions and moving the bytes."""
+    warps = rows * cost.get("ctas", SCHEDULERS) * cost["threads"] / 32
+    issue = rows * vocab_size * cost["instructions_per_logit"] / 32 / (CLOCK * min(SCHEDULERS, warps))
+    moved = rows * vocab_size * logit_bytes
+    return " / ".join(f"{float(f'{max(issue, moved / bandwidth) * 1e6:.3g}'):g}" for bandwidth in BANDWIDTHS)
+
+
 def miniature_table() -> str:
     """What training under each scheme did to the shipped SFT checkpoint: means over the seeds."""
     runs: dict[str, list[dict]] = {}
@@ -220,6 +253,7 @@ TABLES = {
     "mode_sample": mode_sample_table,
     "credit": credit_table,
     "gpu": gpu_table,
+    "sass": sass_table,
     "generate": generate_table,
     "segment_attention": segment_attention_table,
     "tokens_per_second": tokens_per_second_table,

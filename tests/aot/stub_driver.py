@@ -6,7 +6,7 @@ Outputs of a wrapper stay uninitialised, so a wrapper that reads results back be
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from types import SimpleNamespace
 
@@ -29,6 +29,7 @@ class Launch:
     registers: int  # per thread
     spilled: int  # bytes of stack per thread (NVIDIA), spilled registers (AMD)
     shared: int  # bytes
+    code: bytes = field(repr=False, default=b"")  # the binary
 
 
 @cache
@@ -63,7 +64,7 @@ class StubDriver:
 
     def launcher_cls(self, _source, metadata):
         def launch(grid0, grid1, grid2, _stream, function, *_):
-            registers, spilled = function
+            registers, spilled, code = function
             self.launches.append(
                 Launch(
                     kernel=metadata.name,
@@ -72,6 +73,7 @@ class StubDriver:
                     registers=registers,
                     spilled=spilled,
                     shared=metadata.shared,
+                    code=code,
                 )
             )
 
@@ -80,7 +82,7 @@ class StubDriver:
     def _load_binary(self, name, binary, _shared, _device):
         read = _hip_resources if self.target.backend == "hip" else _cuda_resources
         registers, spilled = read(binary)
-        return name, (registers, spilled), registers, spilled, 1024
+        return name, (registers, spilled, binary), registers, spilled, 1024
 
 
 def _cuda_resources(cubin: bytes) -> tuple[int, int]:

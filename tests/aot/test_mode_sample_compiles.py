@@ -4,6 +4,7 @@ No GPU is needed: a stub driver records launches. Fails on compile errors, spill
 """
 
 import os
+import re
 
 import pytest
 import torch
@@ -90,3 +91,17 @@ def test_changing_numbers_does_not_recompile(stub):
     launches(stub, rows=16, temperature=1e30, seeds=2**64 - 1, step=2**40, top_k=-1, forced_tokens=16)
     launches(stub, rows=3, temperature=0.25, seeds=-1, top_k=VOCAB_SIZE)
     assert before == [len(kernel.device_caches[stub.device][0]) for kernel in kernels]
+
+
+@pytest.mark.parametrize("stub", ["sm_90"], indirect=True)
+def test_a_group_lies_in_the_same_lanes_whatever_the_number_of_rows(stub):
+    """So its sums are added in the same order: a row's bits do not depend on the batch."""
+    reads = []
+    for rows in (1, 64):
+        kernels = triton_kernel.group_statistics.device_caches[stub.device][0]
+        kernels.clear()
+        launches(stub, rows=rows)
+        (kernel,) = kernels.values()
+        reads.append(set(re.findall(r"#blocked\w* = (.*sizePerThread = \[1, 4\].*)", kernel.asm["ttgir"])))
+    assert reads[0] == reads[1] and len(reads[0]) == 1
+    assert "threadsPerWarp = [8, 4], warpsPerCTA = [1, 1]" in reads[0].pop()

@@ -18,6 +18,7 @@ FILES = {
 }
 SECTIONS = [
     "TestFilters",
+    "TestRead",
     "TestNumbers",
     "TestLargeNucleus",
     "TestModes",

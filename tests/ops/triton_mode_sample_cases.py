@@ -36,6 +36,41 @@ class TestFilters:
             check(spread_rows(vocab_size, DTYPES[dtype]), **rolled)
 
 
+class TestRead:
+    """Without top-p over the whole row, stage A is the fast read: where it must take care, and where it must not."""
+
+    @pytest.mark.parametrize(
+        ("rows", "vocab_size", "dtype"),
+        [
+            (nasty_rows, 129, "bf16"),
+            (nasty_rows, 1000, "fp16"),
+            (spread_rows, 1280, "fp32"),
+            (spread_rows, 1001, "bf16"),
+        ],
+    )
+    def test_values_and_temperatures(self, rows, vocab_size, dtype):
+        settings = mixed_filters(vocab_size) | {"top_p": 1.0, "top_k": 0}
+        check(rows(vocab_size, DTYPES[dtype]), **settings)
+
+    @pytest.mark.parametrize("temperature", [1e-5, 1e-39, INF])
+    def test_a_peak_that_overflows_when_tempered(self, temperature):
+        x = torch.randn(4, 640, generator=torch.Generator().manual_seed(1))
+        x[1], x[2] = x[1] * 1e4 - 3e4, x[2].abs() * 1e30
+        x[3, 130:500] = -INF
+        check(x.bfloat16(), temperature=temperature)
+
+    def test_tokens_left_out_and_the_cut_last_group(self):
+        x = torch.randn(3, 1000, generator=torch.Generator().manual_seed(2)).bfloat16()
+        check(x, modes=(129, None, 999), at_mode=True, mode_bias=torch.tensor([INF, 0.5, -INF]))
+
+    def test_bits_do_not_depend_on_the_number_of_rows(self):
+        x = spread_rows(1500, torch.bfloat16)[:3]
+        config = triton_kernel.Config(few_rows=2, few_rows_read_groups=2, read_groups=8)
+        together, _ = sample(x, config, seeds=torch.arange(3), temperature=0.8)
+        alone, _ = sample(x[2:], config, seeds=torch.tensor([2]), temperature=0.8)
+        assert all(torch.equal(a[0], b[2]) for a, b in zip(alone, together, strict=True))
+
+
 NUMBERS = {
     "plain": {},
     "temperature": {"temperature": 0.7},

@@ -132,7 +132,7 @@ def draw_token(
     ]
 )  # fmt: skip
 def draw(
-    logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch: tl.int64,
+    logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch,
     vocab_size, num_groups: tl.int32, mode_ids, bias, fallback: tl.int32,
     shared: tl.int32, temperature_rows, temperature: tl.int64, top_k_rows, top_k: tl.int64,
     top_p_rows, top_p: tl.int64, min_p_rows, min_p: tl.int64, at_mode_rows, at_mode: tl.int32,

@@ -40,8 +40,11 @@ def row_float(per_row, value, row, shared, bit: tl.constexpr):
 
 @triton.jit
 def row_start(logits, row, rows_per_batch, batch_stride, row_stride):
-    """Pointer to the first logit of a row of [B, T, V]."""
-    return logits + (row // rows_per_batch) * batch_stride + (row % rows_per_batch) * row_stride
+    """Pointer to the first logit of a row of [B, T, V]; rows_per_batch None: all rows lie at one stride."""
+    if rows_per_batch is None:
+        return logits + row * row_stride
+    else:
+        return logits + (row // rows_per_batch) * batch_stride + (row % rows_per_batch) * row_stride
 
 
 @triton.jit
@@ -120,7 +123,7 @@ def open_row(
     group = tl.arange(0, GROUP_SLOTS)
     real = group < num_groups
     peaks = tl.load(group_peak + row * num_groups + group, mask=real, other=NEG_INF)
-    masses = tl.load(group_mass + row * num_groups + group, mask=real, other=0.0)
+    masses = tl.load(group_mass + row * num_groups + group, mask=real, other=0.0).to(tl.float64)
     z_listed = tl.full([MODE_SLOTS], float("-inf"), tl.float64)
     w_listed = z_listed
     shift = tl.zeros((), tl.float64)

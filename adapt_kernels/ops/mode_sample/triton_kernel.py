@@ -1,7 +1,8 @@
 """mode_sample on Triton: one read of the logits, exact thresholds without a sort, O(V / 128) random numbers per row.
 
 A  `group_statistics`, many programs per row: per group of 128 columns the maximum, sum exp((x - max) / T), the same at
-   T = 1, and counts of finite and NaN logits. Reads every logit once, writes 18 bytes per group.
+   T = 1, and counts of finite and NaN logits. Reads every logit once, writes 14 bytes per group. `exact_statistics`
+   instead, with float64 sums, where the host cannot rule out a top-p over the whole row.
 B  `draw`, one program per row: gates the group maxima, finds the threshold of top-k and top-p from the groups that can
    hold a survivor, reads those again (kept mass per group), draws a group, then a token in it, writes all outputs.
 C  only where the host cannot rule out a top-p over the whole row: `bracket` (one program per row) samples 64 groups of
@@ -20,6 +21,7 @@ bracket of C is checked with exact masses and dropped for a search over the list
 """
 
 import functools
+import math
 import struct
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,6 +33,13 @@ import torch
 from adapt_kernels.ops.mode_sample.arguments import Rows
 from adapt_kernels.ops.mode_sample.classes import class_edited
 from adapt_kernels.ops.mode_sample.result import ModeSample
+from adapt_kernels.ops.mode_sample.triton_workspace import (
+    Nucleus,
+    empty_candidates,
+    empty_nucleus,
+    empty_result,
+    empty_statistics,
+)
 from adapt_kernels.philox import GROUP_SIZE
 from adapt_kernels.triton_driver import OPTIONS
 
@@ -39,7 +48,8 @@ try:
 
     from adapt_kernels.ops.mode_sample.triton_draw import draw
     from adapt_kernels.ops.mode_sample.triton_nucleus import bracket, weigh_bracket
-    from adapt_kernels.ops.mode_sample.triton_statistics import group_statistics
+    from adapt_kernels.ops.mode_sample.triton_read import group_statistics
+    from adapt_kernels.ops.mode_sample.triton_statistics import exact_statistics
 except ModuleNotFoundError:
     triton = None
 
@@ -58,7 +68,12 @@ _ROW_ARGUMENTS = {
 class Config:
     """Block sizes; all powers of two. Results do not depend on the batch, whatever they are."""
 
-    # Groups per statistics program: 2048 columns make 75 programs of one row of 151936, and 4 KB of bfloat16 each.
+    # Groups per program of the read, which is one warp; up to `few_rows` rows smaller ones, 149 of a row of 151936. A
+    # group's bits are the same in both: its columns lie in the same lanes.
+    read_groups: int = 32
+    few_rows: int = 32
+    few_rows_read_groups: int = 8
+    # Groups per exact statistics program: 75 programs of one row of 151936.
     statistics_groups: int = 16
     statistics_warps: int = 4
     # Groups per step of the finishing program's loops over listed groups.
@@ -85,7 +100,7 @@ def mode_sample(rows: Rows, config: Config = _DEFAULT) -> ModeSample:
         raise ValueError("logits must be float32, bfloat16 or float16 here; float64 needs backend='reference'")
     if rows.token_classes is not None:
         rows = _edited_by_class(rows)
-    out = _empty_result(rows)
+    out = empty_result(rows)
     if rows.count == 0:
         return out
     device = rows.logits.device
@@ -107,33 +122,51 @@ def _launch(rows: Rows, config: Config, out: ModeSample) -> None:
     num_groups = triton.cdiv(vocab_size, GROUP_SIZE)
     num_splits = triton.cdiv(num_groups, config.statistics_groups)
     modes = _mode_layout(rows.mode_ids, vocab_size, device)
-    place = (rows.logits, rows.logits.stride(0), rows.logits.stride(1), rows.logits.shape[1], vocab_size)
+    place = (*_row_places(rows.logits), vocab_size)
     argument, shared = _row_arguments(rows)
     filters = chain(*(argument[name] for name in ("temperature", "top_k", "top_p", "at_mode")))
     bias = (modes.ids, rows.bias)
-    statistics = _empty_statistics(rows.count, num_groups, device)
+    by_mass = _may_weigh_rows(rows) or vocab_size < GROUP_SIZE
+    statistics = empty_statistics(rows.count, num_groups, by_mass, device)
     constants = {"NUM_MODES": len(rows.mode_ids), "OTHER": modes.other, "ONLY_MODES": rows.only_modes}
     slots = _slots(rows, num_groups, config)
-    group_statistics[(rows.count * num_splits,)](
-        *place, num_groups, num_splits, *bias, shared, *filters, *statistics,
-        **constants, GROUPS=config.statistics_groups, num_warps=config.statistics_warps, **OPTIONS,
-    )  # fmt: skip
-    nucleus = _Nucleus(None, None, None, None)
-    if _may_be_large(rows, num_groups, config):
+    if by_mass:
+        exact_statistics[(rows.count * num_splits,)](
+            *place, num_groups, num_splits, *bias, shared, *filters, *statistics,
+            **constants, GROUPS=config.statistics_groups, num_warps=config.statistics_warps, **OPTIONS,
+        )  # fmt: skip
+    else:
+        _launch_read(rows, place, num_groups, bias, argument, shared, statistics, constants, config)
+    nucleus = Nucleus(None, None, None, None)
+    if by_mass and num_groups > config.few_groups:
         nucleus = _launch_nucleus(rows.count, place, num_groups, bias, argument, shared, statistics, constants, config)
     draw[(rows.count,)](
         *place, num_groups, *bias, modes.fallback, shared, *chain(*argument.values()),
-        *statistics, *_empty_candidates(rows.count, num_groups, slots, device), *nucleus, num_splits, *out,
+        *statistics, *empty_candidates(rows.count, num_groups, slots, device), *nucleus, num_splits, *out,
         **constants, **slots, GROUPS=config.draw_groups, PIVOTS=config.pivots,
         POINTS=config.points, SEGMENT=config.segment, SPLIT_SLOTS=triton.next_power_of_2(num_splits),
         num_warps=config.draw_warps if slots["FILTERS"] else config.plain_draw_warps, **OPTIONS,
     )  # fmt: skip
 
 
-def _launch_nucleus(count, place, num_groups, bias, argument, shared, statistics, constants, config) -> "_Nucleus":
+def _launch_read(rows, place, num_groups, bias, argument, shared, statistics, constants, config) -> None:
+    """Stage A."""
+    whole_groups = rows.logits.shape[-1] // GROUP_SIZE
+    most = config.few_rows_read_groups if rows.count <= config.few_rows else config.read_groups
+    groups = min(most, 1 << (whole_groups.bit_length() - 1))
+    words = _are_words(rows.logits)
+    group_statistics[(rows.count, triton.cdiv(whole_groups, groups))](
+        *place, num_groups, *bias, shared, argument["temperature"][0], _scale(rows.temperature),
+        *argument["at_mode"], *statistics, NUM_MODES=constants["NUM_MODES"], OTHER=constants["OTHER"], GROUPS=groups,
+        WORDS=words, PACKED=words and _has_packed_instructions(), FUSED=not triton.knobs.runtime.interpret,
+        num_warps=1, **OPTIONS,
+    )  # fmt: skip
+
+
+def _launch_nucleus(count, place, num_groups, bias, argument, shared, statistics, constants, config) -> "Nucleus":
     """Stage C."""
     num_splits = triton.cdiv(num_groups, config.statistics_groups)
-    nucleus = _empty_nucleus(count, num_splits, config, statistics[0].device)
+    nucleus = empty_nucleus(count, num_splits, config.points, config.segment, statistics[0].device)
     filters = chain(*(argument[name] for name in ("temperature", "top_k", "top_p", "at_mode")))
     bracket[(count,)](
         *place, num_groups, *bias, shared, *filters, *statistics[:2], nucleus.state, **constants,
@@ -191,6 +224,13 @@ def _word(value) -> int:
     return (int(value) + 2**63) % 2**64 - 2**63
 
 
+def _scale(temperature) -> float:
+    """log2(e) / T, or what stands in where the kernel reads one per row: finite and positive, as `fast_scale`."""
+    if torch.is_tensor(temperature):
+        return 0.0
+    return min(max(math.log2(math.e) / (temperature or 1.0), 1.2e-38), 3e38)
+
+
 def _has_filters(rows: Rows) -> bool:
     """Whether a filter may act on some row, as far as the host knows."""
     off = (
@@ -202,29 +242,30 @@ def _has_filters(rows: Rows) -> bool:
     return not all(off)
 
 
-def _may_be_large(rows: Rows, num_groups: int, config: Config) -> bool:
-    """Whether top-p may act on a whole row, and keep more groups than the finishing kernel is good at."""
+def _may_weigh_rows(rows: Rows) -> bool:
+    """Whether top-p may act on a whole row, as far as the host knows: its masses decide then."""
     by_rank = not torch.is_tensor(rows.top_k) and 0 < rows.top_k < rows.logits.shape[-1]
     by_mass = torch.is_tensor(rows.top_p) or rows.top_p < 1
-    return by_mass and not by_rank and num_groups > config.few_groups
+    return by_mass and not by_rank
 
 
-class _Nucleus(NamedTuple):
-    """Workspace of stage C; see triton_nucleus."""
+def _row_places(logits: torch.Tensor) -> tuple:
+    """Logits, strides and rows per batch for `row_start`; rows at one stride need no division (None)."""
+    batches, rows = logits.shape[:2]
+    if rows == 1 or batches == 1 or logits.stride(0) == rows * logits.stride(1):
+        return logits, 0, logits.stride(0 if rows == 1 else 1), None
+    return logits, logits.stride(0), logits.stride(1), rows
 
-    state: torch.Tensor | None
-    split_mass: torch.Tensor | None
-    split_count: torch.Tensor | None
-    split_logits: torch.Tensor | None
+
+def _are_words(logits: torch.Tensor) -> bool:
+    """Whether every row is 16-bit logits from a multiple of 16 bytes on."""
+    aligned = logits.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in logits.stride()[:2])
+    return logits.element_size() == 2 and aligned
 
 
-def _empty_nucleus(count: int, num_splits: int, config: Config, device) -> _Nucleus:
-    return _Nucleus(
-        state=torch.empty(count, 4, dtype=torch.float64, device=device),
-        split_mass=torch.empty(count, num_splits, config.points + 1, dtype=torch.float64, device=device),
-        split_count=torch.empty(count, num_splits, dtype=torch.int32, device=device),
-        split_logits=torch.empty(count, num_splits, config.segment, dtype=torch.float32, device=device),
-    )
+def _has_packed_instructions() -> bool:
+    """Neither the interpreter nor AMD has them."""
+    return not triton.knobs.runtime.interpret and triton.runtime.driver.active.get_current_target().backend == "cuda"
 
 
 def _mode_slots(num_modes: int) -> int:
@@ -244,35 +285,3 @@ def _slots(rows: Rows, num_groups: int, config: Config) -> dict[str, int]:
         "GROUP_SLOTS": groups,
         "CAPACITY": max(config.capacity, groups),
     }
-
-
-def _empty_statistics(count: int, num_groups: int, device) -> tuple[torch.Tensor, ...]:
-    dtypes = (torch.float32, torch.float64, torch.float32, torch.int16)
-    return tuple(torch.empty(count, num_groups, dtype=dtype, device=device) for dtype in dtypes)
-
-
-def _empty_candidates(count: int, num_groups: int, slots: dict, device) -> tuple[torch.Tensor | None, ...]:
-    """values, weights, group_list, listed_y of the finishing kernel."""
-    listed = torch.empty(count, slots["MODE_SLOTS"], dtype=torch.float64, device=device)
-    if not slots["FILTERS"]:
-        return None, None, None, listed
-    values, weights = torch.empty(2, count, slots["CAPACITY"], dtype=torch.float64, device=device)
-    return values, weights, torch.empty(count, num_groups, dtype=torch.int32, device=device), listed
-
-
-def _empty_result(rows: Rows) -> ModeSample:
-    count, device = rows.count, rows.logits.device
-
-    def empty(dtype, *shape):
-        return torch.empty(count, *shape, dtype=dtype, device=device)
-
-    return ModeSample(
-        tokens=empty(torch.int64),
-        modes=empty(torch.int8),
-        logprobs=empty(torch.float32),
-        raw_logprobs=empty(torch.float32),
-        tempered_logprobs=empty(torch.float32),
-        mode_probs=empty(torch.float32, len(rows.mode_ids)),
-        kept=empty(torch.int32),
-        flags=empty(torch.int32),
-    )

@@ -56,7 +56,7 @@ def sampled_bracket(y, mass_below, factor):
     ]
 )  # fmt: skip
 def bracket(
-    logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch: tl.int64,
+    logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch,
     vocab_size, num_groups: tl.int32, mode_ids, bias, shared: tl.int32,
     temperature_rows, temperature: tl.int64, top_k_rows, top_k: tl.int64, top_p_rows, top_p: tl.int64,
     at_mode_rows, at_mode: tl.int32, group_peak, group_mass, state,
@@ -111,7 +111,7 @@ def bracket(
     do_not_specialize=["rows_per_batch", "num_splits", "shared", "temperature", "at_mode"]
 )  # fmt: skip
 def weigh_bracket(
-    logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch: tl.int64,
+    logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch,
     vocab_size, num_splits: tl.int32, mode_ids, bias, shared: tl.int32,
     temperature_rows, temperature: tl.int64, at_mode_rows, at_mode: tl.int32, state,
     split_mass,  # [N, splits, POINTS + 1] float64: mass above each point, and above the bracket

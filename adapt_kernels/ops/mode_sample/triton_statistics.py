@@ -1,4 +1,4 @@
-"""Stage A: one read of the logits leaves four numbers per group of 128 columns."""
+"""Stage A where a nucleus of the whole row compares masses: they are float64 here, and triton_read is the fast form."""
 
 import triton
 import triton.language as tl
@@ -36,11 +36,11 @@ NAN_UNIT = tl.constexpr(200)
         "at_mode",
     ]
 )
-def group_statistics(
+def exact_statistics(
     logits,
     batch_stride: tl.int64,
     row_stride: tl.int64,
-    rows_per_batch: tl.int64,
+    rows_per_batch,
     vocab_size,
     num_groups: tl.int32,
     num_splits: tl.int32,

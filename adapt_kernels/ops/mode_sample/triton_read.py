@@ -1,0 +1,233 @@
+"""Stage A: one read of the logits leaves four numbers per group of 128 columns, in 6 to 10 instructions per logit.
+
+A warp holds its groups as [groups, 16] tiles with the columns of a thread side by side, so that almost nothing crosses
+lanes; pairs of 16-bit logits stay one word until their exponential, which is one fused multiply-add and one ex2. What
+that form gets wrong (NaN, +inf, overflow of peak / T, a cut last group, tokens that are modes of their own) makes a
+group sick, and sick groups are done again, one at a time.
+"""
+
+import triton
+import triton.language as tl
+
+from adapt_kernels.ops.mode_sample.triton_gate import (
+    AT_MODE,
+    GROUP,
+    INF,
+    LOG2_E,
+    NEG_INF,
+    TEMPERATURE,
+    fast_weights,
+    load_logits,
+    row_float,
+    row_integer,
+    row_start,
+)
+from adapt_kernels.ops.mode_sample.triton_statistics import NAN_UNIT
+
+# Where |peak / T| stays below it, the rounding of that product moves an exponential by a factor of 2 at most.
+LARGEST_SHIFT = tl.constexpr(16777216.0)
+
+
+@triton.jit
+def larger_bf16(a, b):
+    """The larger of two pairs; a number wins over NaN, which shows in the mass."""
+    return tl.inline_asm_elementwise("max.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def smaller_bf16(a, b):
+    """The smaller of two pairs."""
+    return tl.inline_asm_elementwise("min.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def larger_fp16(a, b):
+    """As `larger_bf16`."""
+    return tl.inline_asm_elementwise("max.f16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def smaller_fp16(a, b):
+    """As `smaller_bf16`."""
+    return tl.inline_asm_elementwise("min.f16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
+def halves(word, HALF: tl.constexpr):
+    """The two logits of a word as float32, the one at the lower address first."""
+    if HALF:
+        low = (word & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        low = (word << 16).to(tl.float32, bitcast=True)
+        high = (word & -65536).to(tl.float32, bitcast=True)
+    return low, high
+
+
+@triton.jit
+def fast_reciprocal(t):
+    """1 / t to 1e-14 without the slow path of a float64 division, for 1e-38 <= t <= 1e38."""
+    t = tl.minimum(tl.maximum(t, 1.2e-38), 1e38)
+    guess = (1.0 / t.to(tl.float32)).to(tl.float64)
+    return guess + guess * (1.0 - t * guess)
+
+
+@triton.jit
+def flattened(tile):
+    """The numbers of a tile in any order: reduced in a thread before they cross lanes."""
+    return tl.reshape(tile, [tile.numel], can_reorder=True)
+
+
+@triton.jit
+def fused(a, b, c, FUSED: tl.constexpr):
+    """a * b + c, rounded once; the interpreter's `tl.fma` rounds twice."""
+    if FUSED:
+        return tl.fma(a, b, c)
+    else:
+        return (a.to(tl.float64) * b.to(tl.float64) + c.to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
+def mass_of(a0, a1, a2, a3, a4, a5, a6, a7, peak, scale, FUSED: tl.constexpr):
+    """sum exp2((x - peak) * scale) over rows of 8 tiles [groups, 1], and if it can be trusted.
+
+    exp2(x * scale - shift) with a rounded shift = peak * scale: every term is off by one factor, taken out of the sum.
+    """
+    shift = peak * scale
+    minus = -shift
+    total = tl.exp2(fused(a0, scale, minus, FUSED)) + tl.exp2(fused(a1, scale, minus, FUSED))
+    total += tl.exp2(fused(a2, scale, minus, FUSED)) + tl.exp2(fused(a3, scale, minus, FUSED))
+    total += tl.exp2(fused(a4, scale, minus, FUSED)) + tl.exp2(fused(a5, scale, minus, FUSED))
+    total += tl.exp2(fused(a6, scale, minus, FUSED)) + tl.exp2(fused(a7, scale, minus, FUSED))
+    mass = tl.sum(total, 1, keep_dims=True) * tl.exp2(-fused(peak, scale, -shift, FUSED))
+    return mass, (mass == mass) & (tl.abs(shift) < LARGEST_SHIFT)
+
+
+@triton.jit
+def redone(
+    group, start, vocab_size, mode_ids, scale, all_equal, NUM_MODES: tl.constexpr, OTHER: tl.constexpr
+):  # fmt: skip
+    """Peak, mass, mass at T = 1 and count word of any group, with every care."""
+    columns = group * GROUP + tl.arange(0, GROUP)
+    inside = columns < vocab_size
+    x = load_logits(start, columns, inside)
+    loaded = tl.load(start + columns, mask=inside).to(tl.float32)
+    nan = inside & (loaded != loaded)
+    for i in tl.static_range(NUM_MODES):
+        if i != OTHER:
+            x = tl.where(columns == tl.load(mode_ids + i), NEG_INF, x)
+    peak = tl.max(x)
+    finite = tl.sum((x > NEG_INF).to(tl.int32))
+    mass = tl.sum(fast_weights(x, peak, scale))
+    mass = tl.where(all_equal, finite.to(tl.float32), mass)
+    return peak, mass, tl.sum(fast_weights(x, peak, LOG2_E)), finite + NAN_UNIT * tl.sum(nan.to(tl.int32))
+
+
+@triton.jit(
+    do_not_specialize=["rows_per_batch", "num_groups", "shared", "scale", "at_mode"]
+)  # fmt: skip
+def group_statistics(
+    logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch,
+    vocab_size, num_groups: tl.int32, mode_ids, bias, shared: tl.int32,
+    temperature_rows, scale: tl.float32, at_mode_rows, at_mode: tl.int32,
+    group_peak,  # [N, num_groups] float32: the largest logit
+    group_mass,  # [N, num_groups] float32: sum exp((x - peak) / T)
+    group_raw_mass,  # [N, num_groups] float32: sum exp(x - peak)
+    group_count,  # [N, num_groups] int16: (finite logits) + NAN_UNIT * (NaN logits)
+    NUM_MODES: tl.constexpr, OTHER: tl.constexpr, GROUPS: tl.constexpr,
+    WORDS: tl.constexpr,  # 16-bit logits whose rows begin at multiples of 16 bytes
+    PACKED: tl.constexpr,  # and NVIDIA's instructions for pairs of them
+    FUSED: tl.constexpr,  # tl.fma rounds once
+):  # fmt: skip
+    """One program = GROUPS groups of one row. Tokens listed in `mode_ids` are left out: the draw adds them exactly."""
+    row = tl.program_id(0).to(tl.int64)
+    # One column wide: a layout of their own would cost the conversions of every result.
+    index = tl.arange(0, GROUPS)[:, None]
+    # The last program moves back to the row's last whole groups: two programs write the same numbers.
+    whole_groups = vocab_size // GROUP
+    base = tl.minimum(tl.program_id(1) * GROUPS, whole_groups - GROUPS)
+    group = base + index
+    start = row_start(logits, row, rows_per_batch, batch_stride, row_stride)
+    HALF: tl.constexpr = logits.dtype.element_ty == tl.float16
+    if WORDS:
+        words = tl.multiple_of(start.to(tl.pointer_type(tl.int32), bitcast=True), 16)
+        words += group * (GROUP // 2) + tl.arange(0, 16)[None, :]
+        w0, w1, w2, w3 = tl.load(words), tl.load(words + 16), tl.load(words + 32), tl.load(words + 48)
+        a0, a1 = halves(w0, HALF)
+        a2, a3 = halves(w1, HALF)
+        a4, a5 = halves(w2, HALF)
+        a6, a7 = halves(w3, HALF)
+    else:
+        at = start + group * GROUP + tl.arange(0, 16)[None, :]
+        a0, a1 = tl.load(at).to(tl.float32), tl.load(at + 16).to(tl.float32)
+        a2, a3 = tl.load(at + 32).to(tl.float32), tl.load(at + 48).to(tl.float32)
+        a4, a5 = tl.load(at + 64).to(tl.float32), tl.load(at + 80).to(tl.float32)
+        a6, a7 = tl.load(at + 96).to(tl.float32), tl.load(at + 112).to(tl.float32)
+    if PACKED:
+        if HALF:
+            top = tl.reduce(larger_fp16(larger_fp16(w0, w1), larger_fp16(w2, w3)), 1, larger_fp16, keep_dims=True)
+            low = tl.reduce(flattened(smaller_fp16(smaller_fp16(w0, w1), smaller_fp16(w2, w3))), 0, smaller_fp16)
+        else:
+            top = tl.reduce(larger_bf16(larger_bf16(w0, w1), larger_bf16(w2, w3)), 1, larger_bf16, keep_dims=True)
+            low = tl.reduce(flattened(smaller_bf16(smaller_bf16(w0, w1), smaller_bf16(w2, w3))), 0, smaller_bf16)
+        top0, top1 = halves(top, HALF)
+        low0, low1 = halves(low, HALF)
+        peak, lowest = tl.maximum(top0, top1), tl.minimum(low0, low1)
+    else:
+        upper = tl.maximum(tl.maximum(a0, a1), tl.maximum(a2, a3))
+        lower = tl.minimum(tl.minimum(a0, a1), tl.minimum(a2, a3))
+        peak = tl.max(tl.maximum(upper, tl.maximum(tl.maximum(a4, a5), tl.maximum(a6, a7))), 1, keep_dims=True)
+        lowest = tl.min(flattened(tl.minimum(lower, tl.minimum(tl.minimum(a4, a5), tl.minimum(a6, a7)))))
+
+    if temperature_rows is None:
+        scale = tl.zeros((), tl.float32) + scale
+    else:
+        t = row_float(temperature_rows, 0, row, shared, TEMPERATURE)
+        scale = (fast_reciprocal(tl.where(t == 0.0, 1.0, t)) * LOG2_E).to(tl.float32)
+    # An empty group weighs nothing, instead of NaN.
+    level = tl.where(peak == NEG_INF, 0.0, peak)
+    mass, trusted = mass_of(a0, a1, a2, a3, a4, a5, a6, a7, level, scale, FUSED)
+    raw = mass
+    raw_scale = tl.full((), LOG2_E, tl.float32)
+    if scale != raw_scale:
+        raw, raw_trusted = mass_of(a0, a1, a2, a3, a4, a5, a6, a7, level, raw_scale, FUSED)
+        trusted = trusted & raw_trusted
+    sick = trusted == 0
+    all_equal = False
+    for i in tl.static_range(NUM_MODES):
+        if i == OTHER:
+            if bias is not None:
+                # An infinite bias makes every other token equal, so only their number counts.
+                gate = row_integer(at_mode_rows, at_mode, row, shared, AT_MODE) != 0
+                all_equal = gate & (tl.load(bias + row * NUM_MODES + i) == INF)
+        else:
+            sick = sick | (group == tl.load(mode_ids + i) // GROUP)
+    slot = row * num_groups + group
+    count = tl.full([GROUPS, 1], 0, tl.int32) + GROUP
+    if lowest == NEG_INF:
+        finite = (a0 > NEG_INF).to(tl.int32) + (a1 > NEG_INF).to(tl.int32) + (a2 > NEG_INF).to(tl.int32)
+        finite += (a3 > NEG_INF).to(tl.int32) + (a4 > NEG_INF).to(tl.int32) + (a5 > NEG_INF).to(tl.int32)
+        count = tl.sum(finite + (a6 > NEG_INF).to(tl.int32) + (a7 > NEG_INF).to(tl.int32), 1, keep_dims=True)
+    if all_equal:
+        mass = count.to(tl.float32)
+    tl.store(group_peak + slot, peak)
+    tl.store(group_mass + slot, mass)
+    tl.store(group_count + slot, count.to(tl.int16))
+    tl.store(group_raw_mass + slot, raw)
+    # GROUPS: the cut group after the row's last whole one.
+    end = tl.where((base + GROUPS == whole_groups) & (num_groups > whole_groups), GROUPS, GROUPS + 1)
+    # The first sick group, or that cut one.
+    first = tl.minimum(tl.min(flattened(tl.where(sick, index, GROUPS + 1))), end)
+    while first <= GROUPS:
+        # What was stored of a sick group is written over.
+        tl.debug_barrier()
+        here = row * num_groups + base + first
+        one_peak, one_mass, one_raw, one_count = redone(
+            base + first, start, vocab_size, mode_ids, scale, all_equal, NUM_MODES, OTHER
+        )  # fmt: skip
+        tl.store(group_peak + here, one_peak)
+        tl.store(group_mass + here, one_mass)
+        tl.store(group_count + here, one_count.to(tl.int16))
+        tl.store(group_raw_mass + here, one_raw)
+        later = tl.min(flattened(tl.where(sick & (index > first), index, GROUPS + 1)))
+        first = tl.where(first < GROUPS, tl.minimum(later, end), GROUPS + 1)
