@@ -34,10 +34,6 @@ def each(formula):
     return rewards
 
 
-def outcome(x, group, at):
-    return x["outcome"]
-
-
 def degrpo(x, group, at):
     return (1 if x["mode"] == 0 else 0.5) if x["correct"] and x["mode"] >= 0 else -1
 
@@ -100,8 +96,7 @@ def kimi_share(x, group, right):
     lengths = [row["length"] for row in group]
     if min(lengths) == max(lengths):
         return 0
-    found = 0.5 - (x["length"] - min(lengths)) / (max(lengths) - min(lengths))
-    return found if right else min(0, found)
+    return min(1 if right else 0, 0.5 - (x["length"] - min(lengths)) / (max(lengths) - min(lengths)))
 
 
 def kimi_length(x, group, at):
@@ -205,11 +200,10 @@ def laser_d(rows, at):
 
 
 def laser_de(rows, at):
-    found = []
-    for x, target in zip(rows, laser_targets(rows, at), strict=True):
-        forgiven = base(x) == -0.5 and x["length"] > target and not x["repetition"]
-        found.append(base(x) + 0.5 * ((base(x) == 1 and x["length"] <= target) or forgiven))
-    return found
+    targets = laser_targets(rows, at)
+    forgiven = [base(x) == -0.5 and x["length"] > t and not x["repetition"] for x, t in zip(rows, targets, strict=True)]
+    short = [base(x) == 1 and x["length"] <= t for x, t in zip(rows, targets, strict=True)]
+    return [base(x) + 0.5 * (a or b) for x, a, b in zip(rows, short, forgiven, strict=True)]
 
 
 def traac(rows, at):
@@ -300,41 +294,7 @@ _BY_ROW = (
     train_long, hbpo, adactrl, apriel, arlcp, fapo, crf, pear,
 )  # fmt: skip
 REWARDS = {
-    **{name: each(outcome) for name in ("separate", "reference", "grpo", "hipo")},
+    **{name: each(lambda x, group, at: x["outcome"]) for name in ("separate", "reference", "grpo", "hipo")},
     **{formula.__name__: each(formula) for formula in _BY_ROW},
     **{formula.__name__: formula for formula in (laser_d, laser_de, traac, adathink_med, ares)},
 }
-BASELINES = {"degrpo": "mean", "adaptthink": "none", "arlcp": "rloo"}
-
-
-def advantages(name, rows, rewards):
-    """Of whole rows: the row's reward against its group's, by the scheme's baseline."""
-    baseline, groups = BASELINES.get(name, "mean_std"), defaultdict(list)
-    for x, reward in zip(rows, rewards, strict=True):
-        groups[x["group"]].append(reward)
-    found = []
-    for x, reward in zip(rows, rewards, strict=True):
-        own = groups[x["group"]]
-        mean = statistics.fmean(own)
-        if baseline == "none":
-            found.append(reward)
-        elif baseline == "mean":
-            found.append(reward - mean)
-        elif baseline == "rloo":
-            others = (sum(own) - reward) / (len(own) - 1) if len(own) > 1 else reward
-            found.append(reward - others)
-        else:
-            std = statistics.stdev(own) if len(own) > 1 else 0
-            found.append((reward - mean) / (std + (1e-4 if name == "grpo" else 1e-6)))
-    if name == "hbpo":
-        found = [value + bracket for value, bracket in zip(found, brackets(rows, rewards), strict=True)]
-    return found
-
-
-def brackets(rows, rewards):
-    """HBPO's, at its default budgets or the rows' own."""
-    cells = defaultdict(list)
-    for x, reward in zip(rows, rewards, strict=True):
-        cells[x["group"], x["budget"]].append(reward)
-    ceiling = [4 * math.cos(3.1416 * x["budget"] / 8192) for x in rows]
-    return [statistics.fmean(cells[x["group"], x["budget"]]) - c for x, c in zip(rows, ceiling, strict=True)]

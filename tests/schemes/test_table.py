@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from plain_rewards import REWARDS, advantages
+from plain_baselines import advantages
+from plain_rewards import REWARDS
 
 from adapt_kernels import schemes
 from adapt_kernels.schemes import SCHEMES, SIGNALS, Rollouts, Schedule, SchemeSettings
