@@ -19,6 +19,11 @@ _HOME = {
     "kept_positions": "program.keep",
     "Program": "program.program",
     "Span": "program.rules",
+    "Paths": "program.paths",
+    "Bar": "program.paths",
+    "Agree": "program.votes",
+    "vote": "program.votes",
+    "PrefixScorer": "hf",
     "token_logprobs": "ops.token_logprobs",
     "policy_loss": "ops.policy_loss",
     "PolicyLoss": "ops.policy_loss",
@@ -41,10 +46,14 @@ _HOME = {
     "TokenScorer": "hf",
 }
 
-__all__ = ["__version__", *_HOME]
+_MODULES = ("schemes",)
+
+__all__ = ["__version__", *_HOME, *_MODULES]
 
 
 def __getattr__(name: str):
+    if name in _MODULES:
+        return import_module(f"adapt_kernels.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'adapt_kernels' has no attribute {name!r}")
     try:

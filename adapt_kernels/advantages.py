@@ -12,16 +12,31 @@ _EPSILON = 1e-6
 
 
 class Advantages(NamedTuple):
-    """Advantages of B sequences, float32: `mode` [B] for the mode token, `rest` [B] for every later token."""
+    """Advantages of B sequences, float32: `mode` [B] for the mode token, `rest` [B] for every later token.
+
+    answer [B], where there is one: for later tokens from `answer_start` [B] on. tokens [B, T], where there is one: of
+    every token, in the place of all these (`rest` is then the last token's). kl_weight [B], where there is one: of the
+    rows' KL term.
+    """
 
     mode: torch.Tensor
     rest: torch.Tensor
     lengths: torch.Tensor
+    answer: torch.Tensor | None = None
+    answer_start: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
+    kl_weight: torch.Tensor | None = None
 
     def expand(self, num_tokens: int) -> torch.Tensor:
         """[B, num_tokens] float32: `mode` at position 0, `rest` after it, 0 from each sequence's length on."""
         position = torch.arange(num_tokens, device=self.mode.device)
         whole = torch.where(position == 0, self.mode[:, None], self.rest[:, None])
+        if self.answer is not None:
+            within = position >= self.answer_start[:, None].clamp(min=1)
+            whole = torch.where(within, self.answer[:, None], whole)
+        if self.tokens is not None:
+            width = min(num_tokens, self.tokens.shape[1])
+            whole = torch.nn.functional.pad(self.tokens[:, :width], (0, num_tokens - width))
         return whole.masked_fill(position >= self.lengths[:, None], 0.0)
 
 

@@ -2,13 +2,21 @@
 
 import torch
 
-from adapt_kernels.philox_reference import GROUP_SIZE, PURPOSE_GROUP, PURPOSE_KEEP, PURPOSE_RULE, PURPOSE_TOKEN
+from adapt_kernels.philox_reference import (
+    GROUP_SIZE,
+    PURPOSE_GROUP,
+    PURPOSE_KEEP,
+    PURPOSE_PATH,
+    PURPOSE_RULE,
+    PURPOSE_TOKEN,
+)
 from adapt_kernels.philox_reference import row_seed as row_seed
 
 __all__ = [
     "GROUP_SIZE",
     "PURPOSE_GROUP",
     "PURPOSE_KEEP",
+    "PURPOSE_PATH",
     "PURPOSE_RULE",
     "PURPOSE_TOKEN",
     "check_seed",

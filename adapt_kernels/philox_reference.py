@@ -19,6 +19,8 @@ which is exact: P(group) = M_g / sum M and P(token | group) = exp(y_i) / M_g. Ti
 Rule r of a program that acts with a chance p does so at a step where u(seed, step, PURPOSE_RULE, item=r) < p. KeepKV's
 "random" score of a row's position i is u(seed, 0, PURPOSE_KEEP, item=i).
 
+The random score of a row with n new tokens is u(seed, n, PURPOSE_PATH, item=0).
+
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); constants as in Random123.
 """
 
@@ -28,6 +30,7 @@ GROUP_SIZE = 128
 PURPOSE_GROUP = 0
 PURPOSE_TOKEN = 1
 PURPOSE_RULE = 2
+PURPOSE_PATH = 3
 PURPOSE_KEEP = 4
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))

@@ -4,6 +4,7 @@
 
 trains what FOLDER does not hold yet (about 25 CPU minutes; an interrupted call goes on where it stopped), measures
 every model and writes benchmarks/results/adapt_miniature.json, .csv and .md; `--render` only writes the last two again.
+`--schemes` does the same for every scheme of the table at one budget (`adapt_schemes.py`), into adapt_schemes.*.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import adapt_miniature_report
+import adapt_schemes
 
 import adapt_kernels as ak
 import adapt_recipes as ar
@@ -59,31 +61,51 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, help="folder for the trained models")
     parser.add_argument("--render", action="store_true", help="only write .csv and .md again from the .json")
+    parser.add_argument("--schemes", action="store_true", help="every scheme of the table, at one budget")
+    parser.add_argument("--steps", type=int, help="optimiser steps of --schemes; for a trial")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many; for a trial")
+    parser.add_argument("--problems", type=int, default=PROBLEMS, help="measured; for a trial")
+    parser.add_argument("--results", type=Path, help="the .json to write, in the place of benchmarks/results")
     given = parser.parse_args()
+    results = given.results or (RESULTS.with_name("adapt_schemes.json") if given.schemes else RESULTS)
     if not given.render:
         if given.runs is None:
             parser.error("--runs FOLDER is needed, or --render")
-        RESULTS.write_text(as_text(measure_all(given.runs)), "utf-8")
-    adapt_miniature_report.write(json.loads(RESULTS.read_text("utf-8")), RESULTS.with_suffix(""))
+        variants = adapt_schemes.variants(PLAIN, given.runs, given.steps) if given.schemes else VARIANTS
+        found = measure_all(given.runs, variants, SEEDS[: given.seeds], given.problems)
+        results.write_text(as_text(found), "utf-8")
+    written = json.loads(results.read_text("utf-8"))
+    (adapt_schemes if given.schemes else adapt_miniature_report).write(written, results.with_suffix(""))
 
 
-def measure_all(folder: Path) -> dict:
+def measure_all(folder: Path, variants: dict, seeds: tuple[int, ...], problems: int) -> dict:
     """Every run's figures, with the settings and the machine."""
-    tasks = spread_problems("running_sum", PROBLEMS, EVALUATION_SEED)
+    tasks = spread_problems("running_sum", problems, EVALUATION_SEED)
     base = outcomes_of(ar.checkpoint_path("sft"), tasks)
     runs = [figures("SFT", None, {}, base, base)]
-    for name, settings in VARIANTS.items():
-        for seed in SEEDS:
-            config = RlConfig(seed=seed, **settings)
+    for name, settings in variants.items():
+        for seed in seeds:
             out = folder / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}"
-            spent = trained(config, out)
-            curve = {int(row["step"]): float(row["p_fast"]) for row in Curve.rows(out)}
-            run = figures(name, seed, asdict(config), outcomes_of(out, tasks), base)
-            runs.append({**run, **spent, "p_fast_during": [curve[step] for step in sorted(curve)]})
-            print(name, seed, f"{spent['cpu_s']:.0f} CPU s", [round(x, 2) for x in run["p_fast"]], flush=True)
+            runs.append(measured(name, RlConfig(seed=seed, **settings), out, tasks, base))
+            run = runs[-1]
+            print(name, seed, f"{run['cpu_s']:.0f} CPU s", [round(x, 2) for x in run["p_fast"]], flush=True)
     packages = {name: version(name) for name in ("torch", "transformers", "trl")}
     machine = {"python": platform.python_version(), "machine": platform.machine(), **packages}
     return {"machine": machine, "problems": len(tasks), "evaluation_seed": EVALUATION_SEED, "runs": runs}
+
+
+def measured(name: str, config: RlConfig, out: Path, tasks: list, base: Outcomes) -> dict:
+    """One run's figures; those of a run that was measured on as many problems before are read."""
+    spent = trained(config, out)
+    kept = out / f"figures_{len(tasks)}.json"
+    if not kept.is_file():
+        curve = {int(row["step"]): float(row["p_fast"]) for row in Curve.rows(out)}
+        run = figures(name, config.seed, asdict(config), outcomes_of(out, tasks), base)
+        run |= {**spent, "p_fast_during": [curve[step] for step in sorted(curve)]}
+        aside = kept.with_suffix(".tmp")
+        aside.write_text(json.dumps(run), "utf-8")
+        aside.replace(kept)
+    return json.loads(kept.read_text("utf-8"))
 
 
 def as_text(results: dict) -> str:
@@ -103,7 +125,7 @@ def as_text(results: dict) -> str:
 
 def trained(config: RlConfig, out: Path) -> dict[str, float]:
     """Seconds that training `config` into `out` took, in this call or before."""
-    result = train(config, out, resume=True)
+    result = train(config, out, resume=(out / "training").is_dir())
     return {"wall_s": result.wall_s, "cpu_s": result.cpu_s}
 
 

@@ -20,6 +20,7 @@ int mode_sample_cpu(Address logits, int32_t logits_type, int64_t rows, int64_t i
                     int64_t top_k, Address top_k_rows, double top_p, Address top_p_rows, double min_p,
                     Address min_p_rows, int64_t seeds, Address seeds_rows, int64_t step, Address step_rows,
                     double fast_prob, Address fast_prob_rows, int64_t forced_tokens, Address forced_tokens_rows,
+                    Address token_classes, int64_t classed, int64_t classes, Address class_scale, Address class_bias,
                     Address tokens, Address modes, Address logprobs, Address raw_logprobs, Address tempered_logprobs,
                     Address mode_probs, Address kept, Address flags, int32_t threads) {
   const ModeSampleArguments arguments{
@@ -36,6 +37,7 @@ int mode_sample_cpu(Address logits, int32_t logits_type, int64_t rows, int64_t i
       {step, at<const int64_t>(step_rows)},
       {fast_prob, at<const double>(fast_prob_rows)},
       {forced_tokens, at<const int64_t>(forced_tokens_rows)},
+      {at<const uint8_t>(token_classes), classed, classes, at<const float>(class_scale), at<const float>(class_bias)},
       at<int64_t>(tokens), at<int8_t>(modes), at<float>(logprobs), at<float>(raw_logprobs),
       at<float>(tempered_logprobs), at<float>(mode_probs), at<int32_t>(kept), at<int32_t>(flags),
       threads};

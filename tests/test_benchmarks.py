@@ -40,6 +40,28 @@ def test_the_report_of_the_miniature_shows_the_committed_runs(tmp_path):
     assert all(report.gain(run) >= 5 for run in schemes["separate, as shipped"])
 
 
+def test_every_scheme_is_compared_or_said_why_not(tmp_path, monkeypatch):
+    """Each with settings that training accepts, all at one budget; and the report names those that lose."""
+    import adapt_kernels as ak
+    from adapt_recipes.training.rl_config import RlConfig
+    from adapt_recipes.training.rl_trainer import trainer_config
+
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    compared = benchmark_module("adapt_schemes")
+    budget = {"iterations": 120, "learning_rate": 5e-4, "mode_weight": 1.0, "mode_margin_coef": None}
+    variants = compared.variants(budget, tmp_path, None)
+    assert sorted([*variants, *compared.LEFT_OUT]) == sorted(ak.schemes.SCHEMES)
+    for name, settings in variants.items():
+        assert budget.items() <= settings.items() and settings["scheme"] == name
+        args = trainer_config(RlConfig(**settings), tmp_path / name, 16)
+        args.method.check(name, args.scheme_settings, len(ak.Modes.from_pretrained(settings["model"])), ())
+    results = json.loads((ROOT / "benchmarks" / "results" / "adapt_miniature.json").read_text("utf-8"))
+    compared.write(results, tmp_path / "report")
+    losing = (tmp_path / "report.md").read_text("utf-8").split("Below a random mode choice")[1]
+    assert "AdaptThink (-7.0)" in losing and "separate, as shipped" not in losing
+    assert len((tmp_path / "report.csv").read_text("utf-8").splitlines()) == 1 + len(results["runs"])
+
+
 def run(name, chosen) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "-p", "no:cacheprovider", "-k", chosen]

@@ -92,3 +92,15 @@ def test_quick_start_is_short_and_uses_public_names():
     tree = ast.parse(code)
     used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "ak"}
     assert used and used <= set(ak.__all__)
+
+
+def test_the_preset_that_contributing_shows_is_one():
+    document = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    own = next(block for block in fenced(document) if block.startswith("def calm"))
+    import adapt_kernels as ak
+    from adapt_kernels.program.preset_spans import rules_in, thought
+
+    names = {"rules_in": rules_in, "thought": lambda tokenizer, think: think or thought(tokenizer)}
+    exec(own, names)
+    rules = names["calm"](None, words=(), think=ak.Span(1, 2))["rules"]
+    assert rules[0]["by"] == -2.0 and rules[0]["when"] == {"in": "think"}

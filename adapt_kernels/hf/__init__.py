@@ -5,6 +5,7 @@ from adapt_kernels.hf.call.patch import last_stats, patch, patched, unpatch
 from adapt_kernels.hf.mode_bias import ModeBias
 from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput
 from adapt_kernels.hf.row_hooks import row_independent
+from adapt_kernels.hf.scorers.prefix_scorer import PrefixScorer
 from adapt_kernels.hf.token_scorer import TokenScorer
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "GenerateStats",
     "ModeBias",
     "ModeGenerateOutput",
+    "PrefixScorer",
     "TokenScorer",
     "calibrate",
     "last_stats",

@@ -16,8 +16,13 @@ class GenerateStats:
     row_steps: rows x decode forwards computed; row_steps_padded: what the unpatched loop would compute.
     prefill_tokens: prompt positions computed, padding included; kv_bytes_peak: bytes of the cache at its largest.
     With kv_keep: kv_held_peak, the counted positions that a row held at most; kv_evictions, how often some went;
-    kv_keep_reason: why they never did, else "".
+    kv_keep_reason: why they never did, else "". With probe rules: probe_tokens, positions computed for them, not in
+    row_steps.
     The counts are None under plan "original", which is not observed.
+
+    With paths: tokens_saved: what the rows it ended would have had, at most, if they had lasted as long as the call's
+        longest row; score_tokens: positions computed for scores, not in row_steps; inactive: of the settings that
+        changed nothing, why.
     """
 
     plan: str
@@ -26,6 +31,10 @@ class GenerateStats:
     row_steps_padded: int | None = None
     prefill_tokens: int | None = None
     kv_bytes_peak: int | None = None
+    probe_tokens: int | None = None
+    tokens_saved: int | None = None
+    score_tokens: int | None = None
+    inactive: tuple[str, ...] = ()
     kv_held_peak: int | None = None
     kv_evictions: int | None = None
     kv_keep_reason: str = ""
@@ -48,6 +57,10 @@ class ModeGenerateOutput(GenerateDecoderOnlyOutput):
     padded with -1], the steps at which each acted. spans: per row a list of (name, start, end, closed_by), generated
     positions [start, end), tags excluded; closed_by model, rule, break or end. never_armed: per row the rules whose
     `in` and `mode` never held, such as a budget of a thought that never began.
+
+    prompt_of_row: int64 [rows] on the CPU, equal for rows of one prompt; prompt_length: columns of `sequences` before
+    the new tokens. With paths: path_scores: float32 [rows], a row's latest score, NaN = unscored. path_ends: per row
+    why it ended: finished, length, pruned, agreed or below.
     """
 
     modes: torch.Tensor | None = None
@@ -59,6 +72,10 @@ class ModeGenerateOutput(GenerateDecoderOnlyOutput):
     spans: list | None = None
     never_armed: list | None = None
     lengths: torch.Tensor | None = None
+    prompt_of_row: torch.Tensor | None = None
+    prompt_length: int | None = None
+    path_scores: torch.Tensor | None = None
+    path_ends: list | None = None
     stats: GenerateStats | None = None
 
 

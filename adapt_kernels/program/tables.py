@@ -9,6 +9,7 @@ from adapt_kernels.ops.steer import RUNNING, UNBOUNDED, Limit, SteerTables
 from adapt_kernels.program.class_tables import bias_tables, pattern_tables
 from adapt_kernels.program.clauses import Ramp, RowInput
 from adapt_kernels.program.program import Program
+from adapt_kernels.program.resolved import RuleTokens
 from adapt_kernels.program.rule_rows import RuleRows
 from adapt_kernels.program.rules import Rule, label_of
 
@@ -33,6 +34,11 @@ class Compiled:
     surprise: Mapping[int, int]
     outer_mode: int | None
     fresh: torch.Tensor
+
+    def rule_tokens(self, index: int) -> RuleTokens:
+        """Automata and ids of the rule `rules[index]`."""
+        owner = sum(first <= index for first in self.first_rule) - 1
+        return self.programs[owner].rule_tokens[index - self.first_rule[owner]]
 
 
 def compile_programs(

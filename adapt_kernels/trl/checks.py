@@ -14,6 +14,7 @@ from adapt_kernels.program.steer_request import SteerRequest, thought_spans
 from adapt_kernels.trl.columns import check_columns
 from adapt_kernels.trl.config import ADaPTConfig
 from adapt_kernels.trl.fused_logprobs import KNOWN_VERSIONS
+from adapt_kernels.trl.signals import grading, signal_sources
 
 _NOT_HONOURED = ("tools", "environment_factory", "rollout_func")
 _AUX_LOSS = "the load-balancing loss of this model is not computed: set router_aux_loss_coef=0.0"
@@ -39,7 +40,14 @@ def check_arguments(args, reward_funcs, train_dataset, eval_dataset, processing_
         raise ValueError("reward_funcs must hold at least one reward function; one of them says what is correct")
     if args.correct_reward is not None and args.correct_reward not in names:
         raise ValueError(f"correct_reward must be one of {', '.join(map(repr, names))}; got {args.correct_reward!r}")
-    check_columns(args, train_dataset, eval_dataset)
+    sources = signal_sources(args, names)
+    grading(args, names)
+    if args.method.placed is not None and not callable(others.get("measure_steps")):
+        raise ValueError(
+            f"scheme {args.scheme!r} needs measure_steps, a function that gives each completion's accuracies along its"
+            " thought"
+        )
+    check_columns(args, sources, train_dataset, eval_dataset)
     if _asked_fsdp_version(args) == 1:
         raise ValueError(_FSDP1)
 
@@ -99,13 +107,9 @@ def steer_arguments(args: ADaPTConfig, modes: Modes, tokenizer) -> dict:
     return {"program": program, "thinking_budget": args.thinking_budget}
 
 
-def check_modes(modes: Modes, args: ADaPTConfig) -> None:
+def check_modes(modes: Modes, args: ADaPTConfig, signals: Mapping) -> None:
     """Raises ValueError where the scheme or the rollout cannot serve these modes."""
-    allowed = args.method.num_modes
-    if allowed is not None and len(modes) not in allowed:
-        raise ValueError(
-            f"scheme {args.scheme!r} is defined for {' or '.join(map(str, allowed))} modes; got {len(modes)}: {modes}"
-        )
+    args.method.check(args.scheme, args.scheme_settings, len(modes), signals)
     if args.rollout == "balanced" and args.num_generations < len(modes):
         raise ValueError(
             f"rollout='balanced' needs num_generations of at least {len(modes)}, one per mode; got"

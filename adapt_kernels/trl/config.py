@@ -2,12 +2,15 @@
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 
 from trl import GRPOConfig
 
+from adapt_kernels.program.paths import Paths
 from adapt_kernels.program.program import Program
-from adapt_kernels.schemes import SCHEMES, Scheme, SchemeSettings
+from adapt_kernels.schemes import SCHEMES, Schedule, Scheme, SchemeSettings
 
 KINDS = ("none", "ppo", "cispo", "reinforce")  # in the order of policy_loss's kinds
 _LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
@@ -35,8 +38,14 @@ _FIXED = {
 class ADaPTConfig(GRPOConfig):
     """`trl.GRPOConfig` and these fields; a value of None is the scheme's own (`adapt_kernels.schemes.SCHEMES`).
 
-    scheme: "separate" (default: mode token and response are normalised apart), "reference" (ADaPT as released),
-        "degrpo", "adaptthink", "adacot", "ada_grpo", "avr", "length_penalty" or "grpo".
+    scheme: "separate" (default: mode token and response are normalised apart), "reference" (ADaPT as released), or
+        any other row of the table; `adapt schemes` lists them.
+    signals: {signal: reward function or dataset column} for what the scheme needs of each row. Left out, a signal is
+        the reward function of its name; else the trainer's own ("finished", "entropy_think", "entropy_answer",
+        "entropy_top" and "kl" of the rollout); else the column of its name. "malformed" may be given for any scheme:
+        rows where it is not 0 have no mode. A reward function that gives a signal weighs 0 without reward_weights.
+    constants: {name: value} of `SchemeSettings` beyond the fields below; a number may be {"start": ..., "end": ...,
+        "shape": ...} (`Schedule`). max_length is max_completion_length unless given.
     rollout: "balanced": a prompt's `num_generations` samples are split evenly over the modes, first mode first;
         "auto": the model chooses. Evaluation always lets it choose.
     mode_weight: multiplies the mode token's loss.
@@ -51,6 +60,9 @@ class ADaPTConfig(GRPOConfig):
     program: rules that steer every rollout: an `adapt_kernels.Program`, its JSON form, or a folder that holds one. What
         they write carries no loss. Rules that reshape the distribution (gate, bias, sample) need old_logprobs="policy".
     thinking_budget: tokens after which a rollout's thought is closed (`generate`).
+    paths: `adapt_kernels.Paths`, or its settings as a mapping: which of a prompt's training rollouts go on living. Rows
+        that it ends carry no loss and count for no one else's, like rows that were not graded. Groups must lie on one
+        rank each, and be of different prompts. Evaluation lets every row live.
     correct_reward: name of the reward function that says whether an answer is correct; None = the first one.
     correct_threshold: correct means a reward of at least this.
     reference_accuracy_column: dataset column with each prompt's accuracy before training, for "adaptthink".
@@ -68,6 +80,8 @@ class ADaPTConfig(GRPOConfig):
     """
 
     scheme: str = field(default="separate", metadata={"help": "How the mode token and the response are credited."})
+    signals: dict | None = field(default=None, metadata={"help": "Sources of the scheme's signals, by signal."})
+    constants: dict | None = field(default=None, metadata={"help": "Other constants of the schemes."})
     rollout: str = field(default="balanced", metadata={"help": "'balanced' or 'auto': who chooses the modes."})
     mode_weight: float = field(default=1.0, metadata={"help": "Multiplies the mode token's loss."})
     mode_margin_coef: float | None = field(default=None, metadata={"help": "Penalty on the spread of mode logits."})
@@ -77,6 +91,7 @@ class ADaPTConfig(GRPOConfig):
     old_logprobs: str = field(default="rollout", metadata={"help": "'rollout' or 'policy'."})
     program: dict | str | None = field(default=None, metadata={"help": "Rules that steer rollouts, or their folder."})
     thinking_budget: int | None = field(default=None, metadata={"help": "Cap on the tokens of a rollout's thought."})
+    paths: dict | None = field(default=None, metadata={"help": "Which rollouts of a prompt go on living."})
     correct_reward: str | None = field(default=None, metadata={"help": "Reward function that grades correctness."})
     correct_threshold: float = field(default=0.5, metadata={"help": "Reward from which an answer is correct."})
     reference_accuracy_column: str = field(default="reference_accuracy", metadata={"help": "AdaptThink's baseline."})
@@ -122,9 +137,10 @@ class ADaPTConfig(GRPOConfig):
         super().__post_init__()
 
     def to_dict(self) -> dict:
-        """As TRL's, with the program in its JSON form."""
+        """As TRL's, with the program in its JSON form, and paths, which may hold a function, as text."""
         shown = super().to_dict()
-        return {**shown, "program": self.program.to_dict() if isinstance(self.program, Program) else self.program}
+        program = self.program.to_dict() if isinstance(self.program, Program) else self.program
+        return {**shown, "program": program, "paths": None if self.paths is None else repr(self.paths)}
 
     @property
     def method(self) -> Scheme:
@@ -134,10 +150,10 @@ class ADaPTConfig(GRPOConfig):
     @property
     def scheme_settings(self) -> SchemeSettings:
         """The schemes' constants."""
-        given = {f.name: getattr(self, f.name) for f in fields(SchemeSettings)}
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        given = {f.name: getattr(self, f.name) for f in fields(SchemeSettings) if hasattr(self, f.name)}
         scale = float(self.max_completion_length) if self.length_scale is None else self.length_scale
-        return SchemeSettings(**{**given, "length_scale": scale})
+        given |= {"length_scale": scale, "max_length": self.max_completion_length, **(self.constants or {})}
+        return SchemeSettings(**{name: _setting(value) for name, value in given.items()})
 
     @property
     def kinds(self) -> tuple[int, int]:
@@ -177,6 +193,26 @@ class ADaPTConfig(GRPOConfig):
         if (self.max_completion_length or 0) < 1:
             raise ValueError(f"max_completion_length must be at least 1; got {self.max_completion_length}")
         self._check_rollout()
+        self._check_paths()
+        self._check_scheme()
+
+    def _check_scheme(self) -> None:
+        names = {f.name for f in fields(SchemeSettings)}
+        for name in self.constants or ():
+            if name not in names or name in {f.name for f in fields(self)}:
+                where = "is a field of its own" if name in names else "is none of SchemeSettings"
+                close = ", ".join(get_close_matches(name, names)) or "see `adapt schemes`"
+                raise ValueError(f"constants: {name!r} {where}: {close}")
+        usable = {*self.method.signals, *self.method.optional, "malformed"}
+        for name in self.signals or ():
+            if name not in usable:
+                raise ValueError(
+                    f"signals: scheme {self.scheme!r} has no use for {name!r}, only for {', '.join(sorted(usable))}"
+                )
+        if self.method.kl_weight is not None and not self.beta:
+            warnings.warn(
+                f"scheme {self.scheme!r} weighs the KL term by row, and beta=0 leaves that term out", stacklevel=5
+            )
         assert self.scheme_settings
 
     def _check_rollout(self) -> None:
@@ -194,6 +230,16 @@ class ADaPTConfig(GRPOConfig):
                 " set old_logprobs='policy', or leave that out"
             )
 
+    def _check_paths(self) -> None:
+        if isinstance(self.paths, Mapping):
+            self.paths = Paths(**self.paths)
+        if self.paths is None:
+            return
+        if not isinstance(self.paths, Paths):
+            raise TypeError(f"paths must be an adapt_kernels.Paths or its settings; got {self.paths!r}")
+        if self.paths.keep == 1 and not self.paths.per_mode:
+            raise ValueError("paths: keep=1 leaves no two rows of a prompt to compare: keep 2 or more, or use per_mode")
+
     def _check_trl(self) -> None:
         for name, instead in _NOT_HONOURED.items():
             if getattr(self, name):
@@ -202,6 +248,13 @@ class ADaPTConfig(GRPOConfig):
             value = getattr(self, name)
             if value != only and not (name == "scale_rewards" and value is True):
                 raise ValueError(f"ADaPTTrainer does not honour {name}={value!r}, only {only!r}: {why}")
+
+
+def _setting(value):
+    """As `SchemeSettings` takes it, from what JSON and YAML have."""
+    if isinstance(value, dict):
+        return Schedule(**value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _one_of(name: str, value, allowed) -> None:

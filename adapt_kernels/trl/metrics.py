@@ -24,7 +24,7 @@ def mode_metrics(modes: Modes, chosen, mode_probs, correct, lengths) -> dict[str
 def log_rows(logs: dict, modes: Modes, chosen, advantages) -> None:
     """Into TRL's table of completions: the response's advantage in the place of its own, and two columns.
 
-    logs: TRL's, filled by now. chosen [N] and advantages [2, N] of all ranks.
+    logs: TRL's, filled by now. chosen [N] and advantages, of modes and of responses, [N] each, of all ranks.
     """
     logged = logs["advantages"]
     for _ in range(min(len(logged), len(chosen))):

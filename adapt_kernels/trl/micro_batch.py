@@ -33,15 +33,21 @@ def policy_head(
         margin_weights=margin_weights,
         lm_head=lm_head,
         settings={**args.clipping, **settings},
+        kl_weights=batch.get("kl_weight"),
     )
 
 
 @torch.no_grad()
-def token_scores(model, input_ids, attention_mask, width: int, rows: int, temperature: float, lm_head: dict):
-    """[B, width] float32 log-probs of the last `width` tokens, by the loss's forward and head, `rows` at a time."""
+def token_scores(
+    model, input_ids, attention_mask, width: int, rows: int, temperature: float, lm_head: dict, entropy: bool = False
+) -> torch.Tensor:
+    """[B, width] float32 log-probs of the last `width` tokens, by the loss's forward and head, `rows` at a time.
+
+    entropy: [B, width, 2], log-probs and entropies.
+    """
     found = []
     for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
-        head = LogprobHead(ids[:, -width:], mask[:, -width:] != 0, temperature, lm_head)
+        head = LogprobHead(ids[:, -width:], mask[:, -width:] != 0, temperature, lm_head, entropy)
         found.append(model(input_ids=ids, attention_mask=mask, policy_head=head))
     return torch.cat(found)
 

@@ -105,7 +105,7 @@ class PolicyHead:
     """Loss of one micro-batch of B rows with T completion tokens; row arguments are [B, T] as `policy_loss` has them.
 
     gate: position of the mode token in the completion. mode_ids: ids of the modes, [M]. margin_weights: [B], c times
-    the weight of each row's penalty. lm_head: `logit_settings` of the model.
+    the weight of each row's penalty. lm_head: `logit_settings` of the model. kl_weights: [B], of each row's KL term.
     """
 
     ids: torch.Tensor
@@ -120,53 +120,67 @@ class PolicyHead:
     margin_weights: torch.Tensor
     lm_head: dict
     settings: dict
+    kl_weights: torch.Tensor | None = None
 
     def __call__(self, hidden, weight, bias) -> dict:
         """{"loss": scalar, "logprobs", "entropy", "ratio", "clipped": [B, T]} from the hidden states [B, P + T, D]."""
         hidden, head = before(hidden, self.ids, weight, bias, self.lm_head)
         with torch.autocast(hidden.device.type, enabled=False):
-            out = linear_policy_loss(
-                hidden,
-                head.weight,
-                self.ids,
-                self.old_logprobs,
-                self.advantages,
-                mask=self.mask,
-                kinds=self.kinds,
-                weights=self.weights,
-                ref_logprobs=self.ref_logprobs,
-                bias=head.bias,
-                softcap=head.softcap,
-                logit_scale=head.logit_scale,
-                **self.settings,
-            )
-            loss = out.loss
+            if self.kl_weights is None:
+                out = self._loss(hidden, head, self.kinds, self.weights)
+                loss = out.loss
+            else:  # once without the KL term, and that alone with its own weights
+                out = self._loss(hidden, head, self.kinds, self.weights, kl_coef=0.0)
+                weights = self.weights * self.kl_weights[:, None]
+                loss = out.loss + self._loss(hidden, head, torch.zeros_like(self.kinds), weights, entropy_coef=0.0).loss
             if self.mode_ids is not None:
                 logits = mode_logits(hidden[:, self.gate], head, self.mode_ids).to(loss.dtype)
                 loss = loss + (self.margin_weights.to(logits.dtype) * mode_spread(logits)).sum()
         return {"loss": loss, **{name: getattr(out, name) for name in ("logprobs", "entropy", "ratio", "clipped")}}
 
+    def _loss(self, hidden, head: LmHead, kinds, weights, **settings):
+        return linear_policy_loss(
+            hidden,
+            head.weight,
+            self.ids,
+            self.old_logprobs,
+            self.advantages,
+            mask=self.mask,
+            kinds=kinds,
+            weights=weights,
+            ref_logprobs=self.ref_logprobs,
+            bias=head.bias,
+            softcap=head.softcap,
+            logit_scale=head.logit_scale,
+            **{**self.settings, **settings},
+        )
+
 
 @dataclass
 class LogprobHead:
-    """Log-probs of B rows' T completion tokens, without a gradient. lm_head: `logit_settings` of the model."""
+    """Log-probs of B rows' T completion tokens, without a gradient. lm_head: `logit_settings` of the model.
+
+    entropy: give that of each token's distribution too.
+    """
 
     ids: torch.Tensor
     mask: torch.Tensor
     temperature: float
     lm_head: dict
+    entropy: bool = False
 
     def __call__(self, hidden, weight, bias) -> torch.Tensor:
-        """[B, T] float32 from the hidden states [B, P + T, D]; 0 where the mask is false."""
+        """[B, T] float32 from the hidden states [B, P + T, D], [B, T, 2] with the entropy; 0 without the mask."""
         hidden, head = before(hidden, self.ids, weight, bias, self.lm_head)
         hidden, ids = hidden.flatten(0, 1), self.ids.flatten()
-        logprobs = torch.zeros(self.ids.shape, dtype=torch.float32, device=ids.device)
+        scores = torch.zeros((*self.ids.shape, 1 + self.entropy), dtype=torch.float32, device=ids.device)
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             for rows in head.chunks(self.mask.flatten().nonzero()[:, 0], None):
                 logits = head.project(hidden[rows])
-                found = token_logprobs(logits, ids[rows], temperature=head.divisor(self.temperature))[0]
-                logprobs.view(-1)[rows] = found.float()
-        return logprobs
+                divisor = head.divisor(self.temperature)
+                found = token_logprobs(logits, ids[rows], temperature=divisor, entropy=self.entropy)
+                scores.flatten(0, 1)[rows] = torch.stack(found[: 1 + self.entropy], 1).float()
+        return scores if self.entropy else scores[..., 0]
 
 
 def before(hidden, ids, weight, bias, lm_head: dict) -> tuple[torch.Tensor, LmHead]:

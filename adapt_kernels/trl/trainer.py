@@ -1,16 +1,17 @@
 """ADaPTTrainer: TRL's GRPOTrainer with one credit for the mode token and another for the response."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import torch
 import trl
+from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id
 
+from adapt_kernels.advantages import Advantages
 from adapt_kernels.modes import Modes
+from adapt_kernels.trl.checkpoints import Checkpoints
 from adapt_kernels.trl.checks import (
     check_arguments,
     check_model,
@@ -18,23 +19,24 @@ from adapt_kernels.trl.checks import (
     check_prepared,
     load_tokenizer,
     resolve_modes,
+    reward_names,
     steer_arguments,
 )
 from adapt_kernels.trl.columns import check_columns
 from adapt_kernels.trl.config import ADaPTConfig
-from adapt_kernels.trl.credit import credited, verdicts
+from adapt_kernels.trl.credit import Crediting, among_drawn, token_advantages, verdicts
 from adapt_kernels.trl.epochs import EpochSampler
 from adapt_kernels.trl.finite import check_counts, check_gradients, check_rewards, checked_rewards, named, not_finite
 from adapt_kernels.trl.generation_settings import own_settings_only
-from adapt_kernels.trl.kept_rollouts import load_rollouts, save_rollouts
 from adapt_kernels.trl.metrics import NOT_FINITE, log_rows, loss_metrics, loss_sums, mode_metrics, response_drift
 from adapt_kernels.trl.micro_batch import policy_head, token_scores
 from adapt_kernels.trl.policy_head import PolicyHead
 from adapt_kernels.trl.preparation import prepare, warn_of_drift
-from adapt_kernels.trl.rollout import Rollout, RolloutRows, left_padded, rollout_seeds, row_modes, whole_parameters
+from adapt_kernels.trl.rollout import Rollout, RolloutRows, left_padded, row_arguments, whole_parameters
+from adapt_kernels.trl.signals import outcome_weights
 
 
-class ADaPTTrainer(trl.GRPOTrainer):
+class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
     """GRPO in which the mode token and the response are credited apart (`adapt_kernels.schemes`).
 
         trainer = ADaPTTrainer(model, reward, modes={"fast": "<answer>", "slow": "<think>"}, args=ADaPTConfig(...), ...)
@@ -50,6 +52,8 @@ class ADaPTTrainer(trl.GRPOTrainer):
             `args.correct_reward` at `args.correct_threshold` or more says which answers are correct. Rows that no
             function scores, or not that one, get no credit and count for no one else's.
         args: `ADaPTConfig`.
+        measure_steps: for schemes with rewards along a thought: called as a reward function is, gives (token of the
+            completion, accuracy there) for every split of each row, its end last.
 
     Seeds of a rollout's rows depend on `args.seed`, the step and the row's place in the whole batch: not on the number
     of ranks, and not on what was drawn before, so a resumed run goes on as it would have. Raises ValueError or
@@ -70,15 +74,18 @@ class ADaPTTrainer(trl.GRPOTrainer):
         train_dataset=None,
         eval_dataset=None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        measure_steps: Callable | None = None,
         **kwargs,
     ):
         args = ADaPTConfig() if args is None else args
-        check_arguments(args, reward_funcs, train_dataset, eval_dataset, processing_class, kwargs)
+        others = {**kwargs, "measure_steps": measure_steps}
+        check_arguments(args, reward_funcs, train_dataset, eval_dataset, processing_class, others)
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if processing_class is None:
             processing_class = load_tokenizer(name, args)
         self.modes = resolve_modes(modes, name, processing_class)
-        check_modes(self.modes, args)
+        self._crediting = Crediting(args, self.modes, reward_names(reward_funcs), measure_steps)
+        check_modes(self.modes, args, self._crediting.sources)
         self._steering = steer_arguments(args, self.modes, processing_class)
         check_model(model, self.modes, args)
         super().__init__(
@@ -95,12 +102,14 @@ class ADaPTTrainer(trl.GRPOTrainer):
         self._lm_head, random = prepare(self.model, reference, self.modes, args, stacklevel=2)
         self._policy_name = name or type(self.model).__name__
         self._checks_drift, self._is_fresh = not random, False
-        self._correct = 0 if args.correct_reward is None else self.reward_func_names.index(args.correct_reward)
+        self.reward_weights = outcome_weights(args, self.reward_func_names, self.reward_weights)
         self.generation_config.return_dict_in_generate = True
         # Ours keeps the mode token; TRL's would hide the whole row.
         self.mask_truncated_completions = False
         self._rollout: Rollout | None = None
         self._rewards: torch.Tensor | None = None
+        self._entropy: torch.Tensor | None = None
+        self._steps: list | None = None
         self._evaluated_batches = 0
         self._scores_rollout = False
 
@@ -113,7 +122,7 @@ class ADaPTTrainer(trl.GRPOTrainer):
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):
         if not isinstance(eval_dataset, str):  # the name of one that was checked
-            check_columns(self.args, eval_dataset=eval_dataset)
+            check_columns(self.args, self._crediting.sources, eval_dataset=eval_dataset)
         self._evaluated_batches = 0
         return super().evaluate(eval_dataset, *args, **kwargs)
 
@@ -129,7 +138,7 @@ class ADaPTTrainer(trl.GRPOTrainer):
         padding = self._tokenizer.pad_token_id, self.pad_to_multiple_of
         generate_inputs = left_padded(prompt_ids, *padding, self.accelerator.device)
         training = self.model.training
-        arguments = self._row_arguments(len(prompt_ids), num_generations)
+        arguments = self._row_arguments(prompt_ids, num_generations)
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         with (
             unwrap_model_for_generation(
@@ -152,23 +161,21 @@ class ADaPTTrainer(trl.GRPOTrainer):
                 synced_gpus=False,
             )
             model.train(training)
-        self._rollout = Rollout(out.modes.long(), out.mode_probs, out.mode_logprobs, out.lengths, out.forced)
+        self._rollout = Rollout.of(out)
         ends = out.lengths.tolist()
         tokens = out.sequences[:, generate_inputs["input_ids"].shape[1] :]
         return tuple(
             [row[:end] for row, end in zip(rows.tolist(), ends, strict=True)] for rows in (tokens, out.logprobs)
         )
 
-    def _row_arguments(self, rows: int, num_generations: int) -> dict:
-        """`mode` and `seed` of this rank's rows."""
-        training, first = self.model.training, self.accelerator.process_index * rows
+    def _row_arguments(self, prompt_ids, num_generations: int) -> dict:
+        """What `generate` is told about this rank's rows."""
+        training = self.model.training
         index = self._step if training else self._evaluated_batches
         self._evaluated_batches += not training
-        return {
-            "mode": row_modes(self._forces_modes, self.modes, first, rows, num_generations),
-            "seed": rollout_seeds(self.args.seed, int(not training), index, first, rows),
-            **self._steering,
-        }
+        first = self.accelerator.process_index * len(prompt_ids)
+        place = first, prompt_ids, num_generations
+        return row_arguments(self.args, self.modes, training, index, *place) | self._steering
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         chosen = self._rollout.modes.tolist()
@@ -176,6 +183,8 @@ class ADaPTTrainer(trl.GRPOTrainer):
         with checked_rewards(self):
             self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         check_rewards(self._rewards, self)
+        columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in ("prompt", "completion")}
+        self._steps = self._crediting.measured(prompts, completions, completion_ids_list, columns)
         return self._rewards
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=0, **_):
@@ -183,23 +192,29 @@ class ADaPTTrainer(trl.GRPOTrainer):
         if self._scores_rollout:
             self._scores_rollout = False
             return None, None, None
-        masked = attention_mask, logits_to_keep, batch_size or len(input_ids)
+        return self._scores(model, input_ids, attention_mask, logits_to_keep, batch_size or len(input_ids)), None, None
+
+    def _scores(self, model, ids, attention, width: int, rows: int, entropy: bool = False) -> torch.Tensor:
         with self.accelerator.autocast():
-            return token_scores(model, input_ids, *masked, self.temperature, self._lm_head), None, None
+            return token_scores(model, ids, attention, width, rows, self.temperature, self._lm_head, entropy)
 
     def _generate_and_score_completions(self, inputs):
         outlives = self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations)
-        self._scores_rollout = bool(outlives) and self.args.old_logprobs == "rollout"
+        own_pass = self.args.old_logprobs == "rollout" or self._crediting.needs_entropy
+        self._scores_rollout = bool(outlives) and own_pass
         batch = super()._generate_and_score_completions(inputs)
         self._is_fresh = self.model.training
         rollout = self._rollout
-        at_mode, response = rollout.segments(self.modes, batch["completion_ids"].shape[1])
+        at_mode, drawn = rollout.segments(self.modes, batch["completion_ids"].shape[1])
+        response = drawn
         if self.args.mask_truncated_completions:
             response = response & rollout.ended(batch["completion_ids"], self.eos_token_ids)[:, None]
         batch["loss_mask"] = response if self.args.mask_mode_token else response | at_mode
         batch["old_logprobs"] = self._old_logprobs(batch, at_mode)
-        mode, rest = self._credit(inputs)
-        batch["advantages"] = torch.where(at_mode, mode[:, None], rest[:, None])
+        found = self._credit(batch, inputs, at_mode, drawn)
+        batch["advantages"] = token_advantages(found, at_mode, drawn)
+        if found.kl_weight is not None and self.beta:
+            batch["kl_weight"] = found.kl_weight
         bad = not_finite(batch, batch["loss_mask"])
         counts = torch.stack([batch["loss_mask"].sum(), response.sum(), *bad.values()])
         counts = self.accelerator.reduce(counts, reduction="sum")
@@ -209,38 +224,42 @@ class ADaPTTrainer(trl.GRPOTrainer):
 
     def _old_logprobs(self, batch, at_mode) -> torch.Tensor:
         old, scored = batch.pop("sampling_per_token_logps"), batch.pop("old_per_token_logps", None)
-        if self.args.old_logprobs == "policy":
-            old = self._policy_logprobs(batch) if scored is None else scored
+        if self._crediting.needs_entropy or (self.args.old_logprobs == "policy" and scored is None):
+            scored, self._entropy = self._policy_scores(batch)
+        old = scored if self.args.old_logprobs == "policy" else old
         mode = self._rollout.mode_logprobs
         if self.args.method.uniform_old and self._forces_modes:
             mode = torch.full_like(mode, 1 / len(self.modes)).log()
         return torch.where(at_mode, mode[:, None], old)
 
-    def _policy_logprobs(self, batch) -> torch.Tensor:
+    def _policy_scores(self, batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probs of the rollout's tokens, and their entropies where the scheme reads those."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         rows = self.args.per_device_train_batch_size if self.model.training else self.args.per_device_eval_batch_size
         width = batch["completion_ids"].shape[1]
+        entropy = self._crediting.needs_entropy
         with torch.no_grad():
-            return self._get_per_token_logps_and_entropies(self.model, ids, attention, width, batch_size=rows)[0]
+            found = self._scores(self.model, ids, attention, width, rows, entropy)
+        return (found[..., 0], found[..., 1]) if entropy else (found, None)
 
-    def _credit(self, inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Advantages of this rank's mode tokens and responses, [B] each, from the groups of all ranks."""
-        everyone: RolloutRows = self.accelerator.gather(self._rollout.rows(self.modes))
+    def _credit(self, batch, inputs, at_mode, drawn) -> Advantages:
+        """Advantages of this rank's rows, from the groups of all ranks."""
+        rows = self._crediting.rows(self._rollout, batch, inputs, drawn, self._entropy, self.eos_token_ids)
+        everyone: RolloutRows = self.accelerator.gather(rows)
+        steps = None if self._steps is None else gather_object(among_drawn(self._steps, at_mode | drawn))
         outcome = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
-        correct = verdicts(self._rewards[:, self._correct], self.args.correct_threshold)
-        reference = None
-        if self.args.scheme == "adaptthink":
-            own = [float(x[self.args.reference_accuracy_column]) for x in inputs]
-            reference = self.accelerator.gather(torch.tensor(own, device=correct.device))
-        size = self.num_generations if self.model.training else self.num_generations_eval
-        progress = self.state.global_step / max(self.state.max_steps, 1)
-        advantages = credited(self.args, self.modes, everyone, outcome, correct, size, progress, reference)
+        correct = verdicts(self._rewards[:, self._crediting.correct], self.args.correct_threshold)
+        correct = correct.masked_fill(everyone.cut, torch.nan)  # as if they were not graded
+        training = self.model.training
+        size = self.num_generations if training else self.num_generations_eval
+        done = self.state.global_step / max(self.state.max_steps, 1), self.state.global_step
+        scored = self._rewards, outcome, correct, size, done, steps
+        found = self._crediting.advantages(everyone, *scored, training)
         self._log(mode_metrics(self.modes, everyone.modes, everyone.mode_probs, correct, everyone.lengths))
-        log_rows(self._logs, self.modes, everyone.modes, advantages)
-        first = self.accelerator.process_index * len(inputs)
-        mode, rest = advantages[:, first : first + len(inputs)]
-        return mode, rest
+        log_rows(self._logs, self.modes, everyone.modes, (found.mode, found.rest))
+        own = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        return Advantages(*(None if part is None else part[own] for part in found))
 
     def _compute_loss(self, model, inputs):
         head = self._policy_head(inputs)
@@ -276,25 +295,3 @@ class ADaPTTrainer(trl.GRPOTrainer):
     def _log(self, metrics: dict) -> None:
         for name, value in metrics.items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
-
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        self.modes.save_pretrained(self.args.output_dir if output_dir is None else output_dir)
-
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        kept = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
-        folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        save_rollouts(folder, *self._rank, self._step, self._buffered_inputs if kept else None)
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint:
-            # Another number of ranks has no use for the rollout, but goes on with the seeds.
-            start = self.state.global_step * self.args.gradient_accumulation_steps, None
-            kept = load_rollouts(checkpoint, *self._rank, self.accelerator.device)
-            self._step, self._buffered_inputs = kept or start
-
-    @property
-    def _rank(self) -> tuple[int, int]:
-        return self.accelerator.process_index, self.accelerator.num_processes

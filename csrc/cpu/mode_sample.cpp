@@ -1,6 +1,7 @@
 // mode_sample on the CPU: rows over threads, each row by the fast or the exact path.
 #include "adapt/mode_sample.h"
 
+#include "class_bias.h"
 #include "row.h"
 #include "simd.h"
 
@@ -78,9 +79,10 @@ int8_t selected_mode(const RowSettings& s, int64_t token) {
 }
 
 template <typename Type>
-void sample_row(const ModeSampleArguments& a, int64_t i, Scratch& scratch) {
+void sample_row(const ModeSampleArguments& a, const std::vector<int32_t>& classed, int64_t i, Scratch& scratch) {
   const int64_t offset = (i / a.inner) * a.outer_stride + (i % a.inner) * a.inner_stride;
   read_row<Type>(static_cast<const char*>(a.logits) + offset * Type::kBytes, a.vocab_size, scratch.values);
+  if (a.edits.token_classes) edit_by_class(a.edits, classed, i, scratch.values);
   const RowSettings s = settings_of(a, i);
   float* mode_probs = a.mode_probs + i * a.num_modes;
   const bool fast = fast_can_serve(s, scratch.values);
@@ -96,11 +98,13 @@ void sample_row(const ModeSampleArguments& a, int64_t i, Scratch& scratch) {
 
 template <typename Type>
 void sample_rows(const ModeSampleArguments& a) {
+  std::vector<int32_t> classed;
+  if (a.edits.token_classes) classed = classed_ids(a.edits.token_classes, a.edits.count);
 #pragma omp parallel num_threads(a.threads) if (a.threads > 1 && a.rows > 1)
   {
     static thread_local Scratch scratch;
 #pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < a.rows; ++i) sample_row<Type>(a, i, scratch);
+    for (int64_t i = 0; i < a.rows; ++i) sample_row<Type>(a, classed, i, scratch);
   }
 }
 

@@ -49,27 +49,45 @@ def generate(
     fast_prob: Annotated[float | None, typer.Option(help="Exact probability of the fast mode, 0 to 1.")] = None,
     mode: Annotated[str | None, typer.Option(help="Force this mode for every prompt.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Default: the model's own, or 256.")] = None,
+    program: Annotated[
+        str | None, typer.Option(help="Rules for every token: a JSON file or folder, or a preset.")
+    ] = None,
+    program_setting: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the preset; repeatable.")] = None,
+    thinking_budget: Annotated[int | None, typer.Option(help="Exact cap of the thought, in tokens.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     sample: Annotated[bool, typer.Option("--sample/--greedy", help="Draw tokens, or take the likeliest.")] = False,
 ) -> None:
-    """Answer prompts with any Hugging Face model folder, its thinking set by one of --bias, --fast-prob, --mode."""
+    """Answer prompts with any Hugging Face model folder, its thinking set by one of --bias, --fast-prob, --mode, and
+    steered by --thinking-budget and --program."""
     settings = {"mode_bias": bias, "fast_prob": fast_prob, "mode": mode}
-    gate = {name: value for name, value in settings.items() if value is not None} or {"mode_bias": 0.0}
+    # A program may choose the first token itself.
+    default = {"mode_bias": 0.0} if program is None else {}
+    arguments: dict[str, object] = {name: value for name, value in settings.items() if value is not None} or default
     with plain_errors():
         import adapt_kernels as ak
         from adapt_recipes.evaluation.generate import answer
         from adapt_recipes.models import load, load_modes
+        from adapt_recipes.programs import described, load_program, thought_span
 
+        if program_setting and program is None:
+            raise ValueError("--program-setting needs --program with the name of a preset")
         loaded, tokenizer = load(model)
         modes = load_modes(model, tokenizer, fast, slow)
-        ak.patch(loaded, modes)
-        got = answer(loaded, tokenizer, prompts, max_new_tokens, seed=seed, do_sample=sample, **gate)
+        told = thinking_budget is None or modes.spans or any(modes[name].closing for name in modes.names)
+        ak.patch(loaded, modes, spans={} if told else thought_span(tokenizer))
+        if program is not None:
+            arguments["program"] = load_program(program, program_setting or (), tokenizer)
+        if thinking_budget is not None:
+            arguments["thinking_budget"] = thinking_budget
+        got = answer(loaded, tokenizer, prompts, max_new_tokens, seed=seed, do_sample=sample, **arguments)
     for i, prompt in enumerate(prompts):
         index = int(got.modes[i])
         name, own = (modes.names[index], f"{got.mode_probs[i, index]:.3f}") if index >= 0 else ("none", "-")
         head = f"{i + 1}  mode {name}  own P({name}) {own}  {got.tokens[i]} tokens"
         console.print(head, markup=False, highlight=False, soft_wrap=True, style="bold")
         console.print(f"   {prompt}\n   {got.texts[i]}", markup=False, highlight=False, soft_wrap=True)
+        if got.steered is not None:
+            console.print(f"   {described(*got.steered[i])}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("eval")
@@ -96,6 +114,21 @@ def evaluate(
             seed=seed, biases=bias, fast=fast, slow=slow, max_new_tokens=max_new_tokens,
         )  # fmt: skip
         run_eval(settings, out, console)
+
+
+@app.command("schemes")
+def list_schemes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show this one: its formula and example.")
+    ] = None,
+) -> None:
+    """List how `adapt train rl --scheme NAME` can credit thinking: sources, inputs and constants."""
+    with plain_errors():
+        from adapt_recipes.scheme_pages import scheme_page, scheme_table
+
+        shown = scheme_table() if name is None else scheme_page(name)
+    for part in [shown] if name is None else shown:
+        console.print(part, markup=False, highlight=False)
 
 
 @app.command("fetch-smollm2")

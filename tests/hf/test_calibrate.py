@@ -108,6 +108,7 @@ def test_torch_generators_and_the_model_stay_as_they_were():
         ({"target_fast": 0.5, "target_tokens": 3}, ValueError, "one of target_tokens and target_fast"),
         ({"target_fast": 1.0}, ValueError, "inside"),
         ({"target_tokens": -1}, ValueError, "above 0"),
+        ({"target_tokens": 0}, ValueError, "above 0"),
         ({"target_fast": 0.5, "confidence": 1.0}, ValueError, "confidence"),
         ({"target_fast": 0.5, "samples": 0}, ValueError, "samples"),
         ({"target_fast": 0.5, "batch_size": True}, ValueError, "batch_size"),

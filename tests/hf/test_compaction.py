@@ -4,6 +4,7 @@ import pytest
 import torch
 from recorders import RowLengths
 from tiny_models import EOS, FAST, SLOW, prompts, shared
+from transformers import RepetitionPenaltyLogitsProcessor
 
 import adapt_kernels as ak
 
@@ -46,3 +47,17 @@ def test_rows_leave_at_exactly_the_share(rows, living, share, samples):
 def test_one_lets_every_row_leave_at_once():
     assert generate(5, 4, 1.0) == (EARLY - 1) * 5 + (NEW - EARLY) * 4
     assert generate(5, 5, 1.0) == (NEW - 1) * 5
+
+
+@pytest.mark.parametrize("ignored", [None, 3, torch.tensor([0, 6, 4, 2])], ids=["none", "all alike", "each its own"])
+def test_a_repetition_penalty_goes_with_its_row(ignored):
+    """Its number per row is that of the rows that are left."""
+    penalty = RepetitionPenaltyLogitsProcessor(5.0, ignored)
+    ends = [RowLengths(WIDTH, [2, 9, 2, 9])]
+    settings = {"max_new_tokens": NEW, "eos_token_id": EOS, "suppress_tokens": [EOS], "do_sample": False}
+    settings |= {"logits_processor": [penalty], "stopping_criteria": ends}
+    plain = shared("llama").generate(prompts(4, WIDTH), **settings)
+    with ak.patched(shared("llama"), MODES) as model:
+        ours = model.generate(prompts(4, WIDTH), **settings, compact_at=1.0)
+        stats = ak.last_stats(model)
+    assert torch.equal(ours, plain) and stats.plan == "full" and stats.row_steps < stats.row_steps_padded

@@ -236,3 +236,17 @@ class TestSlotOrder:
 
 
 SMALL_SLOW = ak.Modes(fast=ak.Mode(FAST, kv_tokens=4), slow=ak.Mode(SLOW, kv_tokens=9))
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "lfm2", "qwen3_next"])
+def test_a_subclass_keeps_its_states_where_its_base_does(architecture):
+    """The class that is patched may live in a module of the caller's."""
+    model = shared(architecture)
+    own = type("Mine", (type(model),), {"__module__": __name__})
+    plans = []
+    for kind in (type(model), own):
+        tiny = kind(model.config).eval()
+        with ak.patched(tiny, ak.Modes(fast=FAST, slow=SLOW)):
+            tiny.generate(prompts(2, 6), max_new_tokens=3, do_sample=False, eos_token_id=None)
+            plans.append((ak.last_stats(tiny).plan, ak.last_stats(tiny).reason))
+    assert plans[0] == plans[1]

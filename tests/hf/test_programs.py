@@ -10,13 +10,13 @@ from tiny_models import FAST, SLOW, build, prompts, shared
 from transformers import LogitsProcessor
 
 import adapt_kernels as ak
+from adapt_kernels.hf.loop.probes import Probes
 from adapt_kernels.program.run import ProgramRun
 
 sys.path.append(str(Path(__file__).parents[1] / "program"))
 from test_golden_traces import TRACES
 
 THINK = {"think": {"open": 1, "close": 2, "breaks": 7}}
-PLAIN = [number for number, trace in TRACES.items() if "probed" not in trace[3]]
 CAP = {"force": [3, 2], "when": {"in": "think", "count": [2, None]}}
 
 
@@ -38,12 +38,16 @@ def inject(monkeypatch, uniforms, registers):
     monkeypatch.setattr(ProgramRun, "decide", injected)
 
 
-@pytest.mark.parametrize("number", PLAIN)
+@pytest.mark.parametrize("number", TRACES)
 @pytest.mark.parametrize(("plan", "more"), PLANS[::2], ids=["full", "sample_only"])
 def test_golden_trace(monkeypatch, number, plan, more):
     rules, wishes, expected, given = TRACES[number]
     if "uniforms" in given:
         inject(monkeypatch, given["uniforms"], given.get("registers"))
+    if "probed" in given:
+        width, probed = len(given.get("prompt", (1,))), given["probed"]
+        values = lambda self, *_: torch.full((len(self.input_ids),), probed[self.input_ids.shape[1] - width])  # noqa: E731
+        monkeypatch.setattr(Probes, "_values", values)
     inputs = {"program_inputs": {name: [0.0] * 2 for name in rules.inputs}} if rules.inputs else {}
     settings = {"max_new_tokens": given["max_new"]} if "max_new" in given else {}
     # Two rows: equal prompts are computed once, and branch at the first step.

@@ -57,15 +57,6 @@ REFUSED = [
         ValueError,
         "may do so before min_new_tokens=3",
     ),
-    (
-        {
-            "program": program(
-                {"probe": [3], "max": 2, "measure": "mean_prob", "into": "c", "when": {"in": "think", "drawn": 5}}
-            )
-        },
-        ValueError,
-        r"rules\[0\] \(probe\): generate does not run probe rules yet",
-    ),
     ({"program": program(CAP), "num_beams": 2}, ValueError, "program cannot be honoured by this call: beam search"),
 ]
 

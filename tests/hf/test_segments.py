@@ -284,3 +284,11 @@ def test_peak_bytes_against_huggingfaces():
         layer.update(*torch.zeros(2, len(layer.keys), 1, 1, 1))
     huggingface = 2 * 64 * (512 + 1999) * 4
     assert huggingface / ledger.peak_bytes >= 2.3
+
+
+def test_states_of_a_row_leave_out_what_has_no_row_of_it():
+    layer = DynamicLayer()
+    layer.state, layer.shared, layer.one = torch.arange(6.0).view(3, 2), torch.ones(2, 5), torch.ones(1, 5)
+    layer.names = {"of": torch.ones(3, 1)}
+    assert [state.tolist() for state in segments.row_states(layer, 2)] == [[4.0, 5.0], [1.0]]
+    assert len(segments.row_states(layer, 1)) == 3

@@ -16,7 +16,15 @@ FILES = {
     "TestLargeNucleus": "triton_mode_sample_nucleus_cases.py",
     "TestRandomStream": "triton_mode_sample_stream_cases.py",
 }
-SECTIONS = ["TestFilters", "TestNumbers", "TestLargeNucleus", "TestModes", "TestLayout", "TestRandomStream"]
+SECTIONS = [
+    "TestFilters",
+    "TestNumbers",
+    "TestLargeNucleus",
+    "TestModes",
+    "TestLayout",
+    "TestRandomStream",
+    "TestClasses",
+]
 
 
 def run_cases(section, marks):

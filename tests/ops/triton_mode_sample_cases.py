@@ -158,3 +158,17 @@ class TestLayout:
         assert [tuple(field.shape) for field in got] == [tuple(field.shape) for field in want]
         with pytest.raises(ValueError, match="reference"):
             sample(torch.zeros(1, 5, dtype=torch.float64))
+
+
+class TestClasses:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_edits_by_class(self, dtype):
+        generator = torch.Generator().manual_seed(1)
+        logits = torch.randn(4, 300, generator=generator).to(DTYPES[dtype])
+        logits[3, 7] = NAN
+        edits = {
+            "token_classes": torch.randint(0, 3, (290,), generator=generator).to(torch.uint8),
+            "class_scale": torch.tensor([[1.0, 1.5, 1.0], [1.0, 1.0, 1.0], [2.0, 1.0, 1.0], [1.0, 1.0, 1.0]]),
+            "class_bias": torch.tensor([[0.0, 1.0, -INF], [0.0, 0.0, 0.0], [0.5, -2.0, 0.0], [0.0, -INF, -INF]]),
+        }
+        check(logits, class_edits=tuple(edits.values()), top_p=0.9)

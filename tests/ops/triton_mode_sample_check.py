@@ -11,7 +11,9 @@ CONFIG = triton_kernel.Config(statistics_groups=256, draw_groups=64, capacity=81
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def sample(logits, config=CONFIG, *, modes=None, mode_bias=None, seeds=5, only_modes=True, **arguments):
+def sample(
+    logits, config=CONFIG, *, modes=None, mode_bias=None, seeds=5, only_modes=True, class_edits=(None,) * 3, **arguments
+):
     defaults = {
         "at_mode": False,
         "temperature": 1.0,
@@ -22,7 +24,7 @@ def sample(logits, config=CONFIG, *, modes=None, mode_bias=None, seeds=5, only_m
         "fast_prob": NAN,
         "forced_tokens": -1,
     }
-    rows = check_values(prepare(logits, modes, mode_bias, seeds, only_modes, **(defaults | arguments)))
+    rows = check_values(prepare(logits, modes, mode_bias, seeds, only_modes, class_edits, **(defaults | arguments)))
     return triton_kernel.mode_sample(rows, config), reference.mode_sample(rows)
 
 

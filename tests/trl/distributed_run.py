@@ -1,8 +1,8 @@
 """torchrun --nproc_per_node N distributed_run.py folder kind ...: short runs, written down by rank 0.
 
-kinds: "single" (without torchrun), "ddp", "fsdp2", "fsdp2-tied", and "KIND-resumed": KIND stopped at a checkpoint, then
-resumed by a new trainer. "killed" is a run that ends by SIGKILL after its third checkpoint. FSDP2 comes last, as
-accelerate takes the whole process for sharded from then on.
+kinds: "single" (without torchrun), "ddp", "fsdp2", "fsdp2-tied", "KIND-SCHEME" of the stateful schemes below, and
+"KIND-resumed": KIND stopped at a checkpoint, then resumed by a new trainer. "killed" is a run that ends by SIGKILL
+after its third checkpoint. FSDP2 comes last, as accelerate takes the whole process for sharded from then on.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
+from accelerate.utils import gather_object
 from tiny_trainer import losses, make_model, make_trainer
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
@@ -42,6 +43,14 @@ def let_accelerate_shard_on_cpus():
     AcceleratorState.__init__ = with_plugin
 
 
+# Their signals from a column that the tiny data set has.
+STATEFUL = {
+    "traac": {"scheme": "traac"},
+    "adathink": {"scheme": "adathink_med", "signals": {"repetition": "reference_accuracy"}},
+    "laser": {"scheme": "laser_de", "signals": {"repetition": "reference_accuracy"}, "constants": {"laser_lower": 3}},
+}
+
+
 class EndAt(TrainerCallback):
     """Ends a run behind the checkpoint of a step, without any goodbye where `signal` says so."""
 
@@ -66,8 +75,21 @@ def trainer_of(kind, folder, **settings):
         "optim": "adamw_torch",
         "learning_rate": 0.01,
     }
+    for name, scheme in STATEFUL.items():
+        if name in kind:
+            defaults |= scheme
     model = make_model(tie_word_embeddings="tied" in kind)
-    return make_trainer(folder, model, **{**defaults, **settings, **(FSDP2 if "fsdp2" in kind else {})})
+    trainer = make_trainer(folder, model, **{**defaults, **settings, **(FSDP2 if "fsdp2" in kind else {})})
+    trainer.credits = []
+    advantages = trainer._crediting.advantages
+
+    def noted(*arguments):
+        found = advantages(*arguments)
+        trainer.credits.append([found.mode.tolist(), found.rest.tolist()])
+        return found
+
+    trainer._crediting.advantages = noted
+    return trainer
 
 
 def run(kind, folder):
@@ -90,6 +112,9 @@ def run(kind, folder):
         "distributed": trainer.accelerator.distributed_type.name,
         "world": trainer.accelerator.num_processes,
         "losses": losses(trainer),
+        "credits": trainer.credits,
+        "state": {name: value.flatten().tolist() for name, value in trainer.scheme_state.items()},
+        "rank_states": gather_object([{name: value.tolist() for name, value in trainer.scheme_state.items()}]),
         "prob_fast": [entry["modes/prob_fast"] for entry in history if "modes/prob_fast" in entry],
         "ratio": [entry["modes/ratio"] for entry in history],
     }
@@ -97,8 +122,8 @@ def run(kind, folder):
 
 def main(folder, *kinds):
     torch.set_num_threads(1)
-    if kinds == ("killed",):
-        trainer = trainer_of("single", folder, save_strategy="steps", save_steps=1, num_iterations=2, max_steps=6)
+    if kinds[0].startswith("killed"):
+        trainer = trainer_of(kinds[0], folder, save_strategy="steps", save_steps=1, num_iterations=2, max_steps=6)
         trainer.add_callback(EndAt(3, kill=True))
         trainer.train()
     for kind in kinds:

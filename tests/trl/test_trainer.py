@@ -9,11 +9,11 @@ pytest.importorskip("trl", reason="trl is not installed: pip install '.[trl]'")
 
 import tiny_trainer
 from datasets import Dataset
+from plain_adapt import METHODS
 from tiny_trainer import EOS, FAST, PROMPTS, SLOW, losses, make_model, make_trainer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import adapt_kernels as ak
-from adapt_kernels.schemes import SCHEMES
 
 TINY = {"per_device_train_batch_size": 4, "max_steps": 1}
 
@@ -67,7 +67,7 @@ def test_modes_are_read_from_the_models_folder(tmp_path):
     assert trainer.modes.names == ("fast", "slow")
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", METHODS)
 def test_groups_without_variance_or_without_a_mode(tmp_path, scheme, monkeypatch):
     """All right, all wrong; then only slow rows: finite, and no credit where samples do not differ."""
     for value in (1.0, 0.0):
@@ -117,7 +117,7 @@ def test_truncated_rows_keep_their_mode_token(tmp_path):
 
 def test_unscored_rows_get_no_credit_and_count_for_nobody(tmp_path):
     reward = lambda completions, **_: [1.0, None, 0.0, 1.0]  # noqa: E731
-    for scheme in SCHEMES:
+    for scheme in METHODS:
         advantages = rolled_out(make_trainer(tmp_path, reward=reward, scheme=scheme, **TINY))["advantages"]
         assert not advantages[1].any() and advantages.isfinite().all()
     mode, rest = advantages[[0, 2, 3], 0], advantages[[0, 2, 3], 1]

@@ -11,7 +11,6 @@ trl = pytest.importorskip("trl", reason="trl is not installed: pip install '.[tr
 import tiny_trainer  # noqa: E402
 from tiny_trainer import FAST, PROMPTS, SLOW, WORDS, make_config, make_model, make_tokenizer, make_trainer  # noqa: E402
 
-from adapt_kernels.schemes import SCHEMES  # noqa: E402
 from adapt_kernels.trl.rollout import Rollout  # noqa: E402
 
 
@@ -100,7 +99,7 @@ def moved(model, size=0.05):
             parameter += size * torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", plain_adapt.METHODS)
 def test_every_scheme_is_its_plain_float64_form(tmp_path, scheme):
     trainer = make_trainer(tmp_path, scheme=scheme)
     batch = rolled_out(trainer)

@@ -1,38 +1,42 @@
 """The `generate` of a patched model: takes the mode arguments, picks the plan, and runs our loop or Hugging Face's."""
 
-import inspect
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 
 import torch
 from transformers.utils import ModelOutput
 
+from adapt_kernels.hf.call.arguments import by_name, eos_ids, prompt_in
 from adapt_kernels.hf.call.keep import KEEP, checked_thoughts, draws
-from adapt_kernels.hf.call.plan import original_reason, own_loop_reason, whole_batch_reason
-from adapt_kernels.hf.call.programs import program_run
+from adapt_kernels.hf.call.paths import check_paths
+from adapt_kernels.hf.call.plan import no_append_reason, original_reason, own_loop_reason, whole_batch_reason
+from adapt_kernels.hf.call.programs import has_probes, program_run
 from adapt_kernels.hf.call.state import STATES
 from adapt_kernels.hf.kv.prompts import ROW_INPUTS, prompt_of_row
 from adapt_kernels.hf.loop.decode_loop import decode
 from adapt_kernels.hf.outputs import GenerateStats
+from adapt_kernels.program.paths import Paths
 from adapt_kernels.program.request import MODE_ARGUMENTS, ModeRequest, RowRequest
 from adapt_kernels.program.run import ProgramRun
 from adapt_kernels.program.steer_request import STEER_ARGUMENTS, SteerRequest
 from adapt_kernels.prompt_spans import PromptSpans, prompt_spans
 
-_ARGUMENTS = (*MODE_ARGUMENTS, *STEER_ARGUMENTS, KEEP)
+_ARGUMENTS = (*MODE_ARGUMENTS, *STEER_ARGUMENTS, "paths", KEEP)
 _ACTIVE: ContextVar["GenerateCall | None"] = ContextVar("adapt_kernels_generate_call", default=None)
 
 
 class GenerateCall:
     """State of one running `generate` call. arguments: all but ours, by name."""
 
-    def __init__(self, model, state, request: ModeRequest, steer: SteerRequest, keep, arguments: dict):
+    def __init__(
+        self, model, state, request: ModeRequest, steer: SteerRequest, paths: Paths | None, keep, arguments: dict
+    ):
+        self.paths, self.no_append = paths, None
         self.model, self.modes, self.request, self.arguments = model, state.modes, request, arguments
         self.steer, self.keep, self.thoughts = steer, keep, None
         self.programs: ProgramRun | None = None
         self.state = state
-        self.eos_ids = _eos_ids(model.generation_config)
+        self.eos_ids = eos_ids(model.generation_config)
         self.rows: RowRequest | None = None
         self.prompt: PromptSpans | None = None
         self.prompt_length: int | None = None
@@ -52,15 +56,17 @@ class GenerateCall:
         if reason is not None:
             self.use_original(reason)
             return
+        if self.paths is not None:
+            check_paths(self.paths, self.model, config, arguments, self.request)
         if self.request.return_logprobs and not config.return_dict_in_generate:
             raise ValueError("return_logprobs=True needs return_dict_in_generate=True: the log-probs are out.logprobs")
-        prompt = _prompt(arguments)
+        prompt = prompt_in(arguments)
         batch = 1 if prompt is None else prompt.shape[0]
         samples = config.num_return_sequences or 1
         device = self.model.device if prompt is None else prompt.device
         written = prompt is not None and prompt.ndim == 2
         ids = prompt if written else torch.zeros(batch, 0, dtype=torch.long, device=device)
-        self.eos_ids |= _eos_ids(config)
+        self.eos_ids |= eos_ids(config)
         prompt_of = prompt_spans(self.modes, ids, arguments.get("attention_mask"), self.eos_ids)
         if self.request.gated:
             self._check_none_entered(prompt_of)
@@ -70,6 +76,7 @@ class GenerateCall:
             given = [arguments[name] for name in ROW_INPUTS if arguments.get(name) is not None]
             prompts = prompt_of_row([tensor for tensor in (prompt, *given) if len(tensor) == batch])
         random = config.do_sample or self.request.fast_prob is not None or draws(self.keep)
+        random = random or (self.paths is not None and self.paths.score == "random")
         self.thoughts = checked_thoughts(self, prompt, ids, samples)
         asked = (self.model, self.state, self.steer, self.request)
         self.programs = program_run(*asked, ids, arguments.get("attention_mask"), samples, config, self.eos_ids)
@@ -95,7 +102,8 @@ class GenerateCall:
 
     def use_original(self, reason: str) -> None:
         """Take plan "original". Raises ValueError if the request cannot be honoured by it."""
-        given = self.request.given_arguments() + self.steer.given_arguments() + [KEEP] * (self.keep is not None)
+        given = self.request.given_arguments() + self.steer.given_arguments()
+        given += ["paths"] * (self.paths is not None) + [KEEP] * (self.keep is not None)
         limited = [name for name in self.modes if self.modes[name].max_new_tokens is not None]
         if given or limited:
             what = ", ".join(given) or f"Mode.max_new_tokens of {', '.join(map(repr, limited))}"
@@ -134,6 +142,7 @@ class ModeGenerate:
         program=None,
         thinking_budget=None,
         program_inputs=None,
+        paths=None,
         kv_keep=None,
         **kwargs,
     ):
@@ -161,11 +170,14 @@ class ModeGenerate:
                 the model can and it pays: on a GPU with Triton when rows share prompts, on a CPU when rows' copies of
                 the prompts would take 16 MiB per layer or more.
             program: an `adapt_kernels.Program`, or a list with one (or None) per row or prompt: rules that steer each
-                row at any position. They act on nothing that a mode argument writes. rng="hf" and probe rules raise.
+                row at any position. They act on nothing that a mode argument writes. Probe rules answer by the
+                likeliest tokens; rng="hf" raises.
             thinking_budget: tokens after which a thought is closed, exactly, wherever it was opened; an integer >= 0 or
                 one (or None) per row or prompt. Its span is "think" of patch(spans=), else those of the modes with a
                 closing, else the preset's. Program rules come first, then the budget, then Mode.max_new_tokens.
             program_inputs: {name: one value per row or prompt} that the program's rules read.
+            paths: an `adapt_kernels.Paths`: which of a prompt's rows go on living. The others leave the batch, give
+                their KV back and are padded; those that stay have the tokens of the call without it.
             kv_keep: an `adapt_kernels.KeepKV`: rows drop KV positions beyond a budget as they decode; plan "full" only.
                 A returned cache holds everything: it is recomputed.
             Everything else goes to Hugging Face's `generate`.
@@ -179,11 +191,13 @@ class ModeGenerate:
         a mode whose token a grammar, or another processor that may remember what it refused, puts at -inf.
         """
         state = STATES[self]
+        if paths is not None and not isinstance(paths, Paths):
+            raise TypeError(f"paths must be an adapt_kernels.Paths; got {paths!r}")
         request = ModeRequest(
             state.modes, mode, mode_bias, fast_prob, seed, rng, bool(return_logprobs), compact_at, kv_layout
         )
         steer = SteerRequest(program, thinking_budget, program_inputs)
-        call = GenerateCall(self, state, request, steer, kv_keep, _by_name(super().generate, args, kwargs))
+        call = GenerateCall(self, state, request, steer, paths, kv_keep, by_name(super().generate, args, kwargs))
         reason = own_loop_reason(self.original_class, call.arguments) or state.loop.reason
         if reason is not None:
             call.use_original(reason)
@@ -237,6 +251,8 @@ class ModeGenerate:
             )
         config, rows = generation_config, len(input_ids)
         reason = whole_batch_reason(self, call, config, logits_processor, rows, model_kwargs)
+        if (call.paths is not None and call.paths.own_function) or has_probes(call.programs):
+            call.no_append = no_append_reason(self, config, model_kwargs)
         processors_and_criteria = logits_processor, stopping_criteria
         return decode(self, call, reason, input_ids, *processors_and_criteria, config, streamer, model_kwargs)
 
@@ -244,7 +260,7 @@ class ModeGenerate:
         # Whatever loop comes next, the prompt has its final width here.
         call = self._own_call()
         if call is not None:
-            call.prompt_length = _by_name(super()._prepare_generated_length, args, kwargs)["input_ids_length"]
+            call.prompt_length = by_name(super()._prepare_generated_length, args, kwargs)["input_ids_length"]
         return super()._prepare_generated_length(*args, **kwargs)
 
     def _own_call(self) -> GenerateCall | None:
@@ -274,27 +290,3 @@ def _running(state, call: GenerateCall):
     finally:
         state.running -= 1
         _ACTIVE.reset(token)
-
-
-def _eos_ids(config) -> set[int]:
-    ids = config.eos_token_id
-    return set() if ids is None else set(torch.as_tensor(ids).flatten().tolist())
-
-
-def _by_name(method, args, kwargs) -> dict:
-    bound = _signature(method.__func__).bind_partial(method.__self__, *args, **kwargs)
-    del bound.arguments["self"]
-    return {**{k: v for k, v in bound.arguments.items() if k != "kwargs"}, **bound.arguments.get("kwargs", {})}
-
-
-@cache
-def _signature(function) -> inspect.Signature:
-    return inspect.signature(function)
-
-
-def _prompt(arguments: dict):
-    """The tensor that carries the batch, or None (Hugging Face then starts one row from the BOS token)."""
-    for name in ("inputs", "input_ids", "inputs_embeds"):
-        if arguments.get(name) is not None and len(arguments[name]):
-            return arguments[name]
-    return None

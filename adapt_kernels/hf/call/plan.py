@@ -11,7 +11,8 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerationMixin
 
 from adapt_kernels.hf.compat import CACHE, CACHE_NAMES, existing
-from adapt_kernels.hf.kv.batch import NO_CACHE, cache_of, training_state
+from adapt_kernels.hf.kv.batch import NO_CACHE
+from adapt_kernels.hf.kv.cached import cache_of, training_state
 from adapt_kernels.hf.kv.prompts import ROW_INPUTS
 from adapt_kernels.hf.loop.processors import ROWWISE_PROCESSORS
 from adapt_kernels.hf.row_hooks import row_hook_reason
@@ -78,6 +79,13 @@ def whole_batch_reason(model, call, config, processors, rows: int, model_kwargs)
         or _cache_reason(model, config, model_kwargs)
         or _input_reason(rows, model_kwargs)
     )
+
+
+def no_append_reason(model, config, model_kwargs) -> str | None:
+    """Why positions cannot be appended to the rows of this call and taken back, or None."""
+    if model.training and _has_dropout(model):
+        return "the model is in training mode: dropout would draw for them"
+    return _virtual_token_reason(model) or _cache_reason(model, config, model_kwargs)
 
 
 def _has_dropout(model) -> bool:

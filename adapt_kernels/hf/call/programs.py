@@ -24,7 +24,6 @@ def program_run(
     asked = steer.spread(len(prompt), samples, thought_spans(state.modes, state.spans))
     if asked is None:
         return None
-    _check_kinds(asked)
     if request.rng == "hf" and steer.program is not None:
         raise ValueError(
             "program draws from a stream of each row, and rng='hf' is one of the whole batch: leave out rng (seed=..."
@@ -51,14 +50,9 @@ def program_run(
     return run
 
 
-def _check_kinds(asked: RowPrograms) -> None:
-    for program in dict.fromkeys(program for own in asked.programs for program in own):
-        for index, rule in enumerate(program.rules):
-            if isinstance(rule, Probe):
-                raise ValueError(
-                    f"{label_of(index, rule)}: generate does not run probe rules yet: leave it out, or step through an"
-                    " adapt_kernels.program.run.ProgramRun yourself"
-                )
+def has_probes(run: ProgramRun | None) -> bool:
+    """Whether a rule of any row decodes aside."""
+    return run is not None and any(isinstance(rule, Probe) for rule in run.compiled.rules)
 
 
 def _check_opening(asked: RowPrograms, modes: Modes) -> None:

@@ -1,92 +1,31 @@
 """Which rows of a call are computed, in which slot of the batch, on which KV."""
 
-from contextlib import nullcontext
-
 import torch
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import DynamicCache
 
 from adapt_kernels.hf.compat import CACHE_NAMES
 from adapt_kernels.hf.kv.allotment import Allotment
+from adapt_kernels.hf.kv.cached import cache_of, cached_tokens, given_width, training_state
 from adapt_kernels.hf.kv.layouts import LayoutChoice
-from adapt_kernels.hf.kv.prompts import ROW_INPUTS, first_rows, prompt_of_row, select_rows
+from adapt_kernels.hf.kv.prompts import first_rows, select_rows
 from adapt_kernels.hf.kv.random_draws import drawn_from, random_states
 from adapt_kernels.hf.kv.rebuilt_cache import RebuiltCache, Witness, rebuild
 from adapt_kernels.hf.kv.segments import (
     KVLedger,
     SegmentedLayer,
     bytes_per_position,
+    give_back,
     other_bytes,
     release,
     reorder,
     segment,
 )
 from adapt_kernels.hf.kv.shared_prompts import SharedPromptLayer
+from adapt_kernels.hf.kv.whole_batch import WholeBatch
 from adapt_kernels.hf.outputs import cache_bytes
 from adapt_kernels.ops.branch import branch
 
 NO_CACHE = "the model's output carries no cache"
-
-
-class WholeBatch:
-    """Plan "sample_only": every row in Hugging Face's order and cache, to the end.
-
-    declined: why the batch cannot go on after its prefill, None while it can.
-    """
-
-    plan, declined = "sample_only", None
-
-    def __init__(self, model, config, input_ids, model_kwargs):
-        self._model, self._config, self.kwargs, self._rows = model, config, model_kwargs, len(input_ids)
-        self.row_of_slot = None  # every row, in order
-        self.row_steps = self.prefill_tokens = 0
-
-    def prefill(self, input_ids):
-        """The model's outputs for the prompts."""
-        past = cached_tokens(self.kwargs)
-        outputs = self._model._prefill(input_ids, self._config, self.kwargs, is_first_iteration=True)
-        width = _prefill_width(input_ids, self.kwargs, cached_tokens(outputs) - past)
-        self.prefill_tokens = len(input_ids) * width
-        return outputs
-
-    def row_logits(self, outputs, device):
-        """[slots, V]: the logits of the last position."""
-        return outputs.logits[:, -1].to(device)
-
-    def take(self, per_row):
-        """The entries of the slots, from a tensor over all rows."""
-        return per_row
-
-    def spread(self, per_slot, elsewhere):
-        """[rows] from [slots] (None stays None); `elsewhere`, a number or a scalar tensor, for rows that have left
-        (None where none can have left)."""
-        return per_slot
-
-    def attention(self):
-        """A context in which the model's attention reads this batch's KV."""
-        return nullcontext()
-
-    def evict(self, input_ids, gone) -> None:
-        """After `advance`: let rows drop KV; gone [rows] bool on the CPU."""
-
-    def prepared(self, inputs: dict) -> dict:
-        return inputs
-
-    def keep_report(self) -> dict:
-        return {}  # `GenerateStats` of `kv_keep`
-
-    def abandon(self) -> None:
-        """The call failed: give back what it holds."""
-
-    def advance(self, gone, modes, at_mode: bool) -> bool:
-        """Before the next forward: let rows leave, gone [rows] bool on the CPU. True if slots changed; at_mode: modes
-        [rows] were just drawn."""
-        self.row_steps += self._rows
-        return False
-
-    def close(self, sequences, return_cache: bool, surplus: bool):
-        """(cache to return or None, its peak bytes). surplus: it holds one position more than `sequences` needs."""
-        cache = cache_of(self.kwargs)
-        return cache, cache_bytes(cache)
 
 
 class BranchedBatch(WholeBatch):
@@ -97,8 +36,7 @@ class BranchedBatch(WholeBatch):
     def __init__(self, model, config, input_ids, model_kwargs, call, most_new: int):
         super().__init__(model, config, input_ids, model_kwargs)
         self._prompt_length, self._compact_at = input_ids.shape[1], call.request.compact_at
-        inputs = [model_kwargs[name] for name in ROW_INPUTS if model_kwargs.get(name) is not None]
-        self._prompts = prompt_of_row([*inputs, input_ids], config.num_return_sequences or 1)
+        self._prompts = self.prompts
         self._first = first_rows(self._prompts)
         self._prompt_kwargs = {n: v for n, v in model_kwargs.items() if n not in CACHE_NAMES}
         self._call, self._most_new, self._ledger, self._peak = call, most_new, KVLedger(), 0
@@ -150,7 +88,7 @@ class BranchedBatch(WholeBatch):
     def attention(self):
         return self._layout.attention()
 
-    def _settle_layout(self) -> None:
+    def settle(self) -> None:
         """A model that turns out not to read shared prompts rightly goes on with rows of its own."""
         cache = cache_of(self.kwargs)
         layout = self._choice.settle(self._layout, cache, self._prompt_length)
@@ -159,7 +97,7 @@ class BranchedBatch(WholeBatch):
             cache.layers = [self._layer(x.detach()) if isinstance(x, SharedPromptLayer) else x for x in cache.layers]
 
     def row_logits(self, outputs, device):
-        self._settle_layout()
+        self.settle()
         logits = super().row_logits(outputs, device)
         return logits[self._on_device(self._prompts)] if self._shared and not self._expanded else logits
 
@@ -180,7 +118,30 @@ class BranchedBatch(WholeBatch):
             full[...] = elsewhere
         return full.index_copy_(0, self.row_of_slot, per_slot)
 
-    def advance(self, gone, modes, at_mode: bool) -> bool:
+    def of_rows(self, per_slot):
+        if self._shared and not self._expanded:
+            return per_slot[self._on_device(self._prompts)]
+        if self.row_of_slot is None:
+            return per_slot
+        return per_slot.new_zeros(self._rows, *per_slot.shape[1:]).index_copy_(0, self.row_of_slot, per_slot)
+
+    def cached_slots(self, per_slot):
+        return per_slot if self._expanded else per_slot[self._on_device(self._first)]
+
+    def of_cached_slots(self, per_cached):
+        return per_cached if self._expanded else per_cached[self._on_device(self._prompts)]
+
+    def place_prompts(self) -> None:
+        if not self._expanded:
+            self._layout.place(torch.arange(len(self._first)), self.cache)
+
+    def expand(self, modes) -> bool:
+        if self._expanded:
+            return False
+        self._branch(modes, torch.zeros(self._rows, dtype=torch.bool))
+        return True
+
+    def advance(self, gone, modes, at_mode: bool, at_once: bool = False) -> bool:
         """Rows are made of prompts at the first step, ordered at the mode step, compacted afterwards where it pays."""
         if self._others:
             # They grow by themselves; the ledger keeps its own peak until it is asked.
@@ -191,7 +152,9 @@ class BranchedBatch(WholeBatch):
             self._observe_bytes()
         else:
             # The last row leaves with the end of the call.
-            changed = len(self._slots) > 1 and self._compact(gone)
+            changed = len(self._slots) > 1 and self._compact(gone, at_once)
+        if at_once and changed:
+            give_back(cache_of(self.kwargs))
         self.row_steps += len(self._slots)
         return changed
 
@@ -228,12 +191,12 @@ class BranchedBatch(WholeBatch):
         self._place(rows[order], order if self._expanded else self._prompts[order])
         self._expanded = True
 
-    def _compact(self, gone) -> bool:
+    def _compact(self, gone, at_once: bool = False) -> bool:
         # NumPy: this runs at every step.
         if not self._leave:
             return False
         living, slots = len(self._slots) - int(gone.numpy()[self._slots.numpy()].sum()), len(self._slots)
-        if living == slots or not (living <= self._compact_at * slots or self._is_full()):
+        if living == slots or not (at_once or living <= self._compact_at * slots or self._is_full()):
             return False
         staying, index = ~gone[self._slots], torch.arange(living)
         # Holes are filled from the tail, so that in-place segments copy as few rows as possible.
@@ -256,44 +219,7 @@ class BranchedBatch(WholeBatch):
 
     def _is_full(self) -> bool:
         """Whether the next token makes the segments grow: the last moment to let rows leave for free."""
-        layers = (x for x in cache_of(self.kwargs).layers if isinstance(x, SegmentedLayer))
-        return any(layer.get_seq_length() == layer.capacity for layer in layers)
+        return any(x.get_seq_length() == x.capacity for x in self.cache.layers if isinstance(x, SegmentedLayer))
 
     def _observe_bytes(self) -> None:
         self._peak = max(self._peak, self._ledger.recent_peak() + other_bytes(cache_of(self.kwargs)))
-
-
-def training_state(model) -> tuple[bool, bool]:
-    """What a model may leave its cache unused for at one time and not at another."""
-    checkpoints = ("is_activation_checkpointing", "is_gradient_checkpointing")  # from transformers 5.24 on; before
-    return model.training, next(getattr(model, name) for name in checkpoints if hasattr(model, name))
-
-
-def cache_of(holder):
-    """The cache in model inputs or outputs, or None."""
-    return next((holder[name] for name in CACHE_NAMES if holder.get(name) is not None), None)
-
-
-def cached_tokens(holder) -> int:
-    """Positions in the cache of model inputs or outputs; 0 for one that keeps no length."""
-    cache = cache_of(holder)
-    if not isinstance(cache, Cache):  # tuples and lists of models with states of their own
-        return 0
-    try:
-        return int(cache.get_seq_length() or 0)
-    except ValueError:  # only linear-attention layers
-        return 0
-
-
-def _prefill_width(input_ids, model_kwargs, cached: int) -> int:
-    if cached > 0:
-        return cached
-    # No cache, or one without a length: the prompt was computed as it came.
-    embeds = model_kwargs.get("inputs_embeds")
-    return input_ids.shape[1] if embeds is None else embeds.shape[1]
-
-
-def given_width(input_ids, model_kwargs) -> int:
-    """Positions of a prompt, as the attention mask has them where there is one."""
-    mask = model_kwargs.get("attention_mask")
-    return _prefill_width(input_ids, model_kwargs, 0) if mask is None else mask.shape[1]

@@ -7,7 +7,8 @@ from transformers import cache_utils
 
 from adapt_kernels.hf.compat import existing
 from adapt_kernels.hf.kv.attention import reading_segments, shared_layout_reason
-from adapt_kernels.hf.kv.batch import BranchedBatch, cache_of, given_width
+from adapt_kernels.hf.kv.batch import BranchedBatch
+from adapt_kernels.hf.kv.cached import cache_of, given_width
 from adapt_kernels.hf.kv.keep import Keeper
 from adapt_kernels.hf.kv.keep_proof import LEAST, DroppedPositions, masks_by_kind, reads_mask_dicts
 from adapt_kernels.hf.kv.rebuilt_cache import RebuiltCache, rebuild

@@ -23,6 +23,12 @@ def prompt_of_row(tensors, samples: int = 1) -> torch.Tensor:
     return found.repeat_interleave(samples)
 
 
+def prompts_of(input_ids, model_kwargs: dict, samples: int) -> torch.Tensor:
+    """The same for a call's inputs. Host syncs: reads them."""
+    given = [model_kwargs[name] for name in ROW_INPUTS if model_kwargs.get(name) is not None]
+    return prompt_of_row([*given, input_ids], samples)
+
+
 def first_rows(prompts: torch.Tensor) -> torch.Tensor:
     """[P] int64: the first row of each prompt."""
     count = int(prompts.max()) + 1 if len(prompts) else 0

@@ -108,6 +108,12 @@ class SegmentedLayer(DynamicLayer, KVStore):
         self._slots = len(index)
         self._narrow()
 
+    def give_back(self) -> None:
+        """Let go of the memory of rows that have left: otherwise that comes when the buffers grow next."""
+        if self._slots < len(self._buffers[0]):
+            self._rebuild(torch.arange(self._slots), self._room)
+            self._narrow()
+
     def keep(self, index) -> None:
         index = checked_index(index, self._slots, self._buffers[0].shape[1], self.held)
         if index.shape[-1] < self.held:
@@ -222,6 +228,13 @@ def reorder(cache, index, device) -> None:
     for layer in cache.layers:
         # Ours decide by the index what to copy.
         layer.reorder_cache(index if isinstance(layer, SegmentedLayer) else there)
+
+
+def give_back(cache) -> None:
+    """Let go of the memory of rows that have left."""
+    for layer in cache.layers:
+        if isinstance(layer, SegmentedLayer):
+            layer.give_back()
 
 
 def other_bytes(cache) -> int:

@@ -3,8 +3,12 @@
 import torch
 
 from adapt_kernels.hf.compat import CACHE
-from adapt_kernels.hf.kv.batch import BranchedBatch, WholeBatch, cache_of
+from adapt_kernels.hf.kv.batch import BranchedBatch
+from adapt_kernels.hf.kv.cached import cache_of
 from adapt_kernels.hf.kv.kept_batch import KeptBatch, inactive, keep_reason
+from adapt_kernels.hf.kv.whole_batch import WholeBatch
+from adapt_kernels.hf.loop.path_steps import path_steps
+from adapt_kernels.hf.loop.probes import probes_of
 from adapt_kernels.hf.loop.row_ends import RowEnds
 from adapt_kernels.hf.loop.sampler import TokenSelector
 from adapt_kernels.hf.loop.steering import Steering
@@ -29,9 +33,9 @@ def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, 
         call.programs.bind(min(most_new, UNBOUNDED - 1), selector.seeds)
         selector.steering = Steering(call.programs, selector.processors, config, stopping_criteria)
     rules_end = selector.steering is not None and selector.steering.may_end
-    ends = RowEnds(call.modes, stopping_criteria, config, rows, device, rules_end)
+    ends = RowEnds(call.modes, stopping_criteria, config, rows, device, rules_end, call.paths is not None)
     batch = _batch(reason, model, call, config, input_ids, model_kwargs, most_new)
-    record = _Record(config)
+    record, paths = _Record(config), path_steps(model, call, batch, selector, input_ids)
     try:
         outputs = batch.prefill(input_ids)
         if batch.declined is not None:
@@ -39,9 +43,11 @@ def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, 
             batch = _batch(reason, model, call, config, input_ids, batch.restart(), most_new)
             outputs = batch.prefill(input_ids)
             batch.prefill_tokens += prefilled
-        late = reason is None and may_be_late(stopping_criteria, config, streamer, device)
+            paths.no_append = reason
+        probes = probes_of(model, call, batch, selector.steering, config)
+        late = reason is None and not paths.reads_ends and may_be_late(stopping_criteria, config, streamer, device)
         stop = StopCheck(rows, most_new, late)
-        sequences = _steps(model, config, batch, outputs, selector, ends, record, streamer, stop, input_ids)
+        sequences = _steps(model, config, batch, outputs, selector, ends, record, streamer, stop, input_ids, paths)
         if streamer is not None:
             streamer.end()
         stop.check_lost(latest=True)
@@ -50,40 +56,47 @@ def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, 
     except BaseException:
         batch.abandon()
         raise
-    steps = sequences.shape[1] - input_ids.shape[1] - 1
-    counts = (batch.row_steps, rows * steps, batch.prefill_tokens, kv_bytes)
-    call.stats = GenerateStats(batch.plan, reason or "", *counts, **_keep_report(batch, call))
-    call.state.recent_lengths.add(ends.lengths(selector.modes == 0))
+    finally:
+        paths.close()
+    new = sequences[:, input_ids.shape[1] :]
+    counts = batch.row_steps, rows * (new.shape[1] - 1), batch.prefill_tokens, kv_bytes
+    more = paths.stats(ends, new.shape[1]) | _keep_report(batch, call)
+    more |= {} if probes is None else {"probe_tokens": probes.positions}
+    call.stats = GenerateStats(batch.plan, reason or "", *counts, **more)
+    call.state.recent_lengths.add(ends.lengths((selector.modes == 0) & ~paths.cut(ends)))
     if not config.return_dict_in_generate:
         return sequences
-    fields = record.fields()
+    fields = record.fields() | paths.report(ends)
     if selector.steering is not None:
-        fields |= selector.steering.report(sequences[:, input_ids.shape[1] :], ends.new_tokens, fields["forced"])
+        fields |= selector.steering.report(new, ends.new_tokens, fields["forced"])
+    return _output(batch, selector, ends, sequences, input_ids.shape[1], call.stats, {CACHE: cache, **fields})
+
+
+def _output(batch, selector, ends, sequences, prompt_length: int, stats, fields: dict) -> ModeGenerateOutput:
     return ModeGenerateOutput(
         sequences=sequences,
+        prompt_of_row=batch.prompts,
+        prompt_length=prompt_length,
         modes=selector.modes,
         mode_probs=selector.mode_probs,
         mode_logprobs=selector.mode_logprobs,
         lengths=ends.new_tokens,
-        stats=call.stats,
-        **{CACHE: cache},
+        stats=stats,
         **fields,
     )
 
 
-def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop, input_ids):
+def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop, input_ids, paths):
     """From the prefill's outputs, one forward per token until no row is alive. Returns the sequences [rows, T]."""
-    device = input_ids.device
-    forward = _decode_forward(model, config, batch.kwargs)
-    step = 0
+    forward, step = _decode_forward(model, config, batch.kwargs), 0
     with model._optimize_model_for_decode():
         while True:
             batch.kwargs = model._update_model_kwargs_for_generation(outputs, batch.kwargs, is_encoder_decoder=False)
-            logits = batch.row_logits(outputs, device)
+            logits = batch.row_logits(outputs, input_ids.device)
             tokens, scores, logprobs = selector(step, batch.take(input_ids), logits, ends.alive)
             steering = selector.steering
-            if steering is not None and steering.ended is not None:
-                ends.stop(batch.spread(steering.ended, 0))
+            ends.stop(None if steering is None else batch.spread(steering.ended, 0))
+            paths.observe(step + 1, logits, tokens, batch, ends.alive)
             record.add(outputs, logits, scores)
             record.add_rows(batch.spread(logprobs, 0.0), batch.spread(selector.forced, False), ends.alive)
             tokens = ends.pad(batch.spread(tokens, ends.pad_token))
@@ -91,8 +104,11 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
             step += 1
             sleeps = None if steering is None else batch.spread(steering.sleeps, False)
             ends.update(input_ids, record.scores, selector.modes, step, selector.lost, sleeps)
-            ends.leave(batch.spread(selector.stops_next(step - 1, ends.alive), False))
+            ends.leave(batch.spread(selector.stops_next(step - 1, ends.alive), False), finished=True)
+            pruned = paths.end(step, input_ids, ends, batch)
             stop.put(ends, step)
+            if pruned:
+                stop.catch_up()
             stop.check_lost()
             if streamer is not None:
                 streamer.put(tokens.cpu())
@@ -103,7 +119,7 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
                     return input_ids
                 record.drop_last()
                 return input_ids[:, :-1]
-            if batch.advance(stop.gone, selector.modes, at_mode=step - 1 == selector.gate_step):
+            if batch.advance(stop.gone, selector.modes, step - 1 == selector.gate_step, at_once=pruned):
                 selector.place(batch.row_of_slot)
             batch.evict(input_ids, stop.gone)
             inputs = model.prepare_inputs_for_generation(

@@ -53,7 +53,7 @@ class TokenSelector:
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
         self._openings = Openings(modes, device)
         self._closings = Closings(modes, prompt.contents, device)
-        self._rows, self._slot_seeds, self._head = None, self.seeds, self.processors.head
+        self._rows, self._slot_seeds, self._head, self._edits = None, self.seeds, self.processors.head, {}
 
     def place(self, row_of_slot) -> None:
         """From now on logits come for these rows, [slots] int64, or None for every row in order."""
@@ -101,9 +101,12 @@ class TokenSelector:
         gate = self._gate() if at_gate and self.gated else {}
         if gate:
             observe(shaped, self.definition.token_ids, self._temperature, self._to_all_rows)
-        settings = None
+        settings, self._edits = None, {}
         if self.steering is not None:
-            shaped = self.steering.biased(shaped)
+            if self._fuses(gate) and not self.steering.reads_biased:
+                self._edits = self.steering.class_edits()
+            else:
+                shaped = self.steering.biased(shaped)
             settings = self.steering.settings(shaped)
         tokens, scores, logprobs = self._select(step, input_ids, shaped, gate, forced, settings)
         if self.steering is not None:
@@ -144,9 +147,7 @@ class TokenSelector:
         return self.steering.stops_next(free if closing is None else free & ~closing)
 
     def _select(self, step: int, input_ids, shaped, gate: dict, forced, settings=None):
-        scores = None
-        if self.records or self.seeds is None or (self.processors.fused is None and not gate):
-            scores = self._scores(input_ids, shaped, gate)
+        scores = None if self._fuses(gate) else self._scores(input_ids, shaped, gate)
         if self.seeds is None:
             if gate:
                 self._refuse_masked_modes((scores == float("-inf")).all(1), forced)
@@ -155,26 +156,28 @@ class TokenSelector:
             tokens = self._huggingface_draw(open_scores, drawn=bool(gate) and self.exact)
             tokens = tokens if forced is None else torch.where(forced >= 0, forced, tokens)
             return tokens, scores, self._tempered(shaped, gate, tokens)
-        if self.greedy and not gate and settings is None and not self.return_logprobs:
+        if self.greedy and not gate and settings is None and not self._edits and not self.return_logprobs:
             tokens = (shaped if scores is None else scores).argmax(-1)
             return (tokens if forced is None else torch.where(forced >= 0, forced, tokens)), scores, None
-        drawn = {"seeds": self._slot_seeds, "step": step, "forced_tokens": forced}
-        if gate:
-            sample = mode_sample(shaped, temperature=self._temperature, **gate, **drawn)
-        elif settings is not None:
-            sample = mode_sample(shaped, **settings, **drawn)
-        elif scores is not None:
+        drawn = {"seeds": self._slot_seeds, "step": step, "forced_tokens": forced, **self._edits}
+        if scores is not None and not gate and settings is None:
             sample = mode_sample(scores, temperature=float(not self.greedy), **drawn)
-        elif self.greedy:
-            sample = mode_sample(shaped, temperature=0.0, **drawn)
         else:
-            sample = mode_sample(shaped, **self.processors.fused, **drawn)
+            fused = {"temperature": 0.0} if self.greedy else self.processors.fused
+            own = {"temperature": self._temperature, **gate} if gate else fused if settings is None else settings
+            sample = mode_sample(shaped, **own, **drawn)
         self._note_flags(sample.flags, drawn=not gate and not (self.greedy and settings is None), forced=forced)
+        if self._edits:
+            self.steering.check_some_left(shaped, (sample.flags & FLAG_EMPTY) != 0)
         if gate:
             self._refuse_masked_modes((sample.flags & FLAG_EMPTY) != 0, forced)
         own = scores is None or settings is not None
         logprobs = sample.tempered_logprobs if own else self._tempered(shaped, gate, sample.tokens)
         return sample.tokens, scores, logprobs if self.return_logprobs else None
+
+    def _fuses(self, gate: dict) -> bool:
+        """Whether the fused sampler draws from the logits themselves, and no scores are asked for."""
+        return not self.records and self.seeds is not None and (self.processors.fused is not None or bool(gate))
 
     @property
     def _temperature(self) -> float:
@@ -207,11 +210,13 @@ class TokenSelector:
         if not self.return_logprobs:
             return None
         temperature = self._temperature if settings is None else settings["temperature"]
-        return mode_sample(shaped, temperature=temperature, seeds=0, forced_tokens=tokens, **gate).tempered_logprobs
+        return mode_sample(
+            shaped, temperature=temperature, seeds=0, forced_tokens=tokens, **gate, **self._edits
+        ).tempered_logprobs
 
     def _forced_tokens(self, step: int, input_ids, opening, logits, alive):
         """[slots] int64, -1 = draw; None when no row is forced at this step."""
-        ruled = None if self.steering is None else self._ruled_tokens(step, opening, logits, alive)
+        ruled = None if self.steering is None else self._ruled_tokens(step, input_ids, opening, logits, alive)
         forced = either(opening, ruled)
         busy = None if forced is None else forced >= 0
         closing = self._closings.tokens(step, input_ids, self._of_slots(self.modes), self._rows, busy)
@@ -219,7 +224,7 @@ class TokenSelector:
             self.steering.give_way(closing)
         return either(forced, closing)
 
-    def _ruled_tokens(self, step: int, opening, logits, alive):
+    def _ruled_tokens(self, step: int, input_ids, opening, logits, alive):
         """[slots] int64: what rules write, but where a mode is opened or being closed; -1 = draw."""
         modes = self._of_slots(self.modes)
         held = self._closings.under_way(self._rows)
@@ -228,6 +233,8 @@ class TokenSelector:
         elif opening is not None:
             held = opening >= 0 if held is None else held | (opening >= 0)
         self.steering.run.tell_modes(modes)
+        if self.steering.probes is not None:
+            self.steering.probes.input_ids = input_ids
         return self.steering.decide(logits, self._of_slots(alive), held)
 
     def _observe(self, logits) -> None:

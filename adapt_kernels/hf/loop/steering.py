@@ -6,10 +6,10 @@ import torch
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 from adapt_kernels.hf.loop.processors import SplitProcessors
-from adapt_kernels.ops.mode_sample import FLAG_EMPTY, ModeSample, gated_logits, mode_sample
+from adapt_kernels.ops.mode_sample import FLAG_EMPTY, ModeSample, class_edited, gated_logits, mode_sample
 from adapt_kernels.ops.steer import ENDS_BEFORE, POSITION
 from adapt_kernels.program.clauses import RowInput
-from adapt_kernels.program.rules import Bias, Force, Sample, label_of
+from adapt_kernels.program.rules import Bias, Force, Probe, Sample, label_of
 from adapt_kernels.program.run import ProgramRun
 from adapt_kernels.program.settings import zipf_exponent
 from adapt_kernels.program.step_signals import step_signals
@@ -23,7 +23,8 @@ class Steering:
     """The programs of one call. In each step, for the slots [slots] that are decoded:
 
         forced = steering.decide(logits, alive, held)      # ids that rules write, -1 = none
-        shaped = steering.biased(shaped)                   # after every mask
+        shaped = steering.biased(shaped)                   # after every mask; or, where the fused sampler draws,
+        edits = steering.class_edits()                     # the same as its arguments
         settings = steering.settings(shaped)               # of sample rules
         tokens = steering.choose(...)                      # rows at a gate of a program
         tokens = steering.settle(tokens, sample)           # rules that replace what was drawn
@@ -36,12 +37,13 @@ class Steering:
 
     def __init__(self, run: ProgramRun, processors: SplitProcessors, config, criteria):
         self.run, self.decision, self.ended, self.replaced, self.sleeps = run, None, None, None, None
+        self.probes = None  # `Probes`, where a program has such rules
         self._every_row, rules = run.slots, run.compiled.rules
         self._gates = run.gates()
-        self._gate_modes = {index: self._tokens_of(index).modes for index in self._gates}
+        self._gate_modes = {index: run.compiled.rule_tokens(index).modes for index in self._gates}
         self._biases = any(isinstance(rule, Bias) for rule in rules)
         self._samples = any(isinstance(rule, Sample) for rule in rules)
-        drawn = any(isinstance(rule, Force) and rule.when.drawn is not None for rule in rules)
+        drawn = any(isinstance(rule, (Force, Probe)) and rule.when.drawn is not None for rule in rules)
         self._settles = bool(drawn or self._gates or run.compiled.surprise)
         self.may_end = any(isinstance(rule, Force) and rule.stop for rule in rules)
         silent = any(
@@ -52,7 +54,7 @@ class Steering:
         held = any(span.stops == "hold" for program in run.compiled.programs for span in program.spans.values())
         self._may_sleep = held and any(isinstance(each, StopStringCriteria) for each in criteria)
         self._call = {**_CALL, **(processors.fused or {})} | ({} if config.do_sample else {"temperature": 0.0})
-        self._classes = run.compiled.tables.bias_classes.long()
+        self._classes = run.compiled.tables.bias_classes
         self._logp = None  # [rows] of the last token, where a rule reads it
         if any(signal.kind == "logp" for signal in run.signals.values()):
             self._logp = torch.full((len(run.slots),), math.nan, device=run.device)
@@ -80,10 +82,6 @@ class Steering:
         first = self.run.compiled.first_rule[self._owner(index)]
         return label_of(index - first, self.run.compiled.rules[index])
 
-    def _tokens_of(self, index: int):
-        owner = self._owner(index)
-        return self.run.compiled.programs[owner].rule_tokens[index - self.run.compiled.first_rule[owner]]
-
     def place(self, row_of_slot) -> None:
         """From now on the slots are these rows, [slots] int64, None = every row in order."""
         self.run.place(self._every_row if row_of_slot is None else row_of_slot)
@@ -100,6 +98,8 @@ class Steering:
             if self._logp is not None:
                 values["logp"] = self._logp[self.run.slots]
             self.run.fill(values)
+        if self.probes is not None:
+            self.probes.fill()
         self._before = self.run.state
         self.decision = self.run.decide()
         return self.decision.forced
@@ -114,18 +114,37 @@ class Steering:
 
     def biased(self, shaped) -> torch.Tensor:
         """Logits [slots, V] under the bias rules that hold; float32 where one does, else as they are."""
-        if not self._biases or (shaped.device.type == "cpu" and not self.decision.acting.any()):
+        edits = self.class_edits()
+        if not edits:
             return shaped
-        classes = torch.nn.functional.pad(self._classes, (0, shaped.shape[1] - len(self._classes)))
-        scale, bias = self.decision.scale[:, classes], self.decision.bias[:, classes]
-        gone = (shaped == _NEG_INF) | (bias == _NEG_INF)
-        biased = (shaped.float() * scale + bias).masked_fill(gone, _NEG_INF)
-        self._check_some_left(shaped, gone)
+        biased = class_edited(shaped, *edits.values())
+        self.check_some_left(shaped, (biased == _NEG_INF).all(1))
         return biased
 
-    def _check_some_left(self, shaped, gone) -> None:
+    def class_edits(self) -> dict:
+        """Arguments of `mode_sample` that bias the logits as the rules that hold do; {} where none holds."""
+        if not self._biases or (self.decision.acting.device.type == "cpu" and not self.decision.acting.any()):
+            return {}
+        return {
+            "token_classes": self._classes,
+            "class_scale": self.decision.scale,
+            "class_bias": self.decision.bias,
+        }
+
+    @property
+    def reads_biased(self) -> bool:
+        """Whether sample rules look at the logits under the bias rules, not only at what is drawn from them."""
+        return bool(self.run.compiled.surprise)
+
+    def check_some_left(self, shaped, empty) -> None:
+        """Raise ValueError if rules left a slot no token, where the logits [slots, V] before them had some.
+
+        empty [slots] bool: no token is left under the rules.
+        """
         acting = self.decision.acting
-        none = gone.all(1) & acting.any(1) & ~(shaped == _NEG_INF).all(1)
+        none = empty & acting.any(1)
+        if none.any():
+            none = none & ~(shaped == _NEG_INF).all(1)
         if none.any():
             slot = int(none.nonzero()[0, 0])
             rules = ", ".join(self._label(index) for index in acting[slot].nonzero()[:, 0].tolist())
@@ -197,6 +216,8 @@ class Steering:
         self.replaced, self.ended = None, self.decision.ends if self.may_end else None
         if not self._settles:
             return tokens
+        if self.probes is not None:
+            self.probes.fill(self.decision, tokens)
         surprise = self._surprise(tokens, shaped, settings) if self.run.compiled.surprise else None
         tokens, ends, self.replaced = self.run.settle(self.decision, tokens, surprise)
         if self.may_end:

@@ -32,6 +32,11 @@ class StopCheck:
             flags = host
         self._step, self._latest = step, [self._latest[-1], (flags.cpu(), arrival)]
 
+    def catch_up(self) -> None:
+        """The latest step's flags count at once; one host sync. Where all rows have ended nothing is left to leave."""
+        if self._arrived(-1)[0].numpy().any():
+            self._latest = [self._latest[-1]] * 2
+
     @property
     def gone(self) -> torch.Tensor:
         """[rows] bool on the CPU: rows known to show nothing but padding from now on."""

@@ -3,6 +3,7 @@
 import torch
 
 from adapt_kernels.ops.mode_sample.arguments import prepare
+from adapt_kernels.ops.mode_sample.classes import class_edited
 from adapt_kernels.ops.mode_sample.gate import biased_logits, gated_logits, mode_probs, selected_modes
 from adapt_kernels.ops.mode_sample.result import FLAG_EMPTY, FLAG_INF, FLAG_NAN, ModeSample
 from adapt_kernels.ops.mode_sample.torch_op import call
@@ -13,6 +14,7 @@ __all__ = [
     "FLAG_NAN",
     "ModeSample",
     "biased_logits",
+    "class_edited",
     "gated_logits",
     "mode_probs",
     "mode_sample",
@@ -37,10 +39,14 @@ def mode_sample(
     *,
     fast_prob=None,
     forced_tokens=None,
+    token_classes=None,
+    class_scale=None,
+    class_bias=None,
 ) -> ModeSample:
     """Draw one token per row; where a row stands at its mode token, decide the mode with it.
 
-        y = logits; y[at_mode, mode ids] += bias; y[at_mode, other ids] = -inf   (the latter if only_modes)
+        y = logits * class_scale[class] + class_bias[class]                          (class of the id, if token_classes)
+        y[at_mode, mode ids] += bias; y[at_mode, other ids] = -inf   (the latter if only_modes)
         y = y / temperature
         kept = top_k(y), then top_p of what is left, then min_p                 (not on rows restricted to modes)
         token ~ softmax(y[kept])
@@ -69,6 +75,12 @@ def mode_sample(
         fast_prob: row argument in (0, 1); NaN = none for that row. P(mode 0) of restricted rows is exactly this at any
             T, the other modes keep their proportions (at T = 1 where T = 0), and the row is drawn even at T = 0.
         forced_tokens: row argument, int: a token id to score instead of drawing, < 0 = draw.
+        token_classes: uint8 [V or less] on the logits' device: the class of each token id; ids beyond are of class 0.
+            None = no edits by class. A ban or bias of many ids so costs no pass of its own on the native backend, which
+            touches the ids of classes other than 0 only; triton edits a float32 copy first.
+        class_scale, class_bias: [N, E] float32, one column per class: what the logits of a class are multiplied by
+            (default 1), then what is added (default 0; -inf = never drawn). Every other field and argument sees the
+            logits so edited, as if given so; only FLAG_NAN speaks of them as they came.
 
     Returns ModeSample; every field has the leading shape of `logits` and its device:
         tokens int64 · modes int8, the mode selected (-1: no mode, or not `at_mode`) · logprobs, of the token after all
@@ -90,6 +102,7 @@ def mode_sample(
         mode_bias,
         seeds,
         only_modes,
+        (token_classes, class_scale, class_bias),
         at_mode=False if at_mode is None else at_mode,
         temperature=temperature,
         top_k=top_k,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from adapt_kernels.modes import Modes
+from adapt_kernels.ops.mode_sample.classes import check_class_edits, check_classes
 from adapt_kernels.philox import check_seed, fresh_seed, row_seeds
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -33,6 +34,9 @@ class Rows(NamedTuple):
     only_modes: bool
     fast_prob: float | torch.Tensor  # NaN = none
     forced_tokens: int | torch.Tensor  # < 0 = draw
+    token_classes: torch.Tensor | None = None  # [V or less] uint8; None = no edits by class
+    class_scale: torch.Tensor | None = None  # [N, E] float32
+    class_bias: torch.Tensor | None = None  # [N, E] float32
 
     @property
     def count(self) -> int:
@@ -56,7 +60,11 @@ class Rows(NamedTuple):
     def chunk(self, start: int, stop: int) -> "Rows":
         """Rows start to stop of `expanded` rows."""
         return self._replace(
-            **{name: value[start:stop] for name, value in self._asdict().items() if torch.is_tensor(value)}
+            **{
+                name: value[start:stop]
+                for name, value in self._asdict().items()
+                if torch.is_tensor(value) and name != "token_classes"
+            }
         )
 
 
@@ -75,7 +83,7 @@ _ROW_ARGUMENTS = {
 _NEEDS_MODES = "at_mode, mode_bias and fast_prob need modes=; got modes=None"
 
 
-def prepare(logits, modes, mode_bias, seeds, only_modes, **row_arguments) -> Rows:
+def prepare(logits, modes, mode_bias, seeds, only_modes, class_edits=(None, None, None), **row_arguments) -> Rows:
     """`Rows` of checked types and shapes, by operations that torch.compile can trace; `check_values` is still to come.
 
     Raises ValueError or TypeError naming the argument.
@@ -97,6 +105,7 @@ def prepare(logits, modes, mode_bias, seeds, only_modes, **row_arguments) -> Row
         bias=_check_bias(row, mode_bias, modes, len(mode_ids)),
         seeds=_check_seeds(row, seeds),
         only_modes=bool(only_modes),
+        **check_class_edits(*class_edits, row.count, logits),
         **values,
     )
 
@@ -212,6 +221,7 @@ def check_values(rows: Rows) -> Rows:
             raise ValueError(_NEEDS_MODES)
     if rows.bias is not None:
         _require("mode_bias", rows.bias, ~rows.bias.isnan(), "a number, not NaN")
+    check_classes(rows.token_classes, rows.class_bias)
     _require("temperature", rows.temperature, rows.temperature >= 0, "a number >= 0 (0 = greedy)")
     _require("top_p", rows.top_p, (rows.top_p >= 0) & (rows.top_p <= 1), "in [0, 1]")
     _require("min_p", rows.min_p, (rows.min_p >= 0) & (rows.min_p <= 1), "in [0, 1]")

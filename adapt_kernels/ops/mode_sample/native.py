@@ -34,6 +34,7 @@ def mode_sample(rows: Rows) -> ModeSample:
         rows.only_modes,
         0 if bias is None else bias.data_ptr(),
         *row_arguments,
+        *_class_edits(rows, held),
         *[tensor.data_ptr() for tensor in out],
         torch.get_num_threads(),
     )
@@ -79,6 +80,16 @@ def _row_arguments(rows: Rows) -> tuple[list, list[torch.Tensor]]:
         else:
             pairs += (value, 0)
     return pairs, held
+
+
+def _class_edits(rows: Rows, held: list[torch.Tensor]) -> list[int]:
+    """The numbers of `ClassEdits`; `held` grows by the tensors behind its addresses."""
+    if rows.token_classes is None:
+        return [0] * 5
+    tensors = [each.contiguous() for each in (rows.token_classes, rows.class_scale, rows.class_bias)]
+    held += tensors
+    classes, scale, bias = (each.data_ptr() for each in tensors)
+    return [classes, len(rows.token_classes), rows.class_bias.shape[1], scale, bias]
 
 
 @lru_cache(maxsize=64)

@@ -3,6 +3,7 @@
 import torch
 
 from adapt_kernels.ops.mode_sample.arguments import Rows
+from adapt_kernels.ops.mode_sample.classes import class_edited
 from adapt_kernels.ops.mode_sample.gate import (
     gated_logits,
     lane_sum,
@@ -29,8 +30,9 @@ def mode_sample(rows: Rows) -> ModeSample:
 
 
 def _sample_chunk(rows: Rows) -> ModeSample:
-    nan, z = rows.logits.isnan(), rows.logits.double()
-    z = z.masked_fill(nan, _NEG_INF)
+    nan = rows.logits.isnan()
+    logits = class_edited(rows.logits, rows.token_classes, rows.class_scale, rows.class_bias)
+    z = logits.double().masked_fill(logits.isnan(), _NEG_INF)
     exact = ~rows.fast_prob.isnan() & rows.at_mode
     greedy = (rows.temperature == 0) & ~exact
     temperature = torch.where(rows.temperature == 0, 1.0, rows.temperature)
@@ -48,7 +50,7 @@ def _sample_chunk(rows: Rows) -> ModeSample:
 
     raw = settle_infinities(z)
     processed = _log_softmax_at(y.masked_fill(~kept, _NEG_INF), tokens)
-    flags = FLAG_NAN * nan.any(1) + FLAG_EMPTY * empty + FLAG_INF * (rows.logits == float("inf")).any(1)
+    flags = FLAG_NAN * nan.any(1) + FLAG_EMPTY * empty + FLAG_INF * (logits == float("inf")).any(1)
     out = torch.float64 if rows.logits.dtype == torch.float64 else torch.float32
     return ModeSample(
         tokens=tokens,

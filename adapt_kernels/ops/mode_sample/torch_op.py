@@ -22,7 +22,8 @@ ROW_ARGUMENTS = {
 _SCHEMA = (
     "mode_sample(Tensor logits, int[] mode_ids, Tensor? bias, bool only_modes, str backend, "
     + ", ".join(f"{kind} {name}, Tensor? {name}_rows" for name, kind in ROW_ARGUMENTS.items())
-    + ") -> (Tensor tokens, Tensor modes, Tensor logprobs, Tensor raw_logprobs, Tensor tempered_logprobs, "
+    + ", Tensor? token_classes=None, Tensor? class_scale=None, Tensor? class_bias=None"
+    ") -> (Tensor tokens, Tensor modes, Tensor logprobs, Tensor raw_logprobs, Tensor tempered_logprobs, "
     "Tensor mode_probs, Tensor kept, Tensor flags)"
 )
 
@@ -37,21 +38,24 @@ def call(rows: Rows, backend: str) -> ModeSample:
             pairs += (_PLACEHOLDERS[name], value)
         else:
             pairs += (value, None)
-    return ModeSample(*OP(rows.logits, mode_ids, rows.bias, rows.only_modes, backend, *pairs))
+    edits = (rows.token_classes, rows.class_scale, rows.class_bias)
+    return ModeSample(*OP(rows.logits, mode_ids, rows.bias, rows.only_modes, backend, *pairs, *edits))
 
 
-def _run(logits, mode_ids, bias, only_modes, backend, *pairs):
+def _run(logits, mode_ids, bias, only_modes, backend, *values):
+    pairs, edits = values[: 2 * len(ROW_ARGUMENTS)], values[2 * len(ROW_ARGUMENTS) :]
     values = {
         name: number if tensor is None else tensor
         for name, number, tensor in zip(ROW_ARGUMENTS, pairs[::2], pairs[1::2], strict=True)
     }
     mode_ids = tuple(None if token_id < 0 else token_id for token_id in mode_ids)
     chosen = choose("mode_sample", backend, logits)
-    rows = Rows(logits=logits, mode_ids=mode_ids, bias=bias, only_modes=only_modes, **values)
+    edits = dict(zip(("token_classes", "class_scale", "class_bias"), edits, strict=False))
+    rows = Rows(logits=logits, mode_ids=mode_ids, bias=bias, only_modes=only_modes, **edits, **values)
     return tuple(chosen.mode_sample(check_values(rows)))
 
 
-def _fake(logits, mode_ids, bias, only_modes, backend, *pairs):
+def _fake(logits, mode_ids, *_):
     count = logits.shape[0] * logits.shape[1]
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
 

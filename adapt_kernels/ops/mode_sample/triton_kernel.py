@@ -29,6 +29,7 @@ from typing import NamedTuple
 import torch
 
 from adapt_kernels.ops.mode_sample.arguments import Rows
+from adapt_kernels.ops.mode_sample.classes import class_edited
 from adapt_kernels.ops.mode_sample.result import ModeSample
 from adapt_kernels.philox import GROUP_SIZE
 from adapt_kernels.triton_driver import OPTIONS
@@ -82,6 +83,8 @@ def mode_sample(rows: Rows, config: Config = _DEFAULT) -> ModeSample:
     """See `adapt_kernels.mode_sample`."""
     if rows.logits.dtype == torch.float64:
         raise ValueError("logits must be float32, bfloat16 or float16 here; float64 needs backend='reference'")
+    if rows.token_classes is not None:
+        rows = _edited_by_class(rows)
     out = _empty_result(rows)
     if rows.count == 0:
         return out
@@ -89,6 +92,14 @@ def mode_sample(rows: Rows, config: Config = _DEFAULT) -> ModeSample:
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         _launch(rows, config, out)
     return out
+
+
+def _edited_by_class(rows: Rows) -> Rows:
+    """The same rows over a float32 copy of the logits; NaN stays, for its flag."""
+    flat = rows.logits.reshape(rows.count, rows.logits.shape[-1])
+    edited = class_edited(flat, rows.token_classes, rows.class_scale, rows.class_bias)
+    edited = torch.where(flat.isnan(), flat.float(), edited.masked_fill(edited.isnan(), float("-inf")))
+    return rows._replace(logits=edited.reshape(rows.logits.shape), token_classes=None)
 
 
 def _launch(rows: Rows, config: Config, out: ModeSample) -> None:

@@ -6,6 +6,14 @@
 
 enum SampleFlag : int32_t { kFlagNan = 1, kFlagEmpty = 2, kFlagInf = 4 };
 
+// Class 0 is that of every id from `count` on.
+struct ClassEdits {
+  const uint8_t* token_classes;  // [count], each < classes; null = no edits
+  int64_t count, classes;
+  const float* scale;  // [rows, classes]
+  const float* bias;   // [rows, classes], -inf = never drawn
+};
+
 struct ModeSampleArguments {
   // Row i starts at logits + (i / inner) * outer_stride + (i % inner) * inner_stride, in elements.
   const void* logits;
@@ -25,6 +33,8 @@ struct ModeSampleArguments {
   RowArgument<int64_t> step;
   RowArgument<double> fast_prob;         // NaN = none
   RowArgument<int64_t> forced_tokens;    // < 0 = draw
+
+  ClassEdits edits;
 
   int64_t* tokens;             // [rows]
   int8_t* modes;               // [rows]

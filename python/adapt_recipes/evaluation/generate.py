@@ -14,13 +14,17 @@ from adapt_recipes.models import FALLBACK_MAX_NEW_TOKENS
 
 @dataclass(frozen=True)
 class Generated:
-    """What one pass of generate gave: text, token count and mode index per row, and mode_probs [rows, M]."""
+    """What one pass of generate gave: text, token count and mode index per row, and mode_probs [rows, M].
+
+    steered: with a program or a thinking budget, per row what rules fired, the visits of spans, rules never armed.
+    """
 
     texts: list[str]
     tokens: list[int]
     modes: torch.Tensor
     mode_probs: torch.Tensor
     wall_s: float
+    steered: list[tuple] | None = None
 
 
 def answer(
@@ -39,7 +43,10 @@ def answer(
     eos = model.generation_config.eos_token_id
     tokens = count_tokens(answers, [] if eos is None else eos)
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    return Generated(texts, tokens, out.modes.cpu(), out.mode_probs.cpu(), wall_s)
+    steered = None
+    if out.fired is not None:
+        steered = list(zip(out.fired.tolist(), out.spans, out.never_armed, strict=True))
+    return Generated(texts, tokens, out.modes.cpu(), out.mode_probs.cpu(), wall_s, steered)
 
 
 def encode(tokenizer: Any, prompts: Sequence[str]) -> Any:

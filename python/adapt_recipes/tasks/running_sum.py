@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 
-from adapt_recipes.tasks.problem import Problem, answer_text, require_int
+from adapt_recipes.tasks.problem import SLOW_END_TOKEN, SLOW_TOKEN, Problem, answer_text, require_int
 
 FILLER = "."
 QUESTION = "?"
@@ -50,6 +50,25 @@ def grade(problem: Problem, completion: str) -> bool:
     A trace that was never closed, or anything after the answer, is wrong. What the trace says is not judged.
     """
     return answer_text(completion) == problem.answer
+
+
+def sound_trace(problem: Problem, completion: str) -> bool:
+    """Whether the trace of `completion`, if it has one, is the partial sums in order. Raises ValueError for a problem
+    of another family.
+    """
+    if problem.family != "running_sum":
+        raise ValueError(f"only running_sum says what its traces must be; got a problem of {problem.family}")
+    words = completion.split()
+    if SLOW_TOKEN not in words:
+        return True
+    trace = words[words.index(SLOW_TOKEN) + 1 :]
+    trace = trace[: trace.index(SLOW_END_TOKEN)] if SLOW_END_TOKEN in trace else trace
+    start, *rest = problem.prompt.split()
+    total, sums = int(start), []
+    for word in rest[: problem.difficulty]:
+        total = (total + int(word)) % 10
+        sums.append(str(total))
+    return trace == sums
 
 
 def _draw(source: random.Random, difficulty: int | None) -> Problem:

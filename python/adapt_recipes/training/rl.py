@@ -24,7 +24,17 @@ from adapt_recipes.tasks.problem import Problem
 from adapt_recipes.training.curve import Curve
 from adapt_recipes.training.rl_config import RlConfig
 from adapt_recipes.training.rl_trainer import METRICS, build_trainer, trainer_config
-from adapt_recipes.training.run_state import Clock, RunResult, check_output, load_run, save_run, torch_threads
+from adapt_recipes.training.run_state import (
+    SCHEME,
+    Clock,
+    RunResult,
+    check_output,
+    load_run,
+    load_tensors,
+    save_run,
+    torch_threads,
+)
+from adapt_recipes.training.task_signals import text_of
 
 PROMPT_SEED = 1_000_000  # plus the seed: prompts of another stream than any that is evaluated
 
@@ -59,7 +69,7 @@ def train(
         def after_step(step: int, metrics: dict[str, float]) -> None:
             curve.add(step, metrics)
             if step % checkpoint_every == 0 or step == end:
-                save_run(out, step, config, model, optimizer, clock.spent())
+                save_run(out, step, config, model, optimizer, clock.spent(), trainer.scheme_state)
             if on_step is not None:
                 on_step(step, metrics["reward"])
 
@@ -67,7 +77,9 @@ def train(
             tasks = training_problems(config)[done * config.prompts :]
             parts = model, tokenizer, modes, settings, optimizer
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of transformers, about TRL
-                build_trainer(*parts, tasks, correct, (done, end), after_step).train()
+                trainer = build_trainer(*parts, tasks, correct, (done, end), after_step)
+                trainer.scheme_state.update(load_tensors(out, SCHEME))
+                trainer.train()
         if end == config.iterations:
             ak.unpatch(model)
             model.config.use_cache = use_cache  # TRL turns it off
@@ -102,5 +114,5 @@ def training_problems(config: RlConfig) -> list[Problem]:
 
 def correct(completions: Sequence[Any], problem: Sequence[dict[str, Any]], **_: Any) -> list[float]:
     """Reward function: 1 for a right answer, 0 for a wrong or malformed one."""
-    texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
-    return [float(grade(Problem(**given), text)) for given, text in zip(problem, texts, strict=True)]
+    pairs = zip(problem, completions, strict=True)
+    return [float(grade(Problem(**given), text_of(completion))) for given, completion in pairs]

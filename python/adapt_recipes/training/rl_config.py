@@ -15,8 +15,8 @@ class RlConfig:
     model: a shipped checkpoint ("sft") or a local model folder with modes. fast, slow: texts that open its modes;
     None: its modes.json. task: a task family that draws problems. seed: of prompts and rollouts.
     iterations: optimiser steps, each on its own rollout of `prompts` problems with `samples` answers each.
-    scheme: how the mode token and the response are credited ("separate", "reference", "degrpo", "adaptthink",
-    "length_penalty" ...). rollout: "balanced" forces both modes equally often, "auto" lets the model choose.
+    scheme: how the mode token and the response are credited; `adapt schemes` lists them. rollout: "balanced" forces
+    both modes equally often, "auto" lets the model choose.
     gamma: accuracy asked of the fast mode; higher favours slow. mode_weight: of the mode token's loss.
     mode_margin_coef: of the penalty on (logit_slow - logit_fast)^2, without which forced modes drive the two apart
     until no bias moves them; None: the scheme's own. max_new_tokens: None: the model's own. threads: of torch.

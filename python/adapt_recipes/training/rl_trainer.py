@@ -13,6 +13,7 @@ import adapt_kernels as ak
 from adapt_recipes.evaluation.frontier import measure_modes
 from adapt_recipes.tasks.problem import Problem
 from adapt_recipes.training.rl_config import RlConfig
+from adapt_recipes.training.task_signals import OFFERED
 
 # Names of the curve, and of the trainer's logs; {0} is the first mode, {1} the last.
 METRICS = {
@@ -77,6 +78,7 @@ def build_trainer(
 ) -> Any:
     """A trainer that goes from the finished steps[0] to steps[1] on `tasks`, the problems of the steps left in order.
 
+    Beside `reward`, which grades, come the functions of `task_signals` that the scheme reads.
     after_step(finished_steps, metrics) is called after every step, with the rollout's means named as in `METRICS`.
     """
     from datasets import Dataset
@@ -105,9 +107,10 @@ def build_trainer(
     if settings.scheme == "adaptthink":
         for row, accuracy in zip(rows, slow_accuracy(model, tokenizer, modes, tasks), strict=True):
             row[settings.reference_accuracy_column] = accuracy
+    known = [OFFERED[signal] for signal in settings.method.signals if signal in OFFERED]
     trainer = ADaPTTrainer(
-        model, reward, modes=modes, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
-        optimizers=(optimizer, None), callbacks=[Steps()],
+        model, [reward, *known], modes=modes, args=settings, train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer, optimizers=(optimizer, None), callbacks=[Steps()],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer._step = steps[0]  # a rollout's seeds depend on it, so a resumed run draws what it would have drawn

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 FOLDER = "training"
+SCHEME = "scheme."  # before the names of what a scheme carries from batch to batch
 STATE = "state.json"
 
 
@@ -51,9 +52,15 @@ def check_output(out: Path, resume: bool, checkpoint_every: int) -> None:
 
 
 def save_run(
-    out: Path, step: int, config: Any, model: torch.nn.Module, optimizer: torch.optim.Optimizer, spent: dict[str, float]
+    out: Path,
+    step: int,
+    config: Any,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    spent: dict[str, float],
+    scheme_state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write weights and optimiser state after `step` steps into `out`/training.
+    """Write weights, optimiser state and the scheme's own after `step` steps into `out`/training.
 
     Each step has its own tensor file and state.json is replaced last, so an interrupted save leaves the previous one.
     """
@@ -63,6 +70,7 @@ def save_run(
     for name, value in _parameters(model):
         for key, moment in optimizer.state.get(value, {}).items():
             tensors[f"optimizer.{key}.{name}"] = moment
+    tensors |= {SCHEME + key: value for key, value in (scheme_state or {}).items()}
     name = f"step_{step:06d}.safetensors"
     save_file({key: value.detach().contiguous() for key, value in tensors.items()}, folder / name)
     state = {"step": step, "tensors": name, "config": asdict(config), "spent": spent}
@@ -90,11 +98,7 @@ def load_run(
             f"{out} holds a run with another configuration ({_differences(state['config'], ours)}): "
             "resume with the same settings or choose another folder"
         )
-    path = out / FOLDER / state["tensors"]
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not whole ({error}): begin the run again in another folder") from error
+    tensors = load_tensors(out)
     with torch.no_grad():
         for name, value in _parameters(model):
             value.copy_(tensors[f"model.{name}"])
@@ -102,6 +106,16 @@ def load_run(
             if all(moment is not None for moment in moments.values()):
                 optimizer.state[value] = moments
     return state["step"], state["spent"]
+
+
+def load_tensors(out: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The saved run's tensors whose names begin with `prefix`, under the rest of them."""
+    path = out / FOLDER / read_state(out)["tensors"]
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not whole ({error}): begin the run again in another folder") from error
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def read_state(out: Path) -> dict[str, Any] | None:

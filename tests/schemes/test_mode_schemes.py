@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from adapt_kernels.schemes import SCHEMES, Rollouts, SchemeSettings
+from adapt_kernels.schemes import SCHEMES, SIGNALS, Rollouts, SchemeSettings, Steps
 
 FAST_FAST_SLOW_SLOW = torch.tensor([0, 0, 1, 1])
 
@@ -14,6 +14,14 @@ def rollouts(correct, modes=FAST_FAST_SLOW_SLOW, lengths=(2, 2, 10, 10), **other
     correct = torch.tensor(correct)
     given = {"groups": torch.zeros(len(correct)).long(), "num_modes": 2, **others}
     return Rollouts(correct.float(), correct.bool(), torch.tensor(lengths), modes=torch.as_tensor(modes), **given)
+
+
+def complete(sample):
+    """With every signal, and two measurements along each thought."""
+    rows = torch.arange(len(sample.correct))
+    signals = dict.fromkeys(SIGNALS, rows % 3 / 2.0)
+    steps = Steps(rows.repeat(2), torch.zeros_like(rows.repeat(2)), torch.cat([rows * 0.0, (rows % 2) / 2]))
+    return sample._replace(signals=signals, steps=steps)
 
 
 def credit(scheme, sample, **settings):
@@ -38,8 +46,10 @@ def test_degrpo_pays_less_for_a_correct_slow_answer():
 def test_adaptthink_compares_with_the_model_before():
     sample = rollouts([1, 0, 1, 0], reference_accuracy=torch.tensor([0.25] * 4))
     assert credit("adaptthink", sample, adaptthink_delta=0.1) == both([0.85, -0.15, 0.75, -0.25])
-    with pytest.raises(ValueError, match="needs reference_accuracy"):
+    with pytest.raises(ValueError, match="scheme 'adaptthink' needs reference_accuracy, the accuracy before training"):
         credit("adaptthink", rollouts([1, 0, 1, 0]))
+    sample = rollouts([1, 0, 1, 0], signals={"reference_accuracy": torch.tensor([0.25] * 4)})
+    assert credit("adaptthink", sample, adaptthink_delta=0.1) == both([0.85, -0.15, 0.75, -0.25])
 
 
 def test_adacot_punishes_missed_and_needless_reasoning():
@@ -55,6 +65,15 @@ def test_ada_grpo_pays_more_for_rare_modes_and_less_and_less():
     assert credit("ada_grpo", rare._replace(progress=1.0)) == both(normal([1, 1, 0, 1]))
 
 
+def test_malformed_rows_have_no_mode():
+    """They count for no share and are neither fast nor slow; AVR's earn -1, and a single valid row is not rare."""
+    sample = rollouts([1, 1, 0, 1], modes=[0, 1, -1, -1])
+    assert credit("ada_grpo", sample) == both(normal([2, 2, 0, 1]))
+    assert credit("adacot", sample) == both(normal([1, 0.7, 0, 1]))
+    assert credit("avr", sample) == both(normal([1.75, 1.25, -1, -1]))
+    assert credit("avr", sample._replace(modes=torch.tensor([0, -1, -1, -1]))) == both(normal([1.5, -1, -1, -1]))
+
+
 def test_avr():
     sample = rollouts([1, 0, 1, 0], modes=[0, 1, 2, 2], lengths=(10, 10, 600, 3000), num_modes=3)
     rarity = [0.75, 0.75, 0.5, 0.5]
@@ -63,6 +82,9 @@ def test_avr():
     assert credit("avr", sample._replace(progress=1.0)) == both(normal(shaped))
     two = rollouts([1, 0, 1, 0], progress=1.0)
     assert credit("avr", two) == both(normal([1.5, -0.5, 1.0, 0.0])), "two modes are AVR's first and last"
+    long = rollouts([1, 0, 1, 0], modes=[1, 0, 0, 1], lengths=(600,) * 4, num_modes=3, progress=1.0)
+    assert credit("avr", long) == both(normal([0.65, -0.5, 0.75, -0.2]))
+    assert credit("avr", long, reference_form=True) == both(normal([0.65, -0.25, 0.75, -0.1])), "as released"
 
 
 def test_length_penalty_and_grpo():
@@ -73,7 +95,7 @@ def test_length_penalty_and_grpo():
     assert credit("grpo", sample) == both([x / (std + 1e-4) for x in (0.5, -0.5, 0.5, -0.5)])
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [name for name, row in SCHEMES.items() if not row.stateful])
 def test_groups_do_not_see_each_other_and_order_does_not_matter(scheme):
     generator = torch.Generator().manual_seed(0)
     size = 32
@@ -81,12 +103,19 @@ def test_groups_do_not_see_each_other_and_order_does_not_matter(scheme):
         torch.randint(0, 2, (size,), generator=generator).tolist(), torch.arange(size) % 2,
         torch.randint(1, 9, (size,), generator=generator).tolist(), groups=torch.arange(size) // 8 * 5 - 3,
         reference_accuracy=torch.rand(size, generator=generator),
+        signals={name: torch.rand(size, generator=generator) for name in SIGNALS},
     )  # fmt: skip
-    mode, rest = map(torch.tensor, credit(scheme, sample))
-    assert mode.isfinite().all() and mode.any() and rest.any()
 
     def chosen(rows):
-        return sample._replace(**{k: v[rows] for k, v in sample._asdict().items() if torch.is_tensor(v)})
+        part = sample._replace(**{k: v[rows] for k, v in sample._asdict().items() if torch.is_tensor(v)})
+        part = part._replace(signals={name: values[rows] for name, values in sample.signals.items()})
+        measured = torch.arange(len(rows)).repeat_interleave(2)
+        accuracies = torch.stack([torch.zeros(len(rows)), part.signals["effort"]], 1).flatten()
+        return part._replace(steps=Steps(measured, torch.zeros_like(measured), accuracies))
+
+    sample = chosen(torch.arange(size))
+    mode, rest = map(torch.tensor, credit(scheme, sample))
+    assert mode.isfinite().all() and mode.any() and rest.any()
 
     alone = credit(scheme, chosen(torch.arange(8, 16)))
     torch.testing.assert_close(torch.tensor(alone), torch.stack([mode, rest])[:, 8:16])
@@ -99,7 +128,7 @@ def test_groups_do_not_see_each_other_and_order_does_not_matter(scheme):
 def test_nothing_to_compare_gives_no_infinities(scheme, correct):
     count = len(correct)
     sample = rollouts(correct, FAST_FAST_SLOW_SLOW[:count], [3] * count, reference_accuracy=torch.full((count,), 0.5))
-    found = SCHEMES[scheme].advantages(sample, SchemeSettings())
+    found = SCHEMES[scheme].advantages(complete(sample), SchemeSettings())
     assert found.mode.isfinite().all() and found.rest.isfinite().all() and len(found.mode) == count
 
 
