@@ -20,7 +20,6 @@ PAD, BOS, EOS, ASK, THINK, END, ANSWER, FILL, MARK, UNUSED = range(10)
 LETTERS, DIGITS, FUSED, VOCAB = 11, 19, 29, 109
 START, STOP = 5, 45  # of the thought
 MODES = ak.Modes(fast=UNUSED, slow=UNUSED + 1)
-SPANS = {"think": ak.Span(open=THINK, close=END)}
 BUDGET = {"budget": 24, "keep": 0.6, "window": 8, "count": "all"}
 
 
@@ -95,7 +94,7 @@ def table(model, head, rows: int, seed: int) -> None:
     call |= {"return_dict_in_generate": True, "pad_token_id": PAD}
     policies = {"full": None, "window": "recent", "random": "random", "key_norm": "key_norm", "snap": "snap"}
     policies |= {"r_kv": "r_kv", "DynTS": head, "oracle": Oracle(model)}
-    with ak.patched(model, MODES, spans=SPANS):
+    with ak.patched(model, MODES):
         for name, score in policies.items():
             settings = {} if score is None else {"kv_keep": ak.KeepKV(**BUDGET, score=score)}
             out = model.generate(ids, **call, **settings)
