@@ -123,6 +123,14 @@ class KeepKV:
             )
 
 
+class RowError(ValueError):
+    """Of one row: what is wrong with it."""
+
+    def __init__(self, row: int, what: str):
+        super().__init__(f"row {row} {what}")
+        self.row, self.what = row, what
+
+
 def _check_integer(name: str, value, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a number of positions (int); got {value!r}")
@@ -201,8 +209,10 @@ def _check_room(protected, unknown, newest, room: int, keep: int) -> None:
     over, blind = faults.cpu()
     if over.any():
         row = int(over.nonzero()[0])
-        raise ValueError(
-            f"row {row} protects {int(counts[row].max())} positions, and only {room} may be held after an eviction:"
-            " raise keep or budget"
+        most = int(counts[row].max())
+        raise RowError(
+            row, f"protects {most} positions, and only {room} may be held after an eviction: raise keep or budget"
         )
-    raise ValueError(f"row {int(blind.nonzero()[0])}: all scores are NaN, so nothing tells which positions to keep")
+    raise RowError(
+        int(blind.nonzero()[0]), "has NaN for a score everywhere: all scores are NaN, and none says what stays"
+    )

@@ -219,11 +219,10 @@ class ADaPTConfig(GRPOConfig):
         reshaping = [name for name in self.generation_kwargs or () if name not in _FILTERS]
         if self.repetition_penalty != 1.0:
             reshaping.append("repetition_penalty")
-        if "kv_keep" in reshaping and self.old_logprobs == "rollout":
+        if "kv_keep" in reshaping:
             raise ValueError(
-                "generation_kwargs: under kv_keep a rollout's log-probs are of what its rows still hold, and the"
-                " policy's forward reads everything: set old_logprobs='policy' to have them computed anew, or leave"
-                " kv_keep out"
+                "generation_kwargs: rollouts refuse kv_keep, since their tokens and log-probs would be of what rows"
+                " still hold, while the policy's forward reads everything: leave it out"
             )
         if reshaping and self.old_logprobs == "rollout":
             raise ValueError(

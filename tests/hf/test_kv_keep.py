@@ -408,3 +408,24 @@ class TestRefusals:
         text = "reads from the order or number of cached positions"
         with ak.patched(model, MODES), pytest.raises(ValueError, match=text):
             model.generate(**inputs(), **CALL, kv_keep=SMALL)
+
+
+@pytest.mark.parametrize("score", ["key_norm", "snap", "tova"])
+def test_padding_goes_first_in_every_head(score, monkeypatch):
+    """One mask serves all layers and heads, whatever else they hold."""
+    evict, seen = kept_batch.Keeper.evict, []
+
+    def spy(keeper, stores, watches, slots, gone):
+        evict(keeper, stores, watches, slots, gone)
+        real = torch.nn.functional.pad(inputs()["attention_mask"], (0, 99), value=1)
+        mask = keeper.held_mask(slots, stores)
+        for held in keeper._held:
+            heads = held if held.ndim == 3 else held[:, None]
+            assert all(torch.equal(real.gather(1, heads[:, head].long()), mask) for head in range(heads.shape[1]))
+        seen.append(int((mask == 0).sum()))
+
+    monkeypatch.setattr(kept_batch.Keeper, "evict", spy)
+    with ak.patched(build("llama"), MODES) as model:
+        # 10 of 11 stay: rows with five, two and no pads give one position up each time.
+        model.generate(**inputs(), **CALL, kv_keep=ak.KeepKV(10, 0.9, 2, score, count="all"))
+    assert seen[0] == 4 + 1 and seen[:5] == sorted(seen[:5], reverse=True) and seen[-1] == 0

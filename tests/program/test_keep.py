@@ -97,7 +97,7 @@ class TestKeptPositions:
                 ValueError,
                 "row 1 protects 3 positions, and only 2 may be held after an eviction",
             ),
-            ((torch.tensor([[1.0] * 4, [NAN] * 4]), 1, 1), ValueError, "row 1: all scores are NaN"),
+            ((torch.tensor([[1.0] * 4, [NAN] * 4]), 1, 1), ValueError, "row 1 has NaN for a score everywhere"),
         ],
     )
     def test_refuses(self, arguments, error, text):

@@ -31,7 +31,7 @@ BAD_SETTINGS = [
     ({"dual_clip": 0.5}, "dual_clip must be above 1, or 0"),
     ({"repetition_penalty": 1.1}, "repetition_penalty may reshape the rollout's log-probs.*old_logprobs='policy'"),
     ({"generation_kwargs": {"suppress_tokens": [7]}}, "suppress_tokens may reshape"),
-    ({"generation_kwargs": {"kv_keep": object()}}, "log-probs are of what its rows still hold.*old_logprobs='policy'"),
+    ({"generation_kwargs": {"kv_keep": object()}}, "rollouts refuse kv_keep, since their tokens and log-probs"),
     ({"degrpo_rewards": [1.0]}, "degrpo_rewards must be"),
     ({"length_scale": 0.0}, "length_scale must be above 0"),
 ]

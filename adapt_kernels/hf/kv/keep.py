@@ -4,7 +4,7 @@ import torch
 
 from adapt_kernels.ops.kv_scores import kv_scores
 from adapt_kernels.philox import PURPOSE_KEEP, uniform
-from adapt_kernels.program.keep import KeepKV, kept_positions
+from adapt_kernels.program.keep import KeepKV, RowError, kept_positions
 
 _NEG_INF = float("-inf")
 _COMPARED = 1 << 14
@@ -137,11 +137,10 @@ class Keeper:
     def _chosen(self, scores, outside: int, guarded, slots) -> torch.Tensor:
         try:
             return kept_positions(scores, self.settings.window, outside, guarded)
-        except ValueError as error:
-            numbers = slots.tolist()
+        except RowError as error:
             raise ValueError(
-                f"kv_keep: {error} (of rows {numbers}; budget={self.settings.budget}, keep={self.settings.keep},"
-                f" window={self.settings.window}). Prompt, answer and sinks are protected"
+                f"kv_keep: row {int(slots[error.row])} {error.what} (budget={self.settings.budget},"
+                f" keep={self.settings.keep}, window={self.settings.window}; prompt, answer and sinks are protected)"
             ) from error
 
     def _whole(self, index) -> torch.Tensor:

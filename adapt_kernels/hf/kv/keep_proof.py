@@ -34,8 +34,8 @@ def masks_by_kind(model, inputs: dict, kv_cache, held_mask, seen_mask) -> dict:
     held_mask, seen_mask: [slots, positions]. inputs: of the forward.
     """
     make = getattr(model, "create_masks_for_generate", masking_utils.create_masks_for_generate)
-    ids = inputs["input_ids"]
-    shaped = torch.empty((*ids.shape, 0), dtype=model.dtype, device=ids.device)
+    given = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+    shaped = torch.empty((*given.shape[:2], 0), dtype=model.dtype, device=given.device)
     known = {"config": model.config, "inputs_embeds": shaped, CACHE: kv_cache, "position_ids": inputs["position_ids"]}
     held, seen = (make(attention_mask=mask, **known) for mask in (held_mask, seen_mask))
     return {kind: held[kind] if kind == _FULL else mask for kind, mask in seen.items()}

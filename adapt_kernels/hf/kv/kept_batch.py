@@ -97,6 +97,16 @@ class KeptBatch(BranchedBatch):
         if any(watch.calls != before + 1 for watch, before in zip(watches, calls, strict=True)):
             raise _refused("the model's attention does not read the keys that its cache returns")
 
+    @contextmanager
+    def aside(self):
+        saved = [(watch, watch.saved()) for watch in self._watches.values()]
+        try:
+            yield
+        finally:
+            self._hidden = None
+            for watch, state in saved:
+                watch.restore(state)
+
     def _take_hidden(self, hidden) -> None:
         self._hidden = hidden
 

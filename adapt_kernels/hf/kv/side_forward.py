@@ -13,16 +13,17 @@ _REPLACED = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 @contextmanager
-def restored(cache):
-    """What the cache takes inside is gone afterwards, to the last bit."""
-    lengths, saved = {}, {}
+def restored(batch):
+    """What the batch's cache takes inside is gone afterwards, to the last bit."""
+    cache, lengths, saved = batch.cache, {}, {}
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, SegmentedLayer):
             lengths[index] = layer.get_seq_length()
         else:
             saved[index] = dict(vars(layer)) if type(layer) in _REPLACED else copy.deepcopy(vars(layer))
     try:
-        yield
+        with batch.aside():
+            yield
     finally:
         # A layout that turns out not to be read rightly has put other layers in their place.
         for index, length in lengths.items():
@@ -42,7 +43,7 @@ def appended(model, batch, input_ids, embeds, hidden, adapter: AbstractContextMa
     layers of shared prompts take.
     """
     kwargs, found = batch.kwargs, []
-    with restored(batch.cache):
+    with restored(batch):
         _, kwargs = step(model, batch, input_ids, kwargs)
         with adapter:
             for position in range(embeds.shape[1]):

@@ -42,6 +42,14 @@ class LayerWatch:
             for place, tensor in enumerate(kept):
                 kept[place] = tensor[index]
 
+    def saved(self) -> tuple:
+        """What `restore` takes."""
+        return self._queries.copy(), self._hidden.copy(), self.kwargs
+
+    def restore(self, state: tuple) -> None:
+        """Forget what came since."""
+        self._queries, self._hidden, self.kwargs = state
+
     def queries(self) -> torch.Tensor:
         """[slots, Hq, w, D], the oldest first."""
         return torch.stack(tuple(self._queries), 2)

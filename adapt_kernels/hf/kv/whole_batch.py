@@ -83,6 +83,10 @@ class WholeBatch:
     def evict(self, input_ids, gone) -> None:
         """After `advance`: let rows drop KV; gone [rows] bool on the CPU."""
 
+    def aside(self):
+        """A context for forwards that are no steps of the rows."""
+        return nullcontext()
+
     def prepared(self, inputs: dict) -> dict:
         return inputs
 

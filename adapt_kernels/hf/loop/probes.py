@@ -73,7 +73,7 @@ class Probes:
         batch = self._batch
         ids, kwargs = batch.cached_slots(self.input_ids), batch.kwargs
         batch.place_prompts()
-        with restored(batch.cache):
+        with restored(batch):
             for token in tokens.sequence:
                 ids = torch.cat([ids, ids.new_full((len(ids), 1), token)], 1)
                 outputs, kwargs = self._step(ids, kwargs)
