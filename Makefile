@@ -1,4 +1,4 @@
-PYTHON ?= python
+PYTHON ?= $(shell command -v python || echo python3)
 # Extra pytest arguments, for example: make test ARGS="-k packaging"
 ARGS ?=
 
@@ -38,7 +38,7 @@ bench: ## Measure everything that runs here (about half an hour); results in ben
 	$(PYTHON) benchmarks/report.py
 
 gpu: ## Check and measure everything on an NVIDIA GPU (10 minutes); ARGS=--dry-run goes through it on a CPU
-	$(PYTHON) benchmarks/gpu.py $(if $(DRY_RUN),--dry-run) $(ARGS)
+	PYTHONPATH=$(CURDIR):$(CURDIR)/python$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) benchmarks/gpu.py $(if $(DRY_RUN),--dry-run) $(ARGS)
 	$(PYTHON) benchmarks/report.py
 
 demo: ## Sweep the bias on the shipped checkpoint: accuracy against thinking cost

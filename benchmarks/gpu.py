@@ -41,6 +41,7 @@ class Run:
 
         self.device = Device("cpu" if options.dry_run else "cuda", tiny=options.dry_run or options.watched)
         self.deadline = time.monotonic() + options.seconds
+        self.lost = False
         kept = not options.watched and not (options.dry_run and options.out is None)
         self.path = self._path(options.out) if kept else None
         self.report = {"environment": environment(self.device), "stages": {}, "cases": {}}
@@ -62,6 +63,8 @@ class Run:
 
         start = time.monotonic()
         try:
+            if self.lost:
+                raise NotRun("the device no longer answers")
             if self.left < 5:
                 raise NotRun("no time left")
             outcome, detail = "passed", work()
@@ -69,6 +72,7 @@ class Run:
             outcome, detail = "not run", str(reason)
         except Exception as error:  # one stage that fails must not cost the others
             outcome, detail = "FAILED", f"{type(error).__name__}: {error}"[-2000:]
+            self.lost = not self.device.alive()
         seconds = round(time.monotonic() - start, 1)
         self.report["stages"][name] = {"outcome": outcome, "detail": detail, "seconds": seconds}
         print(f"{outcome:8} {name} ({seconds} s): {detail}", flush=True)
@@ -133,13 +137,14 @@ def figures(run: Run) -> str:
             seconds = clock.seconds(make())
             share = {"bytes": moved, "share": moved / seconds["warm"] / speed} if moved else {}
             run.report["cases"][key] = seconds | share
+            if run.device.real:
+                torch.cuda.empty_cache()
         except (NotHere, pytest.skip.Exception) as reason:
             run.report["cases"][key] = {"not run": str(reason)}
         except Exception as error:  # a peer's failure is its own
             run.report["cases"][key] = {"not run": f"{type(error).__name__}: {error}"[:300]}
             failures += [key] if peer.startswith("adapt_kernels") else []
-        if run.device.real:
-            torch.cuda.empty_cache()
+            assert run.device.alive(), f"the device no longer answers after {key}: {error}"
     assert not failures, failures
     return f"{sum('warm' in case for case in run.report['cases'].values())} of {len(run.report['cases'])} cases"
 

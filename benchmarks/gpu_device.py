@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,14 @@ class Device(NamedTuple):
     def pick(self, full, tiny):
         """A size."""
         return tiny if self.tiny else full
+
+    def alive(self) -> bool:
+        """Whether it still answers: after an illegal access, or when it falls off the bus, every call fails."""
+        try:
+            self.synchronize()
+        except RuntimeError:
+            return False
+        return True
 
     def synchronize(self) -> None:
         """Waits for the device."""
@@ -93,14 +102,37 @@ def _captured(call):
             call()
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
+    if _waits(call):
+        return call, False
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
             call()
     except RuntimeError:
-        torch.cuda.synchronize()
+        _abandon(graph)
         return call, False
     return graph.replay, True
+
+
+def _waits(call) -> bool:
+    """Whether `call` reads from the device: told here, for a capture that such a read breaks spoils later ones."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()
+    return False
+
+
+def _abandon(graph) -> None:
+    """Ends a capture that failed, which torch leaves open; a device that is gone raises here."""
+    for end in (graph.capture_end, graph.reset):
+        with suppress(RuntimeError):
+            end()
+    torch.cuda.synchronize()
 
 
 def _event_seconds(run, times: int = 1) -> float:

@@ -72,7 +72,9 @@ def _measure(device: Device, clock: Clock, model, plan, call) -> dict:
     run = partial(continuous, model) if plan == "continuous" else model.generate  # the patched one, once it is
     try:
         if plan != "continuous":
-            model.generate(**{**call, "max_new_tokens": 2, "stopping_criteria": None})
+            # Past 16 tokens, where lengths stop being constants of a compiled kernel.
+            warm = min(call["max_new_tokens"], 20)
+            model.generate(**{**call, "max_new_tokens": warm, "stopping_criteria": None})
         if device.real:
             torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() if device.real else 0
