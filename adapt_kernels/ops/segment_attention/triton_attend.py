@@ -4,7 +4,10 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# Lengths, places and splits change from step to step: 1 and multiples of 16 must not compile a kernel of their own.
+@triton.jit(
+    do_not_specialize=["length", "offset", "window_start", "num_splits", "split", "split_positions"],
+)
 def attend(
     query_ptr, query_row, query_head, size, share, heads,
     keys_ptr, keys_entry, keys_head, keys_position, values_ptr, values_entry, values_head, values_position,
@@ -81,28 +84,36 @@ def attend(
         tl.store(parts_ptr + part[:, None] * value_size + dv[None, :], mixed, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def merge(
     parts_ptr, maxima_ptr, sums_ptr, num_splits, sinks_ptr, heads, out_ptr, value_size,
     SPLITS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """One row and head: its splits weighted by their maxima, the sink in the denominator."""
+    """One row and head: its splits weighted by their maxima, SPLITS at a time, the sink in the denominator."""
     query = tl.program_id(0).to(tl.int64)
-    s = tl.arange(0, SPLITS)
     d = tl.arange(0, SIZE)
-    maxima = tl.load(maxima_ptr + query * num_splits + s, mask=s < num_splits, other=float("-inf"))
-    sums = tl.load(sums_ptr + query * num_splits + s, mask=s < num_splits, other=0.0)
-    highest = tl.max(maxima, 0)
+    highest = tl.full((), float("-inf"), tl.float32)
     if sinks_ptr is not None:
         sink = tl.load(sinks_ptr + query % heads).to(tl.float32)
         highest = tl.maximum(highest, sink)
-    weights = tl.exp(maxima - highest)
-    total = tl.sum(weights * sums, 0)
+    for first in range(0, num_splits, SPLITS):
+        s = first + tl.arange(0, SPLITS)
+        maxima = tl.load(maxima_ptr + query * num_splits + s, mask=s < num_splits, other=float("-inf"))
+        highest = tl.maximum(highest, tl.max(maxima, 0))
+    total = tl.zeros((), tl.float32)
     if sinks_ptr is not None:
         total += tl.exp(sink - highest)
-    at = (query * num_splits + s[:, None]) * value_size + d[None, :]
-    parts = tl.load(parts_ptr + at, mask=(s < num_splits)[:, None] & (d < value_size)[None, :], other=0.0)
-    mixed = tl.sum(parts * weights[:, None], 0) / total
+    mixed = tl.zeros([SIZE], tl.float32)
+    for first in range(0, num_splits, SPLITS):
+        s = first + tl.arange(0, SPLITS)
+        maxima = tl.load(maxima_ptr + query * num_splits + s, mask=s < num_splits, other=float("-inf"))
+        sums = tl.load(sums_ptr + query * num_splits + s, mask=s < num_splits, other=0.0)
+        weights = tl.exp(maxima - highest)
+        total += tl.sum(weights * sums, 0)
+        at = (query * num_splits + s[:, None]) * value_size + d[None, :]
+        parts = tl.load(parts_ptr + at, mask=(s < num_splits)[:, None] & (d < value_size)[None, :], other=0.0)
+        mixed += tl.sum(parts * weights[:, None], 0)
+    mixed = mixed / total
     tl.store(out_ptr + query * value_size + d, mixed.to(out_ptr.dtype.element_ty), mask=d < value_size)
 
 

@@ -24,11 +24,13 @@ except ModuleNotFoundError:
 @dataclass(frozen=True)
 class Config:
     """Tile sizes, powers of two, for 16-bit tensors and heads of up to 128; smaller ones follow for float32 and larger
-    heads. split_positions is what one program reads."""
+    heads. split_positions is what one program reads,
+    merged_splits how many of those are added at a time."""
 
     queries: int = 64
     positions: int = 64
     split_positions: int = 512
+    merged_splits: int = 16
     warps: int = 4
 
 
@@ -63,7 +65,7 @@ def segment_attention(query, segments, scale, starts, window, softcap, sinks, co
             offset, split = offset + segment.keys.shape[2], split + count
         merge[(rows * heads,)](
             *(*parts, sinks, heads, out, value_size),
-            SPLITS=triton.next_power_of_2(sum(splits)),
+            SPLITS=config.merged_splits,
             SIZE=triton.next_power_of_2(value_size),
             **OPTIONS,
         )
