@@ -13,7 +13,7 @@ trl = pytest.importorskip("trl", reason="trl is not installed: pip install '.[tr
 import trl.trainer.utils as trl_functions  # noqa: E402
 
 import adapt_kernels as ak  # noqa: E402
-from adapt_kernels import jit  # noqa: E402
+from adapt_kernels.native import jit  # noqa: E402
 from adapt_kernels.trl import KNOWN_VERSIONS, fused_logprobs  # noqa: E402
 
 pytestmark = pytest.mark.skipif(ak.backends()["native"] is not None, reason=str(ak.backends()["native"]))
