@@ -38,6 +38,9 @@ def stub_driver(target_name: str) -> "StubDriver":
     return StubDriver(target_name)
 
 
+_LAUNCHES: dict[str, list["Launch"]] = {}
+
+
 class StubDriver:
     """Set it with `triton.runtime.driver.set_active`; read `launches`."""
 
@@ -45,7 +48,9 @@ class StubDriver:
         self.target, max_shared = TARGETS[target_name]
         # Triton caches compiled kernels per device number: one number per target.
         self.device = list(TARGETS).index(target_name)
-        self.launches: list[Launch] = []
+        # Launchers stay with the first driver of a target that compiled them: all of a target share the list.
+        self.launches = _LAUNCHES.setdefault(target_name, [])
+        self.launches.clear()
         self.utils = SimpleNamespace(
             load_binary=self._load_binary, get_device_properties=lambda _: {"max_shared_mem": max_shared}
         )

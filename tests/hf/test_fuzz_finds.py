@@ -6,7 +6,7 @@ from test_fuzz import fixed_seeds
 
 from adapt_kernels.hf.call import plan
 from adapt_kernels.hf.call.generate import ModeGenerate
-from adapt_kernels.hf.kv import attention, batch
+from adapt_kernels.hf.kv import attention, batch, cached, whole_batch
 
 
 def found(architecture: str) -> str | None:
@@ -39,7 +39,8 @@ def expect_a_cache(monkeypatch):
 
 
 def expect_a_cache_object(monkeypatch):
-    monkeypatch.setattr(batch, "cached_tokens", lambda holder: int(batch.cache_of(holder).get_seq_length()))
+    for module in (batch, whole_batch):
+        monkeypatch.setattr(module, "cached_tokens", lambda holder: int(cached.cache_of(holder).get_seq_length()))
 
 
 def expect_a_pad_token(monkeypatch):

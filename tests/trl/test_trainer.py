@@ -78,7 +78,7 @@ def test_groups_without_variance_or_without_a_mode(tmp_path, scheme, monkeypatch
             assert scheme == "ada_grpo" or not batch["advantages"].any()
         step(trainer, batch)
     trainer = make_trainer(tmp_path, scheme=scheme)
-    monkeypatch.setattr("adapt_kernels.trl.trainer.row_modes", lambda forced, modes, first, rows, size: ["slow"] * rows)
+    monkeypatch.setattr("adapt_kernels.trl.rollout.row_modes", lambda forced, modes, first, rows, size: ["slow"] * rows)
     batch = rolled_out(trainer, PROMPTS[:2])
     assert (batch["completion_ids"][:, 0] == SLOW).all() and batch["advantages"].isfinite().all()
     if scheme == "separate":
