@@ -1,12 +1,14 @@
-"""Hooks and replaced forwards that may index the rows of a batch: with one, rows must stay where they are.
+"""Code of others inside a model that may index the rows of a batch: with it, rows must stay where they are.
 
-PEFT's `adapter_names`, steering vectors and probes with one entry per row live in hooks on submodules: nothing in a
-call's inputs tells of them, and rows that were merged, moved or dropped would meet another row's entry.
+PEFT's `adapter_names`, steering vectors and probes with one entry per row live in hooks on submodules, in modules put
+in the place of the model's own, or in attention functions: nothing in a call's inputs tells of them, and rows that were
+merged, moved or dropped would meet another row's entry.
 """
 
-from functools import partial
+from functools import cache, partial
 
 from torch.nn.modules import module as torch_module
+from transformers import AttentionInterface
 
 # What is known to treat every row alike: (beginning of the module it is defined in, end of its qualified name).
 _ROW_INDEPENDENT_HOOKS = (
@@ -22,6 +24,11 @@ _ROW_INDEPENDENT_HOOKS = (
 )
 # Packages that replace the forward of a module with one that treats every row alike.
 _ROW_INDEPENDENT_FORWARDS = ("torch.", "transformers.", "accelerate.", "trl.", "kernels.", "adapt_kernels.")
+# Packages whose layers are put in the place of a model's own: adapters, quantised weights, fused kernels.
+_ROW_INDEPENDENT_LAYERS = (
+    *(*_ROW_INDEPENDENT_FORWARDS, "peft.", "bitsandbytes.", "torchao.", "hqq.", "optimum.", "quanto.", "awq."),
+    *("gptqmodel.", "auto_gptq.", "compressed_tensors.", "liger_kernel.", "flash_attn.", "xformers.", "fla."),
+)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
@@ -32,7 +39,8 @@ def row_independent(hook):
         layer.register_forward_hook(ak.row_independent(add_steering_vector))
 
     Without it a hook on a submodule keeps `generate` from merging, moving and dropping rows (plan "sample_only"), since
-    it may hold one entry per row. hook: a function, or an object that takes attributes.
+    it may hold one entry per row. hook: a function, or an object that takes attributes; also an attention function, and
+    the class of a layer that was put in the place of one of the model's own.
     """
     hook.row_independent = True
     return hook
@@ -47,6 +55,7 @@ def row_hook_reason(model) -> str | None:
         for hook in getattr(torch_module, names).values():
             if not _is_row_independent(hook, _ROW_INDEPENDENT_HOOKS):
                 return f"the forward hook {_shown(hook)} of all modules may index rows"
+    homes = _packages(type(model))
     for name, module in model.named_modules():
         own = vars(module)
         for hooks in _HOOKS if module is not model else ():
@@ -56,10 +65,38 @@ def row_hook_reason(model) -> str | None:
         if "forward" in own and not _is_row_independent(own["forward"], _FORWARDS):
             where = f" of {name}" if name else ""
             return f"the forward{where} was replaced with {_shown(own['forward'])}, which may index rows"
+        if module is not model and not _is_of_the_model(type(module), homes):
+            return f"{name} is a {type(module).__qualname__}, whose forward may index rows"
+    return _attention_reason(model, homes)
+
+
+def _attention_reason(model, homes) -> str | None:
+    configs = (model.config, model.config.get_text_config(decoder=True))
+    for name in dict.fromkeys(getattr(config, "_attn_implementation", None) for config in configs):
+        function = AttentionInterface().get(name)
+        if function is None or _is_row_independent(function, _LAYERS) or _home(function).split(".")[0] in homes:
+            continue
+        return f"the attention function {_shown(function)} of {name!r} may index rows"
     return None
 
 
+@cache
+def _is_of_the_model(layer: type, homes: frozenset[str]) -> bool:
+    """Whether a layer's code is its model's, by the packages of both, or known to treat every row alike."""
+    if getattr(layer, "row_independent", False):
+        return True
+    steps = (layer.forward, layer.__call__)
+    return all(_is_row_independent(step, _LAYERS) or _home(step).split(".")[0] in homes for step in steps)
+
+
+@cache
+def _packages(model_class: type) -> frozenset[str]:
+    """Top-level packages in which a model's classes are written: its own layers come from there too."""
+    return frozenset(base.__module__.split(".")[0] for base in model_class.__mro__)
+
+
 _FORWARDS = tuple((package, "") for package in _ROW_INDEPENDENT_FORWARDS)
+_LAYERS = tuple((package, "") for package in _ROW_INDEPENDENT_LAYERS)
 
 
 def _is_row_independent(function, known) -> bool:

@@ -38,6 +38,8 @@ def inputs():
 class SimulatedLayers:
     """An attention function that drops positions by itself, per layer and head, over Hugging Face's full cache."""
 
+    row_independent = True
+
     numbers = count()
 
     def __init__(self, model, settings):
@@ -398,7 +400,7 @@ class TestRefusals:
                 mask = mask if attention_mask is None else mask.masked_fill(~attention_mask, -1e9)
                 return AttentionInterface()["sdpa"](module, query, key, value, mask, **settings)
 
-            AttentionInterface.register("biased_by_index", biased)
+            AttentionInterface.register("biased_by_index", ak.row_independent(biased))
             AttentionMaskInterface.register("biased_by_index", AttentionMaskInterface()["sdpa"])
             model.set_attn_implementation("biased_by_index")
         if fault == "length":

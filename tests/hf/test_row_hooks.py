@@ -7,6 +7,7 @@ import torch
 from parity import GREEDY, MODES, both
 from tiny_models import FAST, SLOW, build, left_padded, prompts, shared
 from torch.nn.modules import module as torch_module
+from transformers import AttentionInterface, AttentionMaskInterface
 
 import adapt_kernels as ak
 from adapt_kernels.hf.row_hooks import row_hook_reason
@@ -91,6 +92,92 @@ def test_a_hook_of_all_modules():
         handle.remove()
     assert torch.equal(unpatched, patched)
     assert row_hook_reason(model) is None
+
+
+class OwnNorm(torch.nn.Module):
+    """In the place of a norm."""
+
+    def __init__(self, inner, steering):
+        super().__init__()
+        self.inner, self.steering = inner, steering
+
+    def forward(self, hidden):
+        return self.steering(self, (), self.inner(hidden))
+
+
+def wrapped(model, steering):
+    model.model.norm = OwnNorm(model.model.norm, steering)
+
+
+def subclassed(model, steering, method="forward", module=None):
+    module = model.model.norm if module is None else module
+    original = getattr(type(module), method)
+    own = {method: lambda self, hidden: steering(self, (), original(self, hidden))}
+    module.__class__ = type("Own", (type(module),), own)
+
+
+def attention(model, steering):
+    weights = torch.arange(1, ROWS + 1)[:, None, None, None] * 0.7
+
+    def per_row(*arguments, **settings):
+        output, *rest = AttentionInterface()["sdpa"](*arguments, **settings)
+        return (output * weights, *rest)
+
+    AttentionInterface.register("per_row", per_row)
+    AttentionMaskInterface.register("per_row", AttentionMaskInterface()["sdpa"])
+    model.set_attn_implementation("per_row")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral"])
+@pytest.mark.parametrize(
+    ("attach", "reason"),
+    [
+        (wrapped, "model.norm is a OwnNorm, whose forward may index rows"),
+        (subclassed, "model.norm is a Own, whose forward may index rows"),
+        (functools.partial(subclassed, method="__call__"), "model.norm is a Own, whose forward may index rows"),
+        (
+            lambda model, steering: subclassed(model, steering, module=model.model.embed_tokens),
+            "model.embed_tokens is a Own, whose forward may index rows",
+        ),
+        (attention, "the attention function attention.<locals>.per_row of 'per_row' may index rows"),
+    ],
+    ids=["wrapper", "forward", "call", "embedding", "attention"],
+)
+def test_layers_and_attention_functions_of_others(attach, reason, architecture):
+    model = build(architecture)
+    attach(model, Steering(32))
+    unpatched, patched = both(model, lambda m: m.generate(**call()), "sample_only")
+    assert torch.equal(unpatched, patched)
+    with ak.patched(model, MODES):
+        model.generate(**call())
+        assert ak.last_stats(model).reason == reason
+
+
+class TestLayersThatIndexNoRows:
+    def test_a_class_vouched_for(self):
+        model = build("llama")
+        wrapped(model, lambda module, args, output: output * 2)
+        assert "OwnNorm" in row_hook_reason(model)
+        own = ak.row_independent(type("Doubled", (OwnNorm,), {}))
+        model.model.norm.__class__ = own
+        assert row_hook_reason(model) is None
+        unpatched, patched = both(model, lambda m: m.generate(**call()), "full")
+        assert torch.equal(unpatched, patched)
+
+    def test_a_model_and_its_layers_from_one_place(self):
+        """An architecture of the caller's own is taken as it is written."""
+        model = build("llama")
+        model.__class__ = type("Mine", (type(model),), {"__module__": __name__})
+        subclassed(model, lambda module, args, output: output)
+        assert row_hook_reason(model) is None
+
+    @pytest.mark.parametrize("kind", ["LoraConfig", "IA3Config", "VeraConfig"])
+    def test_adapters(self, kind):
+        peft = pytest.importorskip("peft")
+        targets = {"target_modules": ["q_proj", "v_proj"]}
+        targets |= {"feedforward_modules": []} if kind == "IA3Config" else {}
+        model = peft.get_peft_model(build("llama"), getattr(peft, kind)(**targets)).eval()
+        assert row_hook_reason(model.get_base_model()) is None
 
 
 class TestHooksThatIndexNoRows:
