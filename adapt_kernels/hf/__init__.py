@@ -6,7 +6,7 @@ from adapt_kernels.hf.mode_bias import ModeBias
 from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput
 from adapt_kernels.hf.row_hooks import row_independent
 from adapt_kernels.hf.scorers.prefix_scorer import PrefixScorer
-from adapt_kernels.hf.token_scorer import TokenScorer
+from adapt_kernels.hf.scorers.token_scorer import TokenScorer
 
 __all__ = [
     "Calibration",

@@ -10,7 +10,7 @@ from path_calls import SAMPLES, WIDTH, check_against, generate, new
 from tiny_models import build, shared
 
 import adapt_kernels as ak
-from adapt_kernels.hf.scorers.fitting import soft_cross_entropy
+from adapt_kernels.hf.scorers.prefix_training import soft_cross_entropy
 
 RANK = 4
 

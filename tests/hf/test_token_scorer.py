@@ -5,7 +5,7 @@ import torch
 from tiny_models import FAST, SLOW, build, left_padded, prompts, shared
 
 import adapt_kernels as ak
-from adapt_kernels.hf.token_scorer_training import SCALES, Example, answer_attention, weighted_loss
+from adapt_kernels.hf.scorers.token_training import SCALES, Example, answer_attention, weighted_loss
 
 MODES = ak.Modes(fast=FAST, slow=SLOW)
 SETTINGS = {"epochs": 6, "batch_size": 2, "progress": False, "seed": 3}
@@ -97,11 +97,11 @@ class TestFit:
 
     @pytest.mark.parametrize("cut", [2, 3, 7])
     def test_resumes_to_the_last_bit(self, model, tmp_path, monkeypatch, cut):
-        from adapt_kernels.hf import token_scorer_training
+        from adapt_kernels.hf.scorers import token_training
 
         whole = head_of(model)
         losses = whole.fit(model, examples(), **SETTINGS)
-        step, taken = token_scorer_training._step, []
+        step, taken = token_training._step, []
 
         def interrupted(*arguments):
             if len(taken) == cut:
@@ -109,10 +109,10 @@ class TestFit:
             taken.append(1)
             return step(*arguments)
 
-        monkeypatch.setattr(token_scorer_training, "_step", interrupted)
+        monkeypatch.setattr(token_training, "_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             head_of(model).fit(model, examples(), **SETTINGS, checkpoint=tmp_path, save_every=2)
-        monkeypatch.setattr(token_scorer_training, "_step", step)
+        monkeypatch.setattr(token_training, "_step", step)
         again = head_of(model)
         assert again.fit(model, examples(), **SETTINGS, checkpoint=tmp_path, save_every=2) == losses
         assert all(map(torch.equal, again.parameters(), whole.parameters()))
@@ -155,12 +155,12 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         ("other", "name"),
-        [("qwen3", "model_type"), ("opt", "model_type"), ("seed", "embeddings")],
+        [("qwen3", "model_type"), ("opt", "model_type"), ("seed", "weights")],
     )
     def test_a_head_of_another_model(self, model, tmp_path, other, name):
         head_of(model).save_pretrained(tmp_path)
         other = build("llama", seed=5) if other == "seed" else shared(other)
-        text = f"this TokenScorer belongs to another model: its {name} is"
+        text = f"this TokenScorer was trained on another model: {name} "
         with pytest.raises(ValueError, match=text):
             ak.TokenScorer.from_pretrained(tmp_path, other)
         forwards = []

@@ -1,1 +1,1 @@
-"""Learned scores of paths."""
+"""What is learnt on a frozen model: which paths to keep, which tokens to keep."""

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adapt_kernels.hf.scorers.fitting import Fit, fit_scorer
 from adapt_kernels.hf.scorers.model_identity import check_same, fingerprint
+from adapt_kernels.hf.scorers.prefix_training import Fit, fit_scorer
 from adapt_kernels.hf.scorers.prefixes import checked_prefixes, hidden_behind
 from adapt_kernels.hf.scorers.side_adapter import SideAdapter
 

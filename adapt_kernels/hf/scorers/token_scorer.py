@@ -1,6 +1,5 @@
 """`TokenScorer`: a small head that tells from a token's last hidden state whether its KV will be missed (DynTS)."""
 
-import hashlib
 import json
 import weakref
 from pathlib import Path
@@ -11,10 +10,10 @@ from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from adapt_kernels.hf.token_scorer_training import Example, train
+from adapt_kernels.hf.scorers.model_identity import check_same, fingerprint
+from adapt_kernels.hf.scorers.token_training import Example, train
 
 _WEIGHTS, _CONFIG = "token_scorer.safetensors", "token_scorer.json"
-_SAMPLED = 64  # rows and columns of the embeddings that tell one model from another
 
 
 class TokenScorer(torch.nn.Module):
@@ -42,7 +41,7 @@ class TokenScorer(torch.nn.Module):
         if not widths or any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in widths):
             raise ValueError(f"widths must be positive integers, one per hidden layer; got {widths!r}")
         self.widths, self.per_layer = widths, bool(per_layer)
-        self.identity = _identity(model)
+        self.identity = fingerprint(model)
         self.full_layers = _full_layers(model)
         sizes = (hidden, *widths, len(self.full_layers) if per_layer else 1)
         layers = [torch.nn.Linear(a, b, bias=False) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
@@ -66,17 +65,11 @@ class TokenScorer(torch.nn.Module):
         """Raises ValueError unless the head was made for this model. Reads some weights the first time."""
         if self._checked() is model:
             return
-        own = _identity(model)
-        for name, expected in self.identity.items():
-            if own[name] != expected:
-                raise ValueError(
-                    f"this TokenScorer belongs to another model: its {name} is {expected}, this model's {own[name]}."
-                    " Use the model it was trained on, or fit a new one"
-                )
+        check_same(self.identity, model, "this TokenScorer")
         self._checked = weakref.ref(model)
 
     def fit(self, model, examples, **settings) -> list[float]:
-        """Train on a frozen model; returns the loss of each step. See `token_scorer_training.train` for the settings.
+        """Train on a frozen model; returns the loss of each step. See `token_training.train` for the settings.
 
         examples: `(ids, start, end)` each, a correct sample: ids a list or int64 [T], the thought [start, end) without
         its tags, then the answer up to T.
@@ -115,17 +108,3 @@ def _full_layers(model) -> list[int]:
     """The numbers of the layers whose cache grows with the context."""
     layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
     return [number for number, layer in enumerate(layers) if type(layer) is DynamicLayer]
-
-
-def _identity(model) -> dict:
-    """What tells a model from another: its config's sizes and some of its embeddings, to bfloat16's precision."""
-    config = model.config.get_text_config(decoder=True)
-    weight = model.get_input_embeddings().weight[:_SAMPLED, :_SAMPLED].detach()
-    rounded = weight.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy()
-    return {
-        "model_type": config.model_type,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "vocab_size": config.vocab_size,
-        "embeddings": hashlib.sha256(rounded.tobytes()).hexdigest()[:16],
-    }
