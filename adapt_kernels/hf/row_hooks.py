@@ -39,8 +39,9 @@ def row_independent(hook):
         layer.register_forward_hook(ak.row_independent(add_steering_vector))
 
     Without it a hook on a submodule keeps `generate` from merging, moving and dropping rows (plan "sample_only"), since
-    it may hold one entry per row. hook: a function, or an object that takes attributes; also an attention function, and
-    the class of a layer that was put in the place of one of the model's own.
+    it may hold one entry per row; so does one on the model itself that changes what goes in or out. hook: a function,
+    or an object that takes attributes; also an attention function, and the class of a layer that was put in the place
+    of one of the model's own.
     """
     hook.row_independent = True
     return hook
@@ -49,25 +50,31 @@ def row_independent(hook):
 def row_hook_reason(model) -> str | None:
     """Why rows of this model's batches must stay in place: a hook or a forward that may index them; or None.
 
-    Hooks on the model itself see the batch as it is computed, like a streamer's caller, and do not count.
+    Hooks on the model itself may be there to see the batch as it is computed: `model_hooks` watches them at work. The
+    forward of the model's own class is the model, whatever it computes.
     """
     for names in _GLOBAL_HOOKS:
         for hook in getattr(torch_module, names).values():
-            if not _is_row_independent(hook, _ROW_INDEPENDENT_HOOKS):
-                return f"the forward hook {_shown(hook)} of all modules may index rows"
+            if not row_independent_hook(hook):
+                return f"the forward hook {shown(hook)} of all modules may index rows"
     homes = _packages(type(model))
     for name, module in model.named_modules():
         own = vars(module)
         for hooks in _HOOKS if module is not model else ():
             for hook in own[hooks].values() if own[hooks] else ():
-                if not _is_row_independent(hook, _ROW_INDEPENDENT_HOOKS):
-                    return f"the forward hook {_shown(hook)} on {name} may index rows"
+                if not row_independent_hook(hook):
+                    return f"the forward hook {shown(hook)} on {name} may index rows"
         if "forward" in own and not _is_row_independent(own["forward"], _FORWARDS):
             where = f" of {name}" if name else ""
-            return f"the forward{where} was replaced with {_shown(own['forward'])}, which may index rows"
+            return f"the forward{where} was replaced with {shown(own['forward'])}, which may index rows"
         if module is not model and not _is_of_the_model(type(module), homes):
             return f"{name} is a {type(module).__qualname__}, whose forward may index rows"
     return _attention_reason(model, homes)
+
+
+def row_independent_hook(hook) -> bool:
+    """Whether a hook is known, or vouched for, to treat every row alike."""
+    return _is_row_independent(hook, _ROW_INDEPENDENT_HOOKS)
 
 
 def _attention_reason(model, homes) -> str | None:
@@ -76,7 +83,7 @@ def _attention_reason(model, homes) -> str | None:
         function = AttentionInterface().get(name)
         if function is None or _is_row_independent(function, _LAYERS) or _home(function).split(".")[0] in homes:
             continue
-        return f"the attention function {_shown(function)} of {name!r} may index rows"
+        return f"the attention function {shown(function)} of {name!r} may index rows"
     return None
 
 
@@ -102,7 +109,7 @@ _LAYERS = tuple((package, "") for package in _ROW_INDEPENDENT_LAYERS)
 def _is_row_independent(function, known) -> bool:
     if getattr(function, "row_independent", False):
         return True
-    home, name = _home(function), _shown(function)
+    home, name = _home(function), shown(function)
     return any(home.startswith(beginning) and name.endswith(end) for beginning, end in known)
 
 
@@ -120,6 +127,7 @@ def _home(function) -> str:
     return home + "."
 
 
-def _shown(function) -> str:
+def shown(function) -> str:
+    """The name by which a message tells of a hook or a forward."""
     inner = _inner(function)
     return getattr(inner, "__qualname__", type(inner).__qualname__)

@@ -17,6 +17,16 @@ def padded_inputs():
     return left_padded(prompts(3, WIDTH), [8, 3, 6])
 
 
+ROWS = 6
+
+
+def six_rows(**more):
+    """generate's arguments: equal prompts, and rows that end at different steps, so both plans have some to move."""
+    ids = prompts(3, WIDTH)[[0, 1, 0, 2, 1, 0]]
+    inputs = left_padded(ids, [8, 5, 8, 6, 5, 8])
+    return {**inputs, **GREEDY, "eos_token_id": list(range(3, 20)), "pad_token_id": 0} | more
+
+
 def both(model, call, plan="full"):
     """call(model) on the unpatched and on the patched model; the latter must take `plan`."""
     unpatched = call(model)

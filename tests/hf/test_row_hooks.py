@@ -4,22 +4,13 @@ import functools
 
 import pytest
 import torch
-from parity import GREEDY, MODES, both
-from tiny_models import FAST, SLOW, build, left_padded, prompts, shared
+from parity import MODES, ROWS, both, six_rows
+from tiny_models import FAST, SLOW, build, prompts, shared
 from torch.nn.modules import module as torch_module
 from transformers import AttentionInterface, AttentionMaskInterface
 
 import adapt_kernels as ak
 from adapt_kernels.hf.row_hooks import row_hook_reason
-
-ROWS = 6
-
-
-def call(**more):
-    """Equal prompts, and rows that end at different steps: both plans have something to move."""
-    ids = prompts(3, 8)[[0, 1, 0, 2, 1, 0]]
-    inputs = left_padded(ids, [8, 5, 8, 6, 5, 8])
-    return {**inputs, **GREEDY, "eos_token_id": list(range(3, 20)), "pad_token_id": 0} | more
 
 
 class Steering:
@@ -39,9 +30,9 @@ class Steering:
 
 def test_a_steering_hook_with_one_vector_per_row():
     model = build("llama")
-    plain = model.generate(**call())
+    plain = model.generate(**six_rows())
     model.model.layers[0].register_forward_hook(Steering(32))
-    unpatched, patched = both(model, lambda m: m.generate(**call()), "sample_only")
+    unpatched, patched = both(model, lambda m: m.generate(**six_rows()), "sample_only")
     assert torch.equal(unpatched, patched) and not torch.equal(unpatched, plain)
 
 
@@ -66,13 +57,13 @@ def test_a_steering_hook_with_one_vector_per_row():
 def test_siblings(attach, reason):
     model = build("llama")
     attach(model, Steering(32))
-    unpatched, patched = both(model, lambda m: m.generate(**call()), "sample_only")
+    unpatched, patched = both(model, lambda m: m.generate(**six_rows()), "sample_only")
     assert torch.equal(unpatched, patched)
     with ak.patched(model, MODES):
-        model.generate(**call())
+        model.generate(**six_rows())
         assert any(part in ak.last_stats(model).reason for part in reason.split("|"))
         with pytest.raises(ValueError, match="kv_layout='shared' cannot serve this call: the forward"):
-            model.generate(**call(), kv_layout="shared")
+            model.generate(**six_rows(), kv_layout="shared")
 
 
 def _steered(forward, steering):
@@ -87,7 +78,7 @@ def test_a_hook_of_all_modules():
 
     handle = torch_module.register_module_forward_hook(only_the_norm)
     try:
-        unpatched, patched = both(model, lambda m: m.generate(**call()), "sample_only")
+        unpatched, patched = both(model, lambda m: m.generate(**six_rows()), "sample_only")
     finally:
         handle.remove()
     assert torch.equal(unpatched, patched)
@@ -146,10 +137,10 @@ def attention(model, steering):
 def test_layers_and_attention_functions_of_others(attach, reason, architecture):
     model = build(architecture)
     attach(model, Steering(32))
-    unpatched, patched = both(model, lambda m: m.generate(**call()), "sample_only")
+    unpatched, patched = both(model, lambda m: m.generate(**six_rows()), "sample_only")
     assert torch.equal(unpatched, patched)
     with ak.patched(model, MODES):
-        model.generate(**call())
+        model.generate(**six_rows())
         assert ak.last_stats(model).reason == reason
 
 
@@ -161,7 +152,7 @@ class TestLayersThatIndexNoRows:
         own = ak.row_independent(type("Doubled", (OwnNorm,), {}))
         model.model.norm.__class__ = own
         assert row_hook_reason(model) is None
-        unpatched, patched = both(model, lambda m: m.generate(**call()), "full")
+        unpatched, patched = both(model, lambda m: m.generate(**six_rows()), "full")
         assert torch.equal(unpatched, patched)
 
     def test_a_model_and_its_layers_from_one_place(self):
@@ -185,7 +176,7 @@ class TestHooksThatIndexNoRows:
         model = build("llama")
         vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
         model.model.layers[0].register_forward_hook(ak.row_independent(lambda module, args, out: out + vector))
-        unpatched, patched = both(model, lambda m: m.generate(**call()), "full")
+        unpatched, patched = both(model, lambda m: m.generate(**six_rows()), "full")
         assert torch.equal(unpatched, patched)
 
     def test_gradients_of_inputs(self):
@@ -217,15 +208,6 @@ class TestHooksThatIndexNoRows:
         add_policy_head(model)
         assert row_hook_reason(model) is None
 
-    def test_hooks_on_the_model_itself_see_what_is_computed(self):
-        model, batches = build("llama"), []
-        model.register_forward_pre_hook(
-            lambda module, args, kwargs: batches.append(len(kwargs["input_ids"])), with_kwargs=True
-        )
-        with ak.patched(model, MODES):
-            model.generate(**call())
-            assert ak.last_stats(model).plan == "full" and batches[0] == 3
-
 
 @pytest.mark.parametrize("names", [["a", "b", "a", "__base__", "b", "a"], ["a"] * 3 + ["b"] * 3])
 def test_peft_adapter_names(names):
@@ -235,12 +217,12 @@ def test_peft_adapter_names(names):
     model = peft.get_peft_model(build("llama"), config, adapter_name="a")
     model.add_adapter("b", config)
     model.eval()
-    unpatched = model.generate(**call(), adapter_names=names)
+    unpatched = model.generate(**six_rows(), adapter_names=names)
     with ak.patched(model, ak.Modes(fast=FAST, slow=SLOW)):
-        patched = model.generate(**call(), adapter_names=names)
+        patched = model.generate(**six_rows(), adapter_names=names)
         stats = ak.last_stats(model)
         assert torch.equal(patched, unpatched)
         assert stats.plan == "sample_only" and "_adapter_names_pre_forward_hook" in stats.reason
         # Without names nothing is left behind.
-        model.generate(**call())
+        model.generate(**six_rows())
         assert ak.last_stats(model).plan == "full"

@@ -15,6 +15,7 @@ from adapt_kernels.hf.kv.batch import NO_CACHE
 from adapt_kernels.hf.kv.cached import cache_of, training_state
 from adapt_kernels.hf.kv.prompts import ROW_INPUTS
 from adapt_kernels.hf.loop.processors import ROWWISE_PROCESSORS
+from adapt_kernels.hf.model_hooks import ModelHooks
 from adapt_kernels.hf.row_hooks import row_hook_reason
 
 
@@ -71,6 +72,9 @@ def whole_batch_reason(model, call, config, processors, rows: int, model_kwargs)
         return "the model is in training mode: dropout depends on the whole batch"
     if call.state.no_cache is not None and call.state.no_cache == training_state(model):
         return NO_CACHE
+    hooks = ModelHooks(model)
+    if hooks.handles & call.state.changing_hooks:
+        return hooks.reason()
     return (
         _output_reason(config)
         or row_hook_reason(model)

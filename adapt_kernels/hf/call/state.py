@@ -17,7 +17,8 @@ class PatchState:
     the model reads shared prompts rightly, see `LayoutChoice`; keep_faults: why it may not lose cached positions, see
     `DroppedPositions`. no_cache: `training_state` in which the model turned out
     to leave its cache unused. rows_stay: whether rows must stay for a returned cache, since a forward over whole
-    sequences gives another one."""
+    sequences gives another one. changing_hooks: handles of hooks on the model that turned out to change what it
+    computes."""
 
     modes: Modes
     loop: CheckedLoop
@@ -29,6 +30,7 @@ class PatchState:
     keep_faults: dict[tuple[str, str], str | None] = field(default_factory=dict)
     no_cache: tuple[bool, bool] | None = None
     rows_stay: bool = False
+    changing_hooks: frozenset[int] = frozenset()
 
     def keep_rows(self) -> None:
         self.rows_stay = True

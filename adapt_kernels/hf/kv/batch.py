@@ -1,5 +1,7 @@
 """Which rows of a call are computed, in which slot of the batch, on which KV."""
 
+from contextlib import contextmanager
+
 import torch
 from transformers.cache_utils import DynamicCache
 
@@ -22,6 +24,7 @@ from adapt_kernels.hf.kv.segments import (
 )
 from adapt_kernels.hf.kv.shared_prompts import SharedPromptLayer
 from adapt_kernels.hf.kv.whole_batch import WholeBatch
+from adapt_kernels.hf.model_hooks import ModelHooks
 from adapt_kernels.hf.outputs import cache_bytes
 from adapt_kernels.ops.branch import branch
 
@@ -40,6 +43,7 @@ class BranchedBatch(WholeBatch):
         self._first = first_rows(self._prompts)
         self._prompt_kwargs = {n: v for n, v in model_kwargs.items() if n not in CACHE_NAMES}
         self._call, self._most_new, self._ledger, self._peak = call, most_new, KVLedger(), 0
+        self._hooks = ModelHooks(model)
         self._shared, self._expanded = len(self._first) < self._rows, False
         self._virtual = False  # whether the cache holds more positions than the mask
         self._others = False  # whether the cache has layers that are not segmented
@@ -54,8 +58,14 @@ class BranchedBatch(WholeBatch):
             self.kwargs = select_rows(self.kwargs, self._first)
             input_ids = input_ids[self._first.to(self._device)]
         generators = random_states(self._device) if self._model.training else None
-        with self._choice.watching(cache_of(self.kwargs)) as marks:
+        outputs = None
+        with self._choice.watching(cache_of(self.kwargs)) as marks, self._hooks.first():
             outputs = super().prefill(input_ids)
+        if self._hooks.changes:
+            if not torch.is_inference_mode_enabled():
+                self._call.state.changing_hooks |= self._hooks.handles
+            self.declined = self._hooks.reason()
+            return outputs
         if generators is not None and drawn_from(generators, self._device):
             self.declined = "the model is in training mode and draws random numbers for the whole batch"
             return outputs
@@ -85,8 +95,10 @@ class BranchedBatch(WholeBatch):
     def _layer(self, plain):
         return self._layout.layer(plain, self._ledger, self._allotment)
 
+    @contextmanager
     def attention(self):
-        return self._layout.attention()
+        with self._layout.attention(), self._hooks.later():
+            yield
 
     def settle(self) -> None:
         """A model that turns out not to read shared prompts rightly goes on with rows of its own."""
