@@ -45,8 +45,8 @@ demo: ## Sweep the bias on the shipped checkpoint: accuracy against thinking cos
 	adapt demo
 
 docs: ## Build the API reference from the docstrings into build/docs (extra release); a warning is an error
-	$(PYTHON) -W error::UserWarning -W error::RuntimeWarning -m pdoc --docformat markdown \
-	  -o build/docs adapt_kernels adapt_kernels.schemes adapt_kernels.trl adapt_recipes
+	$(PYTHON) -W error::UserWarning -W error::RuntimeWarning -m pdoc -o build/docs \
+	  adapt_kernels adapt_kernels.trl adapt_recipes
 
 dist: ## Build sdist and wheel (extra release), install each in a new environment and run the demo (2 GB, minutes)
 	PYTHON=$(PYTHON) .ci/dist $(ARGS)
