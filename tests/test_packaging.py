@@ -280,3 +280,14 @@ def test_trl_is_declared_as_it_is_accepted(metadata):
 def test_ci_scripts_are_executable(script):
     mode = os.stat(ROOT / ".ci" / script).st_mode
     assert mode & stat.S_IXUSR
+
+
+def test_the_core_that_versions_are_checked_with_exists():
+    """pytest runs nothing at all where one of its paths is missing."""
+    script = (ROOT / ".ci" / "versions").read_text("utf-8")
+    core = script.partition("core=(")[2].partition("\n)")[0]
+    named = re.findall(r"(?<![\w/])tests/[\w/.]+", core)
+    assert len(named) > 10
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    for test in re.findall(r"--deselect=(\S+)::(\w+)", core):
+        assert f"def {test[1]}(" in (ROOT / test[0]).read_text("utf-8")

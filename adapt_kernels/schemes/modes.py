@@ -21,9 +21,15 @@ def adapt(rollouts: Rollouts, settings: SchemeSettings, scheme: str) -> Advantag
 _ADAPT = {"mode_kind": "cispo", "clip_high": 0.28, "dual_clip": 3.0, "num_modes": (2,), "constants": ("gamma",)}
 
 
-@scheme("ours, after arXiv 2606.19919", arithmetic=lambda r, s: adapt(r, s, "separate"), margin=0.05, **_ADAPT)
+@scheme(
+    "ours, after arXiv 2606.19919", arithmetic=lambda r, s: adapt(r, s, "separate"), margin=0.05, kl_on_mode=False,
+    **_ADAPT,
+)  # fmt: skip
 def separate(rollouts: Rollouts, settings: SchemeSettings, state: State) -> torch.Tensor:
-    """outcome; the mode token sees only ADaPT's bonus, the response only correctness within its own mode."""
+    """outcome; the mode token sees only ADaPT's bonus, the response only correctness within its own mode.
+
+    A KL term (beta) anchors the responses only: the mode token's gradient would else cost the fast mode its answers.
+    """
     return rollouts.outcome.double()
 
 

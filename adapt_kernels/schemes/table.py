@@ -31,7 +31,8 @@ class Scheme:
     segments: "mode" (the mode token) or "answer" (from `Rollouts.answer_start` on), credited by rewards of their own.
     offset: added to the advantage after the baseline, [B]. placed: (rows, positions, values) of rewards earned at
         tokens before the last; then every token has an advantage of its own, of what it still earns.
-    kl_weight: [B], multiplies the KL term of each row. arithmetic: stands in the place of all of these.
+    kl_weight: [B], multiplies the KL term of each row. kl_on_mode: whether the mode token has a KL term; False: it
+        anchors the answers, and leaves the choice of a mode free. arithmetic: stands in the place of all of these.
     mode_kind, response_kind: loss of either segment ("ppo", "cispo", "reinforce").
     clip_high, dual_clip: upper clip of the ratio, and its bound where the advantage is negative (None = none).
     uniform_old: a forced mode token's old log-prob is log(1/M), the probability it was forced with; False: the
@@ -62,6 +63,7 @@ class Scheme:
     offset: Reward | None = None
     placed: Callable[[Rollouts, SchemeSettings], tuple] | None = None
     kl_weight: Reward | None = None
+    kl_on_mode: bool = True
     arithmetic: Callable[[Rollouts, SchemeSettings], Advantages] | None = None
     signals: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()

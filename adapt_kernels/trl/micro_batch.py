@@ -34,6 +34,7 @@ def policy_head(
         lm_head=lm_head,
         settings={**args.clipping, **settings},
         kl_weights=batch.get("kl_weight"),
+        kl_on_mode=args.method.kl_on_mode,
     )
 
 

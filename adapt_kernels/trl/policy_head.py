@@ -106,6 +106,7 @@ class PolicyHead:
 
     gate: position of the mode token in the completion. mode_ids: ids of the modes, [M]. margin_weights: [B], c times
     the weight of each row's penalty. lm_head: `logit_settings` of the model. kl_weights: [B], of each row's KL term.
+    kl_on_mode: whether the mode token has one.
     """
 
     ids: torch.Tensor
@@ -121,39 +122,50 @@ class PolicyHead:
     lm_head: dict
     settings: dict
     kl_weights: torch.Tensor | None = None
+    kl_on_mode: bool = True
 
     def __call__(self, hidden, weight, bias) -> dict:
         """{"loss": scalar, "logprobs", "entropy", "ratio", "clipped": [B, T]} from the hidden states [B, P + T, D]."""
         hidden, head = before(hidden, self.ids, weight, bias, self.lm_head)
         with torch.autocast(hidden.device.type, enabled=False):
-            if self.kl_weights is None:
-                out = self._loss(hidden, head, self.kinds, self.weights)
-                loss = out.loss
-            else:  # once without the KL term, and that alone with its own weights
-                out = self._loss(hidden, head, self.kinds, self.weights, kl_coef=0.0)
-                weights = self.weights * self.kl_weights[:, None]
-                loss = out.loss + self._loss(hidden, head, torch.zeros_like(self.kinds), weights, entropy_coef=0.0).loss
+            loss, out = self._with_kl(hidden, head)
             if self.mode_ids is not None:
                 logits = mode_logits(hidden[:, self.gate], head, self.mode_ids).to(loss.dtype)
                 loss = loss + (self.margin_weights.to(logits.dtype) * mode_spread(logits)).sum()
-        return {"loss": loss, **{name: getattr(out, name) for name in ("logprobs", "entropy", "ratio", "clipped")}}
+        return {"loss": loss, **out}
 
-    def _loss(self, hidden, head: LmHead, kinds, weights, **settings):
-        return linear_policy_loss(
+    def _with_kl(self, hidden, head: LmHead) -> tuple[torch.Tensor, dict]:
+        everywhere = self.kl_on_mode or self.ref_logprobs is None
+        if self.kl_weights is not None:  # once without the KL term, and that alone with its own weights
+            loss, out = self._loss(hidden, head, kl_coef=0.0)
+            weights = self.weights * self.kl_weights[:, None]
+            if not everywhere:
+                weights[:, self.gate] = 0
+            alone = {"kinds": torch.zeros_like(self.kinds), "weights": weights, "entropy_coef": 0.0}
+            return loss + self._loss(hidden, head, **alone)[0], out
+        if everywhere:
+            return self._loss(hidden, head)
+        at_mode = torch.zeros_like(self.mask)
+        at_mode[:, self.gate] = True
+        loss, out = self._loss(hidden, head, mask=self.mask & ~at_mode)
+        mode_loss, mode = self._loss(hidden, head, mask=self.mask & at_mode, kl_coef=0.0)
+        return loss + mode_loss, {name: torch.where(at_mode, mode[name], out[name]) for name in out}
+
+    def _loss(self, hidden, head: LmHead, **settings) -> tuple[torch.Tensor, dict]:
+        given = {"mask": self.mask, "kinds": self.kinds, "weights": self.weights, **self.settings, **settings}
+        out = linear_policy_loss(
             hidden,
             head.weight,
             self.ids,
             self.old_logprobs,
             self.advantages,
-            mask=self.mask,
-            kinds=kinds,
-            weights=weights,
             ref_logprobs=self.ref_logprobs,
             bias=head.bias,
             softcap=head.softcap,
             logit_scale=head.logit_scale,
-            **{**self.settings, **settings},
+            **given,
         )
+        return out.loss, {name: getattr(out, name) for name in ("logprobs", "entropy", "ratio", "clipped")}
 
 
 @dataclass

@@ -115,6 +115,46 @@ def test_every_scheme_is_its_plain_float64_form(tmp_path, scheme):
     assert sum(wanted.norm() for wanted in gradients) > 1e-3
 
 
+@pytest.mark.parametrize("scheme", ["separate", "reference"])
+@pytest.mark.parametrize("weighed", [False, True], ids=["all rows", "by row"])
+def test_which_tokens_the_kl_term_holds(tmp_path, scheme, weighed):
+    """All drawn tokens, mode_weight times at the mode token; under "separate" the response alone."""
+    folder = tmp_path / "model"
+    make_model().save_pretrained(folder)
+    settings = {"beta": 0.5, "use_bias_correction_kl": False, "mode_weight": 3.0, "mode_margin_coef": 0.0}
+    trainer = make_trainer(tmp_path / "run", str(folder), scheme=scheme, **settings)
+    batch = rolled_out(trainer)
+    moved(trainer.model)
+    kl_weight = torch.arange(8.0) if weighed else torch.ones(8)
+    given = {**batch, "kl_weight": kl_weight} if weighed else batch
+    found = trainer.compute_loss(trainer.model, given)
+    found.backward()
+    gradients = [p.grad.clone() for p in trainer.model.parameters()]
+    trainer.model.zero_grad()
+    trainer.beta = 0.0
+    without = trainer.compute_loss(trainer.model, batch)
+    without.backward()
+    logged = trainer._metrics["train"]["kl"]
+
+    mask, twin = batch["loss_mask"], make_model().double()
+    twin.load_state_dict(trainer.model.state_dict())
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    logits = twin(input_ids=ids, attention_mask=attention).logits[:, -mask.shape[1] - 1 : -1]
+    logprobs = torch.log_softmax(logits, -1).gather(2, batch["completion_ids"][..., None])[..., 0]
+    away = batch["ref_per_token_logps"].double() - logprobs
+    k3 = away.exp() - away - 1
+    weights = mask / mask.sum().double() * kl_weight[:, None]
+    weights[:, 0] *= 0.0 if scheme == "separate" else 3.0
+    wanted = 0.5 * (weights * k3).sum()
+    assert (found - without).item() == pytest.approx(wanted.item(), rel=1e-4) and wanted > 1e-3
+    slopes = torch.autograd.grad(wanted, twin.parameters())
+    for both, plain, slope in zip(gradients, trainer.model.parameters(), slopes, strict=True):
+        assert ((both - plain.grad).double() - slope).norm() <= 1e-3 * slope.norm() + 1e-6
+    # What is logged counts every drawn token.
+    assert logged[0] == pytest.approx((k3 * mask).sum().item() / mask.sum().item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "dr_grpo"])
 def test_scheme_grpo_is_trls_own_loss(tmp_path, loss_type):
     """The same rows through both trainers: advantages, loss and gradient, with KL and two accumulated batches."""
