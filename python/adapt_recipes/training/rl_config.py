@@ -19,7 +19,8 @@ class RlConfig:
     both modes equally often, "auto" lets the model choose.
     gamma: accuracy asked of the fast mode; higher favours slow. mode_weight: of the mode token's loss.
     mode_margin_coef: of the penalty on (logit_slow - logit_fast)^2, without which forced modes drive the two apart
-    until no bias moves them; None: the scheme's own. max_new_tokens: None: the model's own. threads: of torch.
+    until no bias moves them; None: the scheme's own.
+    kl: coefficient of the KL term that holds the answers to those of the start; None: 1 for "separate", else 0. max_new_tokens: None: the model's own. threads: of torch.
     trainer: any other field of `adapt_kernels.trl.ADaPTConfig`, such as {length_penalty: 1.0}.
     """
 
@@ -37,6 +38,7 @@ class RlConfig:
     gamma: float = 0.5
     mode_weight: float = 3.0
     mode_margin_coef: float | None = 0.15
+    kl: float | None = None
     max_new_tokens: int | None = None
     threads: int = 1
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -48,6 +50,8 @@ class RlConfig:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}{why}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if self.kl is not None and self.kl < 0:
+            raise ValueError(f"kl must be at least 0, got {self.kl}")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma is an accuracy, from 0 to 1, got {self.gamma}")
         if not family_of(self.task).difficulties:

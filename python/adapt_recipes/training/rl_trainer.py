@@ -34,6 +34,7 @@ def trainer_config(config: RlConfig, out: Path, max_completion_length: int) -> A
 
     allowed = {item.name for item in fields(ADaPTConfig) if item.init}
     checkpointing = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in allowed)
+    kl = float(config.scheme == "separate") if config.kl is None else config.kl
     ours = {
         "output_dir": str(out),
         "seed": config.seed,
@@ -47,6 +48,8 @@ def trainer_config(config: RlConfig, out: Path, max_completion_length: int) -> A
         "gamma": config.gamma,
         "mode_weight": config.mode_weight,
         "mode_margin_coef": config.mode_margin_coef,
+        "beta": kl,
+        "use_bias_correction_kl": False,
         "max_completion_length": max_completion_length,
         "shuffle_dataset": False,
         "logging_steps": 1,
