@@ -6,7 +6,7 @@ from transformers.cache_utils import DynamicCache
 from adapt_kernels.hf.compat import CACHE_NAMES
 from adapt_kernels.hf.kv.allotment import Allotment
 from adapt_kernels.hf.kv.cached import cache_of, cached_tokens, given_width, training_state
-from adapt_kernels.hf.kv.layouts import LayoutChoice
+from adapt_kernels.hf.kv.layouts import LayoutChoice, RowsLayout
 from adapt_kernels.hf.kv.prompts import first_rows, select_rows
 from adapt_kernels.hf.kv.random_draws import drawn_from, random_states
 from adapt_kernels.hf.kv.rebuilt_cache import RebuiltCache, Witness, rebuild
@@ -23,6 +23,7 @@ from adapt_kernels.hf.kv.segments import (
 from adapt_kernels.hf.kv.shared_prompts import SharedPromptLayer
 from adapt_kernels.hf.kv.whole_batch import WholeBatch
 from adapt_kernels.hf.outputs import cache_bytes
+from adapt_kernels.hf.plan import Plan
 from adapt_kernels.ops.branch import branch
 
 NO_CACHE = "the model's output carries no cache"
@@ -31,10 +32,8 @@ NO_CACHE = "the model's output carries no cache"
 class BranchedBatch(WholeBatch):
     """Plan "full": one prefill per distinct prompt, slots ordered by mode, KV in segments, finished rows leave."""
 
-    plan = "full"
-
-    def __init__(self, model, config, input_ids, model_kwargs, call, most_new: int):
-        super().__init__(model, config, input_ids, model_kwargs)
+    def __init__(self, model, config, input_ids, model_kwargs, plan: Plan, call, most_new: int):
+        super().__init__(model, config, input_ids, model_kwargs, plan)
         self._prompt_length, self._compact_at = input_ids.shape[1], call.request.compact_at
         self._prompts = self.prompts
         self._first = first_rows(self._prompts)
@@ -48,32 +47,36 @@ class BranchedBatch(WholeBatch):
         mask = model_kwargs.get("attention_mask")
         faults = call.state.reading_faults
         self._choice = LayoutChoice(call.request.kv_layout, model, faults, self._first, self._rows, mask, self._device)
+        self.plan = self._choice.at_first(plan)
 
     def prefill(self, input_ids):
         if self._shared:
             self.kwargs = select_rows(self.kwargs, self._first)
             input_ids = input_ids[self._first.to(self._device)]
         generators = random_states(self._device) if self._model.training else None
-        with self._choice.watching(cache_of(self.kwargs)) as marks:
+        with self._choice.watching(self.plan, cache_of(self.kwargs)) as marks:
             outputs = super().prefill(input_ids)
         if generators is not None and drawn_from(generators, self._device):
-            self.declined = "the model is in training mode and draws random numbers for the whole batch"
-            return outputs
+            return self._declined("the model is in training mode and draws random numbers for the whole batch", outputs)
         cache, returned = cache_of(self.kwargs), cache_of(outputs)
         if returned not in (None, cache) or not cache_bytes(cache):
             # The model may keep its states in fields of its output that nobody can reorder.
             self._call.state.no_cache = training_state(self._model)
-            self.declined = NO_CACHE
-            return outputs
+            return self._declined(NO_CACHE, outputs)
         self._virtual = cached_tokens(self.kwargs) not in (0, given_width(input_ids, self._prompt_kwargs))
         if self._virtual:
-            self._choice.refuse_virtual_tokens()
-        self._layout = self._choice.choose(marks, cache, self._prompt_length, self._compact_at)
+            self.plan = self._choice.without_virtual_tokens(self.plan)
+        self.plan, self._layout = self._choice.choose(self.plan, marks, cache, self._prompt_length, self._compact_at)
         limits = (self._layout.kept_prompt, self._most_new - 1)
         self._allotment = Allotment(self._call.modes, self._call.state.recent_lengths, *limits)
         self._allotment.check_memory(self._call.rows.forced_mode, bytes_per_position(cache), self._device)
         segment(cache, self._layer)
         self._others = not all(isinstance(layer, SegmentedLayer) for layer in cache.layers)
+        return outputs
+
+    def _declined(self, reason: str, outputs):
+        """The batch cannot go on, and its cache cannot be cropped."""
+        self.plan = self.plan.keeping_the_batch(reason).without_appending(reason)
         return outputs
 
     def restart(self) -> dict:
@@ -91,9 +94,10 @@ class BranchedBatch(WholeBatch):
     def settle(self) -> None:
         """A model that turns out not to read shared prompts rightly goes on with rows of its own."""
         cache = cache_of(self.kwargs)
-        layout = self._choice.settle(self._layout, cache, self._prompt_length)
-        if layout is not self._layout:
-            self._layout, self._allotment = layout, self._allotment.behind(layout.kept_prompt)
+        plan = self._choice.settle(self.plan, self._layout, cache)
+        if plan is not self.plan:
+            self.plan, self._layout = plan, RowsLayout(self._prompt_length)
+            self._allotment = self._allotment.behind(self._layout.kept_prompt)
             cache.layers = [self._layer(x.detach()) if isinstance(x, SharedPromptLayer) else x for x in cache.layers]
 
     def row_logits(self, outputs, device):

@@ -40,13 +40,12 @@ def keep_reason(model, settings, kv_cache) -> str | None:
 class KeptBatch(BranchedBatch):
     """A `BranchedBatch` whose rows drop positions under `call.keep`."""
 
-    def __init__(self, model, config, input_ids, model_kwargs, call, most_new: int):
+    def __init__(self, model, config, input_ids, model_kwargs, plan, call, most_new: int):
         self._settings = call.keep
-        super().__init__(
-            model, config, input_ids, model_kwargs, call, self._most_held(input_ids, model_kwargs, most_new)
-        )
+        most_held = self._most_held(input_ids, model_kwargs, most_new)
+        super().__init__(model, config, input_ids, model_kwargs, plan, call, most_held)
         if self._settings.count == "all":
-            self._choice.refuse_counted_prompts()
+            self.plan = self._choice.without_counted_prompts(self.plan)
         hidden = 0 if isinstance(self._settings.score, str) or self._settings.by_head else self._settings.window or 1
         self._wanted = (self._settings.queries, hidden)
         self._watches: dict[object, LayerWatch] = {}
@@ -78,7 +77,7 @@ class KeptBatch(BranchedBatch):
 
     def prefill(self, input_ids):
         outputs = super().prefill(input_ids)
-        if self.declined is None and self._virtual:
+        if self.plan.full and self._virtual:
             raise _refused("the cache holds other positions than the attention mask (virtual tokens)")
         return outputs
 

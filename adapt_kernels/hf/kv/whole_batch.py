@@ -8,17 +8,17 @@ import torch
 from adapt_kernels.hf.kv.cached import cache_of, cached_tokens, prefill_width
 from adapt_kernels.hf.kv.prompts import prompts_of
 from adapt_kernels.hf.outputs import cache_bytes
+from adapt_kernels.hf.plan import Plan
 
 
 class WholeBatch:
     """Plan "sample_only": every row in Hugging Face's order and cache, to the end.
 
-    declined: why the batch cannot go on after its prefill, None while it can.
+    plan: of the call; another one after a prefill that showed that this batch cannot go on, see `BranchedBatch`.
     """
 
-    plan, declined = "sample_only", None
-
-    def __init__(self, model, config, input_ids, model_kwargs):
+    def __init__(self, model, config, input_ids, model_kwargs, plan: Plan):
+        self.plan = plan
         self._model, self._config, self.kwargs, self._rows = model, config, model_kwargs, len(input_ids)
         self.row_of_slot = None  # every row, in order
         self.row_steps = self.prefill_tokens = 0
