@@ -42,7 +42,6 @@ class BranchedBatch(WholeBatch):
         self._shared, self._expanded = len(self._first) < self._rows, False
         self._virtual = False  # whether the cache holds more positions than the mask
         self._others = False  # whether the cache has layers that are not segmented
-        self._slots = torch.arange(self._rows)  # the row of each slot, on the CPU
         self._device = input_ids.device
         mask = model_kwargs.get("attention_mask")
         faults = call.state.reading_faults
@@ -111,23 +110,10 @@ class BranchedBatch(WholeBatch):
         stay = self._virtual or self._call.state.rows_stay
         return not (stay and self._config.return_dict_in_generate)
 
-    def take(self, per_row):
-        return per_row if self.row_of_slot is None else per_row[self.row_of_slot]
-
-    def spread(self, per_slot, elsewhere):
-        if self.row_of_slot is None or per_slot is None:
-            return per_slot
-        full = per_slot.new_zeros(self._rows)
-        if elsewhere is not None:
-            full[...] = elsewhere
-        return full.index_copy_(0, self.row_of_slot, per_slot)
-
     def of_rows(self, per_slot):
         if self._shared and not self._expanded:
             return per_slot[self._on_device(self._prompts)]
-        if self.row_of_slot is None:
-            return per_slot
-        return per_slot.new_zeros(self._rows, *per_slot.shape[1:]).index_copy_(0, self.row_of_slot, per_slot)
+        return self.slots.spread(per_slot, 0)
 
     def cached_slots(self, per_slot):
         return per_slot if self._expanded else per_slot[self._on_device(self._first)]
@@ -156,10 +142,10 @@ class BranchedBatch(WholeBatch):
             self._observe_bytes()
         else:
             # The last row leaves with the end of the call.
-            changed = len(self._slots) > 1 and self._compact(gone, at_once)
+            changed = len(self.slots) > 1 and self._compact(gone, at_once)
         if at_once and changed:
             give_back(cache_of(self.kwargs))
-        self.row_steps += len(self._slots)
+        self.row_steps += len(self.slots)
         return changed
 
     def close(self, sequences, return_cache: bool, surplus: bool):
@@ -168,15 +154,15 @@ class BranchedBatch(WholeBatch):
         if not return_cache:
             release(cache)
             return None, self._peak
-        if len(self._slots) == self._rows and not surplus:
-            self._place(torch.arange(self._rows), self._slots.argsort() if self._expanded else self._prompts)
+        if len(self.slots) == self._rows and not surplus:
+            self._place(torch.arange(self._rows), self.slots.host.argsort() if self._expanded else self._prompts)
             cache.layers = [x.detach() if isinstance(x, SegmentedLayer) else x for x in cache.layers]
             return cache, self._peak
         name = next(name for name in CACHE_NAMES if self.kwargs.get(name) is cache)
         arguments = (self._config, self._prompt_kwargs, name, self._prompt_length, sequences)
         mask = self._prompt_kwargs.get("attention_mask")
         length = cached_tokens(self.kwargs) - surplus
-        witness = Witness.of(cache, int(self._slots[0]), mask, length, surplus, self._call.state.keep_rows)
+        witness = Witness.of(cache, self.slots.row(0), mask, length, surplus, self._call.state.keep_rows)
         release(cache)
         return RebuiltCache(self._model, lambda model: witness.checked(rebuild(model, *arguments))), self._peak
 
@@ -187,7 +173,7 @@ class BranchedBatch(WholeBatch):
     def _branch(self, modes, gone) -> None:
         """Longest allotment first, finished rows out."""
         gone = gone & self._leave
-        rows, device = self._slots, modes.device
+        rows, device = self.slots.host, modes.device
         vectors = (modes[rows.to(device)], self._prompts[rows].to(device), self._allotment.kv_tokens.to(device))
         order = branch(*vectors, len(self._first), ~gone[rows].to(device)).order.cpu()
         order = order[: int((~gone[rows]).sum())]
@@ -199,23 +185,23 @@ class BranchedBatch(WholeBatch):
         # NumPy: this runs at every step.
         if not self._leave:
             return False
-        living, slots = len(self._slots) - int(gone.numpy()[self._slots.numpy()].sum()), len(self._slots)
+        rows, slots = self.slots.host, len(self.slots)
+        living = slots - int(gone.numpy()[rows.numpy()].sum())
         if living == slots or not (at_once or living <= self._compact_at * slots or self._is_full()):
             return False
-        staying, index = ~gone[self._slots], torch.arange(living)
+        staying, index = ~gone[rows], torch.arange(living)
         # Holes are filled from the tail, so that in-place segments copy as few rows as possible.
         index[~staying[:living]] = living + staying[living:].nonzero()[:, 0]
-        self._place(self._slots[index], index)
+        self._place(rows[index], index)
         return True
 
     def _place(self, rows, source) -> None:
         """rows: the row of each new slot; source: the old slot, or the prompt, that it comes from."""
-        old_size = len(self._slots) if self._expanded else len(self._first)
+        old_size = len(self.slots) if self._expanded else len(self._first)
         if not torch.equal(source, torch.arange(old_size)):
             reorder(cache_of(self.kwargs), source, self._device)
             self.kwargs = select_rows(self.kwargs, self._on_device(source))
-        self._slots = rows
-        self.row_of_slot = None if torch.equal(rows, torch.arange(self._rows)) else self._on_device(rows)
+        self.slots = self.slots.holding(rows)
         self._layout.place(self._prompts[rows], cache_of(self.kwargs))
 
     def _on_device(self, index) -> torch.Tensor:

@@ -90,18 +90,18 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
         while True:
             batch.kwargs = model._update_model_kwargs_for_generation(outputs, batch.kwargs, is_encoder_decoder=False)
             logits = batch.row_logits(outputs, input_ids.device)
-            tokens, scores, logprobs = selector(step, batch.take(input_ids), logits, ends.alive)
+            tokens, scores, logprobs = selector(step, batch.slots.take(input_ids), logits, ends.alive)
             steering = selector.steering
-            ends.stop(None if steering is None else batch.spread(steering.ended, 0))
+            ends.stop(None if steering is None else batch.slots.spread(steering.ended, 0))
             paths.observe(step + 1, logits, tokens, batch, ends.alive)
             record.add(outputs, logits, scores)
-            record.add_rows(batch.spread(logprobs, 0.0), batch.spread(selector.forced, False), ends.alive)
-            tokens = ends.pad(batch.spread(tokens, ends.pad_token))
+            record.add_rows(batch.slots.spread(logprobs, 0.0), batch.slots.spread(selector.forced, False), ends.alive)
+            tokens = ends.pad(batch.slots.spread(tokens, ends.pad_token))
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
             step += 1
-            sleeps = None if steering is None else batch.spread(steering.sleeps, False)
+            sleeps = None if steering is None else batch.slots.spread(steering.sleeps, False)
             ends.update(input_ids, record.scores, selector.modes, step, selector.lost, sleeps)
-            ends.leave(batch.spread(selector.stops_next(step - 1, ends.alive), False), finished=True)
+            ends.leave(batch.slots.spread(selector.stops_next(step - 1, ends.alive), False), finished=True)
             pruned = paths.end(step, input_ids, ends, batch)
             stop.put(ends, step)
             if pruned:
@@ -117,11 +117,11 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
                 record.drop_last()
                 return input_ids[:, :-1]
             if batch.advance(stop.gone, selector.modes, step - 1 == selector.gate_step, at_once=pruned):
-                selector.place(batch.row_of_slot)
+                selector.place(batch.slots)
             batch.evict(input_ids, stop.gone)
-            inputs = model.prepare_inputs_for_generation(
-                batch.take(input_ids), next_sequence_length=1 if batch.kwargs["use_cache"] else None, **batch.kwargs
-            )
+            width = 1 if batch.kwargs["use_cache"] else None
+            ids = batch.slots.take(input_ids)
+            inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=width, **batch.kwargs)
             with batch.attention():
                 outputs = forward(**batch.prepared(inputs), return_dict=True)
 

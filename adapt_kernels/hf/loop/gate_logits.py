@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from adapt_kernels.program.slots import Slots
+
 _NEG_INF = float("-inf")
 
 
@@ -31,13 +33,12 @@ def observed_gates():
         _SEEN.reset(token)
 
 
-def observe(shaped, token_ids, temperature: float, to_all_rows) -> None:
-    """Note a gate, if anyone asked. shaped [slots, V]: logits before bias and temperature; token_ids: of the modes;
-    to_all_rows: [slots, M] -> [rows, M]."""
+def observe(shaped, token_ids, temperature: float, slots: Slots) -> None:
+    """Note a gate, if anyone asked. shaped [slots, V]: logits before bias and temperature; token_ids: of the modes."""
     seen = _SEEN.get()
     if seen is not None:
         logits = _mode_logits(shaped.double().masked_fill(shaped.isnan(), _NEG_INF), token_ids, temperature)
-        seen.append(GateLogits(to_all_rows(logits).cpu(), temperature))
+        seen.append(GateLogits(slots.spread(logits, float("nan")).cpu(), temperature))
 
 
 def _mode_logits(z, token_ids, temperature: float) -> torch.Tensor:

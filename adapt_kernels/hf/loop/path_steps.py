@@ -77,7 +77,7 @@ class PathSteps(NoPaths):
     def observe(self, new_tokens: int, logits, tokens, batch, alive) -> None:
         """Take a step's logits [slots, V] and tokens [slots] of the rows `alive` [rows] bool."""
         confidences, logprobs = self.run.statistics(new_tokens, logits, tokens)
-        self.run.observe(batch.spread(confidences, 0.0), batch.spread(logprobs, 0.0), alive)
+        self.run.observe(batch.slots.spread(confidences, 0.0), batch.slots.spread(logprobs, 0.0), alive)
 
     def end(self, new_tokens: int, input_ids, ends, batch) -> bool:
         """End rows of `ends` after a step. True if the host knows that some ended: they leave at once."""
@@ -104,10 +104,10 @@ class PathSteps(NoPaths):
             reason = batch.plan.no_append or "the model has no output embeddings to read hidden states from"
             raise ValueError(f"append cannot serve this call: {reason}")
         if batch.expand(self._selector.modes):
-            self._selector.place(batch.row_of_slot)
+            self._selector.place(batch.slots)
         embeds = embeds.to(rows.device)
         given = embeds.new_zeros(len(input_ids), *embeds.shape[1:]).index_copy(0, rows, embeds)
-        self.score_tokens += len(batch.take(input_ids)) * (1 + embeds.shape[1])
+        self.score_tokens += len(batch.slots.take(input_ids)) * (1 + embeds.shape[1])
 
         def hidden():
             if self._hidden is None:
@@ -115,7 +115,7 @@ class PathSteps(NoPaths):
             return self._hidden
 
         kept = self._hidden
-        found = appended(self._model, batch, batch.take(input_ids), batch.take(given), hidden, adapter)
+        found = appended(self._model, batch, batch.slots.take(input_ids), batch.slots.take(given), hidden, adapter)
         self._hidden = kept
         return batch.of_rows(found)[rows]
 
