@@ -10,6 +10,7 @@ import torch
 from adapt_kernels.modes import Modes
 from adapt_kernels.program.program import Program
 from adapt_kernels.program.row_inputs import listed
+from adapt_kernels.program.row_values import spread_list
 from adapt_kernels.program.rules import Span, parse_span
 from adapt_kernels.prompt_spans import openings
 
@@ -53,10 +54,10 @@ class SteerRequest:
         thoughts: spans of `thought_spans`.
         """
         rows = batch * samples
-        programs = [listed(each) for each in _spread("program", self._programs(), batch, samples)]
-        budgets = _spread(BUDGET, self._budgets(), batch, samples)
+        programs = [listed(each) for each in spread_list("program", self._programs(), batch, samples)]
+        budgets = spread_list(BUDGET, self._budgets(), batch, samples)
         inputs = {
-            name: list(_spread(f"program_inputs[{name!r}]", _values(name, value), batch, samples))
+            name: list(spread_list(f"program_inputs[{name!r}]", _values(name, value), batch, samples))
             for name, value in (self.program_inputs or {}).items()
         }
         if any(each is not None for each in budgets):
@@ -171,19 +172,3 @@ def _values(name: str, value):
     if not isinstance(value, (list, tuple)):
         raise TypeError(f"program_inputs[{name!r}] must have one value per row or per prompt; got {value!r}")
     return value
-
-
-def _spread(name: str, values, batch: int, samples: int) -> list:
-    """One entry per row of a single value, or of a list with one per row or per prompt."""
-    rows = batch * samples
-    if not isinstance(values, (list, tuple)):
-        return [values] * rows
-    if len(values) == rows:
-        return list(values)
-    if len(values) == batch:
-        return [value for value in values for _ in range(samples)]
-    per_prompt = f", or one per prompt ({batch})" if samples > 1 else ""
-    raise ValueError(
-        f"{name} must have one entry per row ({rows} = {batch} prompts x {samples} samples){per_prompt}; got"
-        f" {len(values)}"
-    )

@@ -165,7 +165,7 @@ REFUSED = [
     ({"thinking_budget": True}, TypeError, "thinking_budget must be a number of tokens, or one .* got True"),
     ({"thinking_budget": 2.5}, TypeError, "thinking_budget must be a number of tokens, or one .* got 2.5"),
     ({"thinking_budget": "64"}, TypeError, "thinking_budget must be a number of tokens, or one .* got '64'"),
-    ({"thinking_budget": [1, 2, 3]}, ValueError, "thinking_budget must have one entry per row .* got 3"),
+    ({"thinking_budget": [1, 2, 3]}, ValueError, "thinking_budget must be one value, or one per row .* got shape"),
     ({"thinking_budget": 4, "num_beams": 2}, ValueError, "thinking_budget cannot be honoured by this call: beam"),
 ]
 
