@@ -9,6 +9,7 @@ import torch
 
 from adapt_kernels.modes import Modes
 from adapt_kernels.philox import fresh_seed, row_seeds
+from adapt_kernels.program.balanced import balanced
 from adapt_kernels.program.row_values import spread
 
 # What `generate` of a patched model takes beside Hugging Face's own arguments.
@@ -155,10 +156,7 @@ def _balanced(num_modes: int, samples: int) -> torch.Tensor:
             f" num_return_sequences must be at least {max(2, num_modes)}; got {samples}"
             " (a prompt may also come as so many equal rows)"
         )
-    share, extra = divmod(samples, num_modes)
-    return torch.repeat_interleave(
-        torch.arange(num_modes), torch.tensor([share + (m < extra) for m in range(num_modes)])
-    )
+    return torch.tensor(balanced(num_modes, samples))
 
 
 def _balanced_groups(num_modes: int, prompts) -> torch.Tensor:

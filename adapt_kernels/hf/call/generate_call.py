@@ -14,6 +14,7 @@ from adapt_kernels.hf.call.state import PatchState
 from adapt_kernels.hf.kv.prompts import ROW_INPUTS, prompt_of_row
 from adapt_kernels.hf.outputs import GenerateStats
 from adapt_kernels.hf.plan import Plan
+from adapt_kernels.program.openings import opened_modes
 from adapt_kernels.program.paths import Paths
 from adapt_kernels.program.request import MODE_ARGUMENTS, ModeRequest, RowRequest
 from adapt_kernels.program.run import ProgramRun
@@ -137,18 +138,5 @@ class GenerateCall:
             if self.prompt_length is not None:
                 before, new = output.sequences.tensor_split([self.prompt_length], dim=1)
                 entered = prompt_spans(self.modes, before, eos_ids=self.eos_ids).modes.to(new.device)
-                output.modes = torch.where(entered >= 0, entered, _opened_modes(self.modes, new))
+                output.modes = torch.where(entered >= 0, entered, opened_modes(self.modes, new))
         return output
-
-
-def _opened_modes(modes, new_tokens) -> torch.Tensor:
-    """[rows] int8: the mode whose tokens the new tokens start with, -1 = none."""
-    found = torch.full((new_tokens.shape[0],), -1, dtype=torch.int8, device=new_tokens.device)
-    if None in modes.token_ids and new_tokens.shape[1]:
-        found.fill_(modes.token_ids.index(None))
-    for index, name in enumerate(modes):
-        ids = modes[name].ids
-        if ids is not None and len(ids) <= new_tokens.shape[1]:
-            starts = (new_tokens[:, : len(ids)] == torch.tensor(ids, device=new_tokens.device)).all(1)
-            found = found.masked_fill(starts, index)
-    return found
