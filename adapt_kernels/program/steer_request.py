@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from adapt_kernels.modes import Modes
+from adapt_kernels.program.patterns import Resolver
 from adapt_kernels.program.program import Program
 from adapt_kernels.program.row_inputs import listed
 from adapt_kernels.program.row_values import spread_list
@@ -19,10 +20,12 @@ STEER_ARGUMENTS = ("program", BUDGET, "program_inputs")
 
 
 class Thought(NamedTuple):
-    """A span that `thinking_budget` caps, and the ids that it forces then."""
+    """A span that `thinking_budget` caps, the ids that it forces then, without leading white space that the text ends
+    with already, and the bytes of the ids that tell that (see `PromptTokens.endings`)."""
 
     span: Span
     closing: tuple[int, ...]
+    endings: Mapping[int, bytes]
 
 
 class RowPrograms(NamedTuple):
@@ -101,25 +104,27 @@ def thought_spans(modes: Modes, spans: Mapping[str, Span]) -> dict[str, Thought]
     A mode's span opens with its tag, or its ids, and closes with the tag of its closing.
     """
     closings = [modes[name].closing for name in modes if modes[name].closing is not None]
+    told = () if modes.prompt_tokens is None else modes.prompt_tokens.endings
+    endings = {token: text.encode() for text, ids in told for token in ids}
     if "think" in spans:
-        return {"think": _thought(spans["think"], closings)}
+        return {"think": _thought(spans["think"], closings, endings)}
     opened, found = openings(modes), {}
     for name, mode in ((name, modes[name]) for name in modes):
         ids = opened[name] or mode.ids
         if mode.closing is not None and ids is not None:
             close, breaks = _pattern(mode.close or mode.closing), list(mode.breaks or ()) or None
-            found[name] = Thought(Span(_pattern(ids), close, breaks), mode.closing)
+            found[name] = Thought(Span(_pattern(ids), close, breaks), mode.closing, endings)
     if not found and "think" in modes.spans:
-        return {"think": _thought(parse_span("think", modes.spans["think"]), closings)}
+        return {"think": _thought(parse_span("think", modes.spans["think"]), closings, endings)}
     return {"think": next(iter(found.values()))} if len(found) == 1 else found
 
 
-def _thought(span: Span, closings: Sequence[tuple[int, ...]]) -> Thought:
+def _thought(span: Span, closings: Sequence[tuple[int, ...]], endings: Mapping[int, bytes]) -> Thought:
     """A mode's closing that holds the span's close, else that close itself."""
     built = Program.from_dict({"spans": {"think": span}, "rules": []})
     close = built.span_tokens["think"].close
     ids = next((ids for ids in closings if close.completes(ids)), None)
-    return Thought(span, ids or first_ids(span.close))
+    return Thought(span, ids or first_ids(span.close), endings)
 
 
 def first_ids(pattern) -> tuple[int, ...]:
@@ -142,7 +147,9 @@ def _budget_program(thoughts: Mapping[str, Thought]) -> Program:
         {"force": list(thought.closing), "when": {"in": name, "count": [{"input": BUDGET}, None]}}
         for name, thought in thoughts.items()
     ]
-    return Program.from_dict({"spans": {name: each.span for name, each in thoughts.items()}, "rules": rules})
+    endings = {token: text for thought in thoughts.values() for token, text in thought.endings.items()}
+    definition = {"spans": {name: each.span for name, each in thoughts.items()}, "rules": rules}
+    return Program(definition, Resolver(endings=endings))
 
 
 def reply_tails(input_ids: torch.Tensor, attention_mask, turns: set[int], delimiters: set[int]) -> list[list[int]]:
