@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import torch
 
-from adapt_kernels.ops.mode_sample.arguments import Rows
+from adapt_kernels.ops.mode_sample.arguments import ROW_ARGUMENTS, Rows
 from adapt_kernels.ops.mode_sample.classes import class_edited
 from adapt_kernels.ops.mode_sample.result import ModeSample
 from adapt_kernels.ops.mode_sample.triton_workspace import (
@@ -55,13 +55,6 @@ except ModuleNotFoundError:
 
 # Below it, differences of logits may overflow when tempered, which drops tokens: the kernels' TINY_TEMPERATURE.
 _SMALLEST_SAFE_TEMPERATURE = 1e-37
-# The order of the finishing kernel's arguments, and their bits in `shared` (see triton_gate).
-_ROW_ARGUMENTS = {
-    name: bit
-    for bit, name in enumerate(
-        ("temperature", "top_k", "top_p", "min_p", "at_mode", "seeds", "step", "fast_prob", "forced_tokens")
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -204,7 +197,7 @@ def _mode_layout(mode_ids, vocab_size: int, device: torch.device) -> _ModeLayout
 def _row_arguments(rows: Rows) -> tuple[dict[str, tuple], int]:
     """(tensor or None, number) of every row argument in the kernels' order, and the bits of one-element tensors."""
     pairs, shared = {}, 0
-    for name, bit in _ROW_ARGUMENTS.items():
+    for bit, name in enumerate(ROW_ARGUMENTS):  # see triton_gate
         value = getattr(rows, name)
         if not torch.is_tensor(value):
             pairs[name] = None, _word(value)
