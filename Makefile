@@ -31,7 +31,7 @@ test-versions: ## Run the core of the tests on the oldest, the pinned and the ne
 mutants: ## Break adapt_kernels/hf in 100 seeded ways (needs cosmic-ray, an hour or two); lists what no test notices
 	OMP_NUM_THREADS=1 $(PYTHON) tests/hf/mutants.py $(ARGS)
 
-bench: ## Measure everything that runs here (about half an hour); results in benchmarks/results, tables in README
+bench: ## Measure everything that runs here (about half an hour); results and tables in benchmarks/
 	for file in benchmarks/bench_*.py; do name=$${file##*/bench_}; \
 	  OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q $$file --benchmark-columns=min,median,rounds \
 	    --benchmark-json=benchmarks/results/$${name%.py}_cpu.json $(ARGS) || exit; done
@@ -45,8 +45,8 @@ demo: ## Sweep the bias on the shipped checkpoint: accuracy against thinking cos
 	adapt demo
 
 docs: ## Build the API reference from the docstrings into build/docs (extra release); a warning is an error
-	$(PYTHON) -W error::UserWarning -W error::RuntimeWarning -m pdoc --docformat markdown \
-	  -o build/docs adapt_kernels adapt_kernels.schemes adapt_kernels.trl adapt_recipes
+	$(PYTHON) -W error::UserWarning -W error::RuntimeWarning -m pdoc -o build/docs \
+	  adapt_kernels adapt_kernels.trl adapt_recipes
 
 dist: ## Build sdist and wheel (extra release), install each in a new environment and run the demo (2 GB, minutes)
 	PYTHON=$(PYTHON) .ci/dist $(ARGS)

@@ -64,6 +64,7 @@ setup(
     ],
     package_dir={"adapt_recipes": "python/adapt_recipes", "adapt_kernels.csrc": "csrc"},
     package_data={
+        "": ["examples.md"],  # of the public names; the API reference includes them
         "adapt_kernels": ["py.typed"],
         "adapt_kernels.csrc": ["**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh"],
         "adapt_recipes": ["py.typed", "checkpoints/*/*", "configs/*.yaml"],

@@ -1,6 +1,8 @@
 """adapt_kernels: mode-gated decoding. One call turns a reasoning model's thinking up or down.
 
 Names load on first use, so `import adapt_kernels` needs neither a GPU nor transformers, triton or a compiler.
+
+.. include:: examples.md
 """
 
 from importlib import import_module

@@ -40,7 +40,7 @@ def get(name: str) -> str | None:
 
 
 def markdown_table() -> str:
-    """`VARIABLES` as the table README shows."""
+    """`VARIABLES` as the table csrc/README.md shows."""
     lines = ["| variable | type | default | meaning |", "|---|---|---|---|"]
     lines += [f"| `{v.name}` | {v.kind} | {v.default} | {v.meaning} |" for v in VARIABLES]
     return "\n".join(lines) + "\n"

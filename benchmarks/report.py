@@ -1,4 +1,5 @@
-"""README's generated tables: `python benchmarks/report.py` rewrites them from the committed results and the code."""
+"""The generated tables of the documents: `python benchmarks/report.py` rewrites them from the committed results and the
+code. A table stands between its two markers, in whichever of `DOCUMENTS` has them."""
 
 import json
 import re
@@ -9,7 +10,7 @@ from adapt_kernels import env
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "benchmarks" / "README.md", ROOT / "csrc" / "README.md")
 CASES = {
     "T": "temperature",
     "k20p95": "top_k 20, top_p .95",
@@ -262,7 +263,7 @@ TABLES = {
 
 
 def updated(text: str) -> str:
-    """README's text with every generated table rewritten."""
+    """A document's text with every generated table in it rewritten."""
     for name, table in TABLES.items():
         begin, end = f"<!-- {name}: generated -->\n", f"<!-- /{name} -->"
         text = re.sub(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", lambda _, t=table: t(), text, flags=re.S)
@@ -270,4 +271,5 @@ def updated(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text("utf-8")), "utf-8")
+    for document in DOCUMENTS:
+        document.write_text(updated(document.read_text("utf-8")), "utf-8")

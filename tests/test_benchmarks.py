@@ -1,8 +1,9 @@
-"""The benchmarks run, and README shows what they wrote."""
+"""The benchmarks run, and the documents show what they wrote."""
 
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,17 @@ def benchmark_module(name):
     return module
 
 
-def test_readme_shows_the_committed_results():
+def test_the_documents_show_the_committed_results():
     report = benchmark_module("report")
-    text = report.README.read_text("utf-8")
+    shown = {path: path.read_text("utf-8") for path in report.DOCUMENTS}
     for name in report.TABLES:
-        assert f"<!-- {name}: generated -->\n|" in text, name
-    assert report.updated(text) == text, "run python benchmarks/report.py"
+        found = [path for path, text in shown.items() if f"<!-- {name}: generated -->\n|" in text]
+        assert len(found) == 1, (name, found)
+    for path, text in shown.items():
+        marked = re.findall(r"<!-- (\S+): generated -->", text)
+        assert sorted(marked) == sorted(set(marked) & set(report.TABLES)), path
+        assert report.updated(text) == text, "run python benchmarks/report.py"
+    assert "generated -->" not in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_the_report_of_the_miniature_shows_the_committed_runs(tmp_path):
@@ -35,7 +41,7 @@ def test_the_report_of_the_miniature_shows_the_committed_runs(tmp_path):
         assert text == committed.with_suffix(suffix).read_text("utf-8"), "run benchmarks/adapt_miniature.py --render"
     schemes = report.by_name(results)
     assert all(len(runs) >= 3 for name, runs in schemes.items() if name != "SFT")
-    for name in ("separate, as shipped", "separate"):  # what README and the report say of it
+    for name in ("separate, as shipped", "separate"):  # what benchmarks/README.md and the report say of it
         assert [report.outcome(run) for run in schemes[name]] == ["chooses"] * 3
     assert all(report.gain(run) >= 5 for run in schemes["separate, as shipped"])
 
@@ -111,6 +117,6 @@ def test_every_stage_of_the_gpu_run_goes_through_on_a_cpu(tmp_path):
     assert set(outcomes.values()) == {"passed", "not run"} and len(outcomes) == 12
     ours = {key: case for key, case in results["cases"].items() if "-adapt_kernels" in key or key.endswith("-patched")}
     assert len(ours) == 20 and all("not run" not in case for case in ours.values())
-    # README's table of such a run: a line for each.
+    # The table of such a run: a line for each.
     lines = benchmark_module("report")._gpu_lines("a GPU", results["cases"])
     assert len(lines) == len(ours) and all(line.count("|") == 6 for line in lines)

@@ -52,7 +52,7 @@ def source(tmp_path_factory):
     target = tmp_path_factory.mktemp("packaging") / "source"
     target.mkdir()
     skip = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", ".*_cache")
-    for entry in ("adapt_kernels", "csrc", "python", "tests", ".ci"):
+    for entry in ("adapt_kernels", "benchmarks", "csrc", "python", "tests", ".ci"):
         shutil.copytree(ROOT / entry, target / entry, ignore=skip)
     for path in ROOT.iterdir():
         if path.is_file() and not path.name.startswith("."):
@@ -122,6 +122,9 @@ def test_sdist_builds_the_same_wheel(sdist, wheel, tmp_path):
         "constraints-oldest.txt",
         "CMakeLists.txt",
         "csrc/README.md",
+        "python/README.md",
+        "benchmarks/README.md",
+        "benchmarks/results/frontier.png",
         ".ci/run",
         ".ci/versions",
         ".ci/dist",

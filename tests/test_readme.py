@@ -1,4 +1,4 @@
-"""README's commands are what CI runs, and what it names exists."""
+"""README's commands are what CI runs, and what the documents name and link exists."""
 
 import ast
 import re
@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "csrc/README.md", "python/README.md")
 
 
 def section(title):
@@ -53,12 +54,17 @@ def test_ci_fails_without_the_second_command(tmp_path):
     assert "no second fenced block" in done.stderr
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_readme_is_short_and_opens_with_the_picture():
+    assert len(README.splitlines()) < 200
+    assert README.index("![") < README.index("## ") and section("Quick start")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_named_make_targets_exist(document):
     text = (ROOT / document).read_text("utf-8")
     code = "\n".join([*fenced(text), *re.findall(r"`([^`\n]+)`", text)])
     named = set(re.findall(r"(?:^|\s)make ([a-z][a-z-]*)", code, re.M))
-    assert "test" in named
+    assert "test" in named or document not in ("README.md", "CONTRIBUTING.md")
     assert named <= set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
 
 
@@ -79,9 +85,21 @@ def test_folder_table_matches_the_tree():
     assert sentence in section("Folders").replace("\n", " ")
 
 
-def test_links_point_at_files():
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+def headings(path):
+    """The anchors of a document, as GitHub names them."""
+    prose = re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.M | re.S)
+    for title in re.findall(r"^#+ (.+)$", prose, re.M):
+        yield re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_point_at_files_and_headings(document):
+    path = ROOT / document
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text("utf-8")):
+        name, _, anchor = target.partition("#")
+        linked = (path.parent / name).resolve() if name else path
+        assert linked.exists(), target
+        assert not anchor or anchor in headings(linked), target
 
 
 def test_quick_start_is_short_and_uses_public_names():

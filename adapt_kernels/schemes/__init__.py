@@ -3,6 +3,8 @@
 A row turns a batch into one reward for each sequence; a baseline makes advantages of them, and segments of a sequence
 may have rewards of their own. `SCHEMES` holds the rows, `rewards` and `advantages` compute them; sources are named at
 each row, constants are fields of `SchemeSettings`.
+
+.. include:: examples.md
 """
 
 from functools import partial

@@ -1,4 +1,7 @@
-"""TRL on these kernels: `ADaPTTrainer`, and `with fused_logprobs():` for TRL's own. Needs `pip install trl==1.16.0`."""
+"""TRL on these kernels: `ADaPTTrainer`, and `with fused_logprobs():` for TRL's own. Needs `pip install trl==1.16.0`.
+
+.. include:: examples.md
+"""
 
 from adapt_kernels.trl.config import ADaPTConfig
 from adapt_kernels.trl.fused_logprobs import KNOWN_VERSIONS, fused_logprobs

@@ -5,6 +5,8 @@
 
 `problems`, `grade`, `Problem` and `checkpoint_path` need nothing beyond the standard library for the default family
 of tasks; the others name the package that they lack.
+
+.. include:: examples.md
 """
 
 from pathlib import Path

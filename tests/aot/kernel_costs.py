@@ -1,5 +1,5 @@
 """What every GPU kernel costs on sm_90, from its machine code: `python tests/aot/kernel_costs.py` rewrites the table
-benchmarks/results/sass_sm90.json, which README shows as floors and test_kernel_costs.py holds as a budget."""
+benchmarks/results/sass_sm90.json: floors in benchmarks/README.md, a budget in test_kernel_costs.py."""
 
 import json
 import re
