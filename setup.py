@@ -88,5 +88,9 @@ setup(
         "release": RELEASE,
         "test": [*TEST, *RECIPES, *TASKS, *TRL],
     },
-    entry_points={"console_scripts": ["adapt = adapt_recipes.cli:main"]},
+    entry_points={
+        "console_scripts": ["adapt = adapt_recipes.cli:main"],
+        "vllm.logits_processors": ["adapt_kernels = adapt_kernels.vllm:ModeProcessor"],
+        "vllm.general_plugins": ["adapt_kernels = adapt_kernels.vllm:guard"],
+    },
 )

@@ -1,6 +1,6 @@
 """What one `generate` call asks of its programs and of `thinking_budget`: checked, then spread over the rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import NamedTuple
@@ -34,6 +34,10 @@ class RowPrograms(NamedTuple):
     programs: list[list[Program]]
     inputs: dict[str, list]
 
+    def delimiters(self) -> set[int]:
+        """Ids with which spans of any row open, close or break."""
+        return delimiters(program for own in self.programs for program in own)
+
 
 @dataclass(frozen=True)
 class SteerRequest:
@@ -64,7 +68,7 @@ class SteerRequest:
             for name, value in (self.program_inputs or {}).items()
         }
         if any(each is not None for each in budgets):
-            capped = _budget_program(thoughts)
+            capped = budget_program(thoughts)
             if BUDGET in inputs:
                 raise ValueError(f"program_inputs[{BUDGET!r}]: thinking_budget brings this input itself")
             inputs[BUDGET] = list(budgets)
@@ -136,7 +140,8 @@ def first_ids(pattern) -> tuple[int, ...]:
     return (int(pattern),)
 
 
-def _budget_program(thoughts: Mapping[str, Thought]) -> Program:
+def budget_program(thoughts: Mapping[str, Thought]) -> Program:
+    """The rule behind `thinking_budget`: a cap on each thought, read from the row input of that name."""
     if not thoughts:
         raise ValueError(
             "thinking_budget needs to know where a thought opens and closes, and neither the modes nor their preset"
@@ -168,6 +173,13 @@ def reply_tails(input_ids: torch.Tensor, attention_mask, turns: set[int], delimi
         begin = next((i for i, token in enumerate(row) if token not in ends), 0)
         found.append(row[next((i for i in range(len(row), begin, -1) if row[i - 1] in ends), begin) :])
     return found
+
+
+def delimiters(programs: Iterable[Program]) -> set[int]:
+    """Ids with which spans of the programs open, close or break."""
+    spans = [span for program in programs for span in program.span_tokens.values()]
+    automata = [each for span in spans for each in (span.open, span.close, span.breaks) if each is not None]
+    return {token for each in automata for token in each.classes}
 
 
 def _pattern(ids: tuple[int, ...]):
