@@ -153,7 +153,8 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def _parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
-    return list(model.named_parameters())  # tied weights appear once
+    # Tied weights appear once; what is frozen, as under an adapter, is the base model's.
+    return [(name, value) for name, value in model.named_parameters() if value.requires_grad]
 
 
 def _differences(saved: dict, ours: dict, prefix: str = "") -> str:
