@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from adapt_recipes import extras
 from adapt_recipes.adapters import add_mode_tokens, base_folder, grow_embedding, new_adapter, save_adapter
 from adapt_recipes.models import load_model, load_tokenizer
 from adapt_recipes.tasks import words
@@ -21,7 +22,7 @@ def train(
     config: AdapterConfig,
     out: str | Path,
     resume: bool = False,
-    checkpoint_every: int = 20,
+    checkpoint_every: int = 16,
     on_step: Callable[[int, float], None] | None = None,
     stop_after: int | None = None,
 ) -> RunResult:
@@ -33,6 +34,7 @@ def train(
     out = Path(out)
     check_output(out, resume, checkpoint_every)
     words.kinds_of(config.task)
+    extras.require("peft", "lora", "training an adapter")
     folder = base_folder(config.base)
     tokenizer = add_mode_tokens(load_tokenizer(folder))
     with torch_threads(config.threads):

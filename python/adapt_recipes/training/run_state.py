@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+
+from adapt_recipes.storage import write_tensors
 
 FOLDER = "training"
 SCHEME = "scheme."  # before the names of what a scheme carries from batch to batch
@@ -72,7 +74,7 @@ def save_run(
             tensors[f"optimizer.{key}.{name}"] = moment
     tensors |= {SCHEME + key: value for key, value in (scheme_state or {}).items()}
     name = f"step_{step:06d}.safetensors"
-    save_file({key: value.detach().contiguous() for key, value in tensors.items()}, folder / name)
+    write_tensors(tensors, folder / name)
     state = {"step": step, "tensors": name, "config": asdict(config), "spent": spent}
     aside = folder / (STATE + ".tmp")
     aside.write_text(json.dumps(state, indent=2) + "\n")
