@@ -70,7 +70,12 @@ RULES = [
     Rule("build-needs-no-torch", BUILD_FILES, ("torch", "numpy", "pybind11", "ninja", "adapt_kernels.ops")),
     Rule("recipes-use-public-names", "adapt_recipes/*", ("triton",)),
     Rule("tasks-below-models", "adapt_recipes/tasks/*", tuple(f"adapt_recipes.{n}" for n in ("models", *MODEL_USERS))),
-    Rule("models-below-their-users", "adapt_recipes/models.py", tuple(f"adapt_recipes.{n}" for n in MODEL_USERS)),
+    Rule(
+        "models-below-their-users",
+        "adapt_recipes/models.py|adapt_recipes/adapters.py|adapt_recipes/storage.py",
+        tuple(f"adapt_recipes.{n}" for n in MODEL_USERS),
+    ),
+    Rule("adapters-below-models", "adapt_recipes/adapters.py|adapt_recipes/storage.py", ("adapt_recipes.models",)),
     Rule("evaluation-below-training", "adapt_recipes/evaluation/*", ("adapt_recipes.training",)),
     Rule(
         "programs-below-commands",
