@@ -14,20 +14,8 @@ from adapt_kernels.program.preset_spans import Count, Text, ids_of, rules_in, si
 from adapt_kernels.program.rules import Span
 
 NOWAIT = (
-    *(
-        "wait",
-        "alternatively",
-        "hmm",
-        "but",
-        "however",
-        "alternative",
-        "another",
-        "check",
-        "double-check",
-        "oh",
-        "maybe",
-    ),
-    *("verify", "other", "again", "now", "ah", "any"),
+    *("wait", "alternatively", "hmm", "but", "however", "alternative", "another", "check", "double-check", "oh"),
+    *("maybe", "verify", "other", "again", "now", "ah", "any"),
 )
 CGRS = ("wait", "but", "alternatively", "alternative", "hmm")
 
