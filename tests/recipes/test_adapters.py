@@ -223,7 +223,7 @@ def test_names_of_shipped_adapters():
 def reinforced(trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("reinforced") / "rl"
     config = RlConfig(
-        model=str(trained), task="words", iterations=3, prompts=2, samples=4, max_new_tokens=12,
+        model=str(trained), task="words", iterations=3, prompts=2, samples=4, max_new_tokens=12, passes=2,
         trainer={"merge_adapter": True},
     )  # fmt: skip
     rl.train(config, out)

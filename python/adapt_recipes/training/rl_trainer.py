@@ -40,7 +40,8 @@ def trainer_config(config: RlConfig, out: Path, max_completion_length: int) -> A
         "seed": config.seed,
         "max_steps": config.iterations,
         "num_generations": config.samples,
-        "per_device_train_batch_size": config.prompts * config.samples,
+        "per_device_train_batch_size": config.prompts * config.samples // config.passes,
+        "gradient_accumulation_steps": config.passes,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "constant",
         "scheme": config.scheme,
@@ -116,7 +117,8 @@ def build_trainer(
         processing_class=tokenizer, optimizers=(optimizer, None), callbacks=[Steps()],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    trainer._step = steps[0]  # a rollout's seeds depend on it, so a resumed run draws what it would have drawn
+    # A rollout's seeds depend on it, so a resumed run draws what it would have drawn.
+    trainer._step = steps[0] * settings.gradient_accumulation_steps
     return trainer
 
 
