@@ -22,6 +22,8 @@ RECIPES = [
 TASKS = ["reasoning-gym>=0.1.25", "math-verify>=0.9"]
 # As adapt_kernels.trl.KNOWN_VERSIONS: the trainer overrides parts of TRL that change without notice.
 TRL = ["trl==1.16.0"]
+# Adapters for language models: their training, and putting the shipped ones on SmolLM2.
+LORA = ["peft>=0.18"]
 # The page of `adapt dial`, on top of the command line.
 DIAL = [*RECIPES, "gradio>=6.20,<7"]
 RELEASE = ["build>=1.2", "pdoc>=15.0"]
@@ -33,7 +35,6 @@ TEST = [
     "scipy>=1.11",
     "ruff>=0.9",
     "packaging>=23.0",
-    "peft>=0.18",  # adapters under patch and in the trainer
     "gradio>=6.20,<7",
     "playwright>=1.50",  # the page in a browser, where there is a Chromium
     "setuptools>=77",  # the packaging test builds wheels without a network
@@ -67,7 +68,7 @@ setup(
         "": ["examples.md"],  # of the public names; the API reference includes them
         "adapt_kernels": ["py.typed"],
         "adapt_kernels.csrc": ["**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh"],
-        "adapt_recipes": ["py.typed", "checkpoints/*/*", "configs/*.yaml"],
+        "adapt_recipes": ["py.typed", "checkpoints/*/*", "adapters/*/*", "configs/*.yaml"],
     },
     python_requires=">=3.11",
     install_requires=[
@@ -85,8 +86,13 @@ setup(
         "dial": DIAL,
         "tasks": TASKS,
         "trl": TRL,
+        "lora": LORA,
         "release": RELEASE,
-        "test": [*TEST, *RECIPES, *TASKS, *TRL],
+        "test": [*TEST, *RECIPES, *TASKS, *TRL, *LORA],
     },
-    entry_points={"console_scripts": ["adapt = adapt_recipes.cli:main"]},
+    entry_points={
+        "console_scripts": ["adapt = adapt_recipes.cli:main"],
+        "vllm.logits_processors": ["adapt_kernels = adapt_kernels.vllm:ModeProcessor"],
+        "vllm.general_plugins": ["adapt_kernels = adapt_kernels.vllm:guard"],
+    },
 )

@@ -28,6 +28,18 @@ VARIABLES = (
         "that of the `nvcc` on PATH, else `/usr/local/cuda`",
         "The CUDA toolkit that compiles the kernels for a GPU.",
     ),
+    Variable(
+        "ADAPT_KERNELS_MODES",
+        "folder",
+        "the served model's",
+        "Where a serving engine finds `modes.json`.",
+    ),
+    Variable(
+        "ADAPT_KERNELS_PROGRAMS",
+        "NAME=FOLDER,...",
+        "`default`, if `program.json` is beside the served model",
+        "Programs that requests to a serving engine may name.",
+    ),
 )
 _NAMES = frozenset(variable.name for variable in VARIABLES)
 

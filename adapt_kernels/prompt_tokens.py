@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import takewhile
 
 from adapt_kernels.mode_tokens import TAG
 from adapt_kernels.presets import TOOL_CALLS
@@ -19,17 +20,22 @@ class PromptTokens:
     tags: those ids of the modes that are tags, and their partners (`</think>`); a mode without one is an ordinary word.
     white_space: ids of nothing else. turns: those a chat template writes between a question and its reply, but for tags
     of modes. opener: the tag that a prompt opens where one mode closes it and any other token keeps it open, or None.
+    endings: (white space, ids): those that end in white space with which a closing begins, by what they end in, after
+    "." where they have more before it.
     """
 
     tags: tuple[int, ...] = ()
     white_space: tuple[int, ...] = ()
     turns: tuple[int, ...] = ()
     opener: int | None = None
+    endings: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def __post_init__(self):
         for name in ("tags", "white_space", "turns"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "endings", tuple((text, tuple(ids)) for text, ids in self.endings))
         listed = [*self.tags, *self.white_space, *self.turns, *([] if self.opener is None else [self.opener])]
+        listed += [token for _, ids in self.endings for token in ids]
         if not all(isinstance(i, int) for i in listed):
             raise TypeError(f"{', '.join(field.name for field in fields(self))} must hold token ids")
 
@@ -66,7 +72,8 @@ class Vocabulary:
             closers = [i for i in tags if self._pieces[i].startswith(("</", "[/"))]
             opener = next(filter(None, map(self._partner, closers)), None)
         turns = tuple(i for i in self._after_a_question() if i in self._added and i not in pairs)
-        return PromptTokens(tuple(sorted(pairs)), self._white_space, turns, opener)
+        endings = self._endings([mode.closing for mode in modes if mode.closing])
+        return PromptTokens(tuple(sorted(pairs)), self._white_space, turns, opener, endings)
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -85,6 +92,18 @@ class Vocabulary:
         spelt = [i for piece, i in self._ids.items() if not piece.strip(_SPACES) or piece in _SPACE_BYTES]
         # Some of these characters are letters where a vocabulary does not spell bytes.
         return tuple(sorted(i for i in spelt if not self._tokenizer.decode([i]).strip()))
+
+    def _endings(self, closings) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        blanks = [i for ids in closings for i in takewhile(self._white_space.__contains__, ids)]
+        wanted = {character for i in blanks for character in self._tokenizer.decode([i])}
+        found: dict[str, list[int]] = {}
+        for piece, token in self._ids.items() if wanted else ():
+            if piece[-1:] in _SPACES or piece in _SPACE_BYTES:
+                text = self._tokenizer.decode([token])
+                rest = text.rstrip()
+                if text[-1:] in wanted and rest != text:
+                    found.setdefault("." * bool(rest) + text[len(rest) :], []).append(token)
+        return tuple((text, tuple(sorted(ids))) for text, ids in sorted(found.items()))
 
     def _is_tag(self, token_id: int) -> bool:
         piece = self._pieces.get(token_id, "")

@@ -38,11 +38,13 @@ RESULTS = Path(__file__).resolve().parent / "results" / "adapt_miniature.json"
 SEEDS = (0, 1, 2)
 PROBLEMS, EVALUATION_SEED = 4000, 7
 # What the published methods have in common here; "separate" is also run with it, so that only the scheme differs.
-PLAIN = {"iterations": 120, "learning_rate": 5e-4, "mode_weight": 1.0, "mode_margin_coef": None}
+PLAIN = {"iterations": 120, "learning_rate": 5e-4, "mode_weight": 1.0, "mode_margin_coef": None, "kl": 0.0}
 PENALTY = {**PLAIN, "scheme": "length_penalty", "rollout": "auto"}
 VARIANTS = {
     "separate, as shipped": {},
     "separate": PLAIN,
+    "separate, KL on the answers": {**PLAIN, "kl": 1.0},
+    "as shipped, without KL": {"kl": 0.0},
     "reference": {**PLAIN, "scheme": "reference"},
     "reference, model chooses": {**PLAIN, "scheme": "reference", "rollout": "auto"},
     "DeGRPO": {**PLAIN, "scheme": "degrpo", "rollout": "auto"},

@@ -27,7 +27,7 @@ class Rule:
 
 
 MODE_FILES = ("mode", "preset", "prompt_")
-HF_ONLY = "adapt_kernels/hf/*|adapt_kernels/trl/*|adapt_kernels/vllm.py"
+HF_ONLY = "adapt_kernels/hf/*|adapt_kernels/trl/*|adapt_kernels/vllm/*"
 UPWARD = ("adapt_kernels.hf", "adapt_kernels.trl", "adapt_kernels.vllm")
 JIT_USERS = "|".join(
     f"adapt_kernels/{name}.py"
@@ -49,11 +49,13 @@ RULES = [
     Rule("transformers-only-in-hf", "adapt_kernels/*", ("transformers", "tokenizers"), exempt=HF_ONLY),
     Rule("modes-import-no-engine", "|".join(f"adapt_kernels/{n}*" for n in MODE_FILES), ("triton", *UPWARD)),
     Rule("trl-only-in-adapter", "*", ("trl",), exempt="adapt_kernels/trl/*"),
-    Rule("vllm-only-in-adapter", "*", ("vllm",), exempt="adapt_kernels/vllm.py"),
+    Rule("vllm-only-in-adapter", "*", ("vllm",), exempt="adapt_kernels/vllm/*"),
     Rule("ops-below-hf", "adapt_kernels/ops/*", UPWARD),
     Rule("ops-below-programs", "adapt_kernels/ops/*", ("adapt_kernels.program",)),
     Rule("native-below-ops", "adapt_kernels/native/*", ("adapt_kernels.ops", "adapt_kernels.dispatch")),
     Rule("programs-below-hf", "adapt_kernels/program/*", UPWARD),
+    Rule("serving-below-engines", "adapt_kernels/serving/*", UPWARD),
+    Rule("programs-below-serving", "adapt_kernels/program/*|adapt_kernels/ops/*", ("adapt_kernels.serving",)),
     Rule("reference-is-plain", "adapt_kernels/ops/*/reference.py", ("triton", *JIT)),
     Rule(
         "triton-in-its-own-files",
@@ -68,7 +70,12 @@ RULES = [
     Rule("build-needs-no-torch", BUILD_FILES, ("torch", "numpy", "pybind11", "ninja", "adapt_kernels.ops")),
     Rule("recipes-use-public-names", "adapt_recipes/*", ("triton",)),
     Rule("tasks-below-models", "adapt_recipes/tasks/*", tuple(f"adapt_recipes.{n}" for n in ("models", *MODEL_USERS))),
-    Rule("models-below-their-users", "adapt_recipes/models.py", tuple(f"adapt_recipes.{n}" for n in MODEL_USERS)),
+    Rule(
+        "models-below-their-users",
+        "adapt_recipes/models.py|adapt_recipes/adapters.py|adapt_recipes/storage.py",
+        tuple(f"adapt_recipes.{n}" for n in MODEL_USERS),
+    ),
+    Rule("adapters-below-models", "adapt_recipes/adapters.py|adapt_recipes/storage.py", ("adapt_recipes.models",)),
     Rule("evaluation-below-training", "adapt_recipes/evaluation/*", ("adapt_recipes.training",)),
     Rule(
         "programs-below-commands",

@@ -129,9 +129,9 @@ def test_the_preset_that_contributing_shows_is_one():
     document = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     own = next(block for block in fenced(document) if block.startswith("def calm"))
     import adapt_kernels as ak
-    from adapt_kernels.program.preset_spans import rules_in, thought
+    from adapt_kernels.program import presets
 
-    names = {"rules_in": rules_in, "thought": lambda tokenizer, think: think or thought(tokenizer)}
+    names = {**vars(presets), "thought": lambda tokenizer, think: think or presets.thought(tokenizer)}
     exec(own, names)
     rules = names["calm"](None, words=(), think=ak.Span(1, 2))["rules"]
     assert rules[0]["by"] == -2.0 and rules[0]["when"] == {"in": "think"}

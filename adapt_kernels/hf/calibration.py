@@ -9,6 +9,7 @@ from transformers import StoppingCriteria
 
 from adapt_kernels.hf.call.patch import modes_of
 from adapt_kernels.hf.loop.gate_logits import GateLogits, observed_gates
+from adapt_kernels.ops.mode_sample import chances
 
 _REACH = 1e3  # logit units; beyond it a mode's probability is 0 or 1 in float64
 _RESAMPLES = 1000
@@ -158,10 +159,7 @@ def _mode_shares(logits, temperature, bias) -> torch.Tensor:
     """[R, n, M]: P(mode) of each prompt at bias [R] on mode 0."""
     shift = torch.zeros(len(bias), 1, logits.shape[1], dtype=torch.float64)
     shift[:, 0, 0] = bias
-    z = logits + shift
-    if temperature == 0:
-        return torch.nn.functional.one_hot(z.argmax(-1), z.shape[-1]).double()
-    return torch.softmax(z / temperature, -1)
+    return chances(logits, shift, temperature)
 
 
 class _AfterSteps(StoppingCriteria):

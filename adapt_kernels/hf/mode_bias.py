@@ -3,10 +3,10 @@
 import torch
 from transformers import LogitsProcessor
 
-from adapt_kernels.hf.loop.openings import suffix_table
 from adapt_kernels.modes import Modes
 from adapt_kernels.ops.mode_sample import biased_logits, selected_modes
-from adapt_kernels.program.request import ModeRequest
+from adapt_kernels.program.openings import Openings
+from adapt_kernels.program.request import ModeRequest, RowRequest
 
 _NEG_INF = float("-inf")
 
@@ -52,33 +52,25 @@ class ModeBias(LogitsProcessor):
         step = input_ids.shape[1] - self._prompt_length
         if step < 0:
             raise ValueError(f"prompt_length={self._prompt_length}, but the prompt has {input_ids.shape[1]} tokens")
-        if step == self._gate_step:
-            return self._gated(input_ids, scores)
-        if not self._only_modes:
+        openings, at_gate = Openings(self._modes, scores.device), step == self._gate_step
+        if step > openings.last_step or not (at_gate or self._only_modes):
             return scores
-        if step < self._gate_step:
-            return _forced(scores, torch.full_like(input_ids[:, 0], self._modes.prefix[step]))
-        suffixes = suffix_table(self._modes, scores.device)
-        after = step - self._gate_step - 1
-        if after >= suffixes.shape[1]:
-            return scores
-        first = input_ids[:, self._prompt_length + self._gate_step]
-        modes = selected_modes(first, self._modes.token_ids, scores.shape[1]).long()
-        return _forced(scores, torch.where(modes >= 0, suffixes[modes.clamp(min=0), after], -1))
+        request = self._spread(len(scores))
+        modes = torch.full_like(request.forced_mode, -1)
+        if step > self._gate_step:
+            first = input_ids[:, self._prompt_length + self._gate_step]
+            modes = selected_modes(first, self._modes.token_ids, scores.shape[1])
+        tokens = openings.tokens(step, request.forced_mode.to(scores.device), modes.to(scores.device))
+        return _forced(self._biased(input_ids, scores, request) if at_gate else scores, tokens)
 
-    def _gated(self, input_ids, scores):
-        rows = len(scores)
-        request = self._spread(rows)
-        at_gate = torch.ones(rows, dtype=torch.bool, device=scores.device)
+    def _biased(self, input_ids, scores, request: RowRequest):
+        at_gate = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
         if not self._only_modes and self._gate_step:
             prefix = torch.tensor(self._modes.prefix, device=input_ids.device)
             at_gate = (input_ids[:, self._prompt_length :] == prefix).all(1)
         scores = scores.masked_fill(scores.isnan(), _NEG_INF)
         bias = request.banned_bias(self._modes).to(scores.device)
-        scores = biased_logits(scores, self._modes.token_ids, at_gate, bias, self._only_modes)
-        ids = torch.tensor([-1 if i is None else i for i in self._modes.token_ids], device=scores.device)
-        named = request.forced_mode.to(scores.device)
-        return _forced(scores, torch.where(named >= 0, ids[named.clamp(min=0)], -1))
+        return biased_logits(scores, self._modes.token_ids, at_gate, bias, self._only_modes)
 
     def _spread(self, rows: int):
         # Values may be per prompt; every beam or sample of a prompt then takes its value.

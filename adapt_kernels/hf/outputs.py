@@ -13,6 +13,7 @@ class GenerateStats:
     plan: "full" (shared prefill, KV segments, finished rows leave), "sample_only" (Hugging Face's cache and batch, our
         sampler) or "original" (Hugging Face untouched).
     reason: why no faster plan was taken; "" under plan "full".
+    kv_layout: of plan "full", where the prompts' KV lay at the end, "shared" or "rows"; kv_layout_reason: why "rows".
     row_steps: rows x decode forwards computed; row_steps_padded: what the unpatched loop would compute.
     prefill_tokens: prompt positions computed, padding included; kv_bytes_peak: bytes of the cache at its largest.
     With kv_keep: kv_held_peak, the counted positions that a row held at most; kv_evictions, how often some went;
@@ -38,6 +39,8 @@ class GenerateStats:
     kv_held_peak: int | None = None
     kv_evictions: int | None = None
     kv_keep_reason: str = ""
+    kv_layout: str | None = None
+    kv_layout_reason: str = ""
 
 
 @dataclass

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from adapt_kernels.ops.row_arguments import as_tensor, check_logits, checked_rows, require
+
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -42,49 +43,23 @@ def token_rows(logits, ids, mask, temperature, vocab_size=None) -> TokenRows:
     else:
         rows, temperature = row_tensor("temperature", temperature, leading, logits.device, torch.float64), 1.0
     positive = 0 < temperature < float("inf") if rows is None else (rows > 0) & (rows < float("inf"))
-    check_values("temperature", temperature if rows is None else rows, positive, "above 0 and finite")
+    require("temperature", temperature if rows is None else rows, positive, "above 0 and finite")
     inside = (ids >= 0) & (ids < vocab_size)
     wanted = f"in [0, {vocab_size}) where the mask is true"
-    check_values("ids", ids, inside if mask is None else inside | ~mask, wanted)
+    require("ids", ids, inside if mask is None else inside | ~mask, wanted)
     return TokenRows(logits if logits.ndim == 3 else logits.unsqueeze(1), ids, mask, temperature, rows)
-
-
-def check_logits(logits) -> None:
-    """Raises unless `logits` is a tensor [N, V] or [B, T, V] that every backend can read in place."""
-    if not torch.is_tensor(logits) or logits.dtype not in _DTYPES:
-        kind = logits.dtype if torch.is_tensor(logits) else type(logits).__name__
-        raise TypeError(f"logits must be a float32, bfloat16, float16 or float64 tensor; got {kind}")
-    if logits.ndim not in (2, 3) or logits.shape[-1] == 0:
-        raise ValueError(f"logits must be [N, V] or [B, T, V] with V >= 1; got shape {tuple(logits.shape)}")
-    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
-        raise ValueError(
-            f"logits must be contiguous in the last dimension (stride 1); got strides {logits.stride()}; "
-            "call .contiguous() first"
-        )
 
 
 def row_tensor(name: str, value, leading: torch.Size, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """A number or a tensor of shape `leading` (or [B] for [B, T]) as a contiguous [N] tensor of `dtype`."""
     if isinstance(value, Real):
         return torch.full((leading.numel(),), value, dtype=dtype, device=device)
-    if not torch.is_tensor(value):
-        try:
-            value = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{name} must be a number or a tensor with one entry per row; got {value!r}") from error
+    value = as_tensor(name, value)
     if value.is_complex():
         raise TypeError(f"{name} must hold real numbers; got {value.dtype}")
     _same_device(name, value, device)
     value = value.detach().to(device=device, dtype=dtype)
-    if value.shape == leading:
-        return value.reshape(-1).contiguous()
-    if value.ndim == 0:
-        return value.expand(leading.numel()).contiguous()
-    if value.shape == leading[:1]:
-        return value.reshape(-1, 1).expand(leading).reshape(-1).contiguous()
-    raise ValueError(
-        f"{name} must be a scalar or have one entry per row, shape {tuple(leading)}; got {tuple(value.shape)}"
-    )
+    return checked_rows(name, value, leading).contiguous()
 
 
 def mask_rows(mask, leading: torch.Size, device: torch.device) -> torch.Tensor | None:
@@ -94,7 +69,7 @@ def mask_rows(mask, leading: torch.Size, device: torch.device) -> torch.Tensor |
     if not torch.is_tensor(mask):
         mask = torch.as_tensor(mask)
     if mask.dtype != torch.bool:
-        check_values("mask", mask, (mask == 0) | (mask == 1), "boolean, or 0 and 1")
+        require("mask", mask, (mask == 0) | (mask == 1), "boolean, or 0 and 1")
         mask = mask != 0
     if mask.shape != leading:
         raise ValueError(f"mask must have the shape {tuple(leading)} of the rows; got {tuple(mask.shape)}")
@@ -115,12 +90,3 @@ def _ids(ids, leading: torch.Size, device: torch.device) -> torch.Tensor:
 def _same_device(name: str, value: torch.Tensor, device: torch.device) -> None:
     if value.device != device and value.ndim > 0:
         raise ValueError(f"{name} must be on the device of logits, {device}; got {value.device}")
-
-
-def check_values(name: str, values, allowed, wanted: str) -> None:
-    """Raises ValueError where a value that is on the host is not allowed; no sync, and no branch in a traced graph."""
-    if not torch.is_tensor(values):
-        if not allowed:
-            raise ValueError(f"{name} must be {wanted}; got {values}")
-    elif not torch.compiler.is_compiling() and values.device.type == "cpu" and not bool(allowed.all()):
-        raise ValueError(f"{name} must be {wanted}; got {values[~allowed][0].item()}")

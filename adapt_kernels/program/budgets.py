@@ -1,6 +1,7 @@
 """Presets that bound a thought from above or below."""
 
-from adapt_kernels.program.preset_spans import eos, rules_in, thought
+from adapt_kernels.program.preset_spans import Count, Text, eos, rules_in, thought
+from adapt_kernels.program.rules import Span
 
 # Qwen3's technical report, arXiv 2505.09388, section 4.3; the text as common code has it.
 QWEN3_CLOSING = (
@@ -9,13 +10,23 @@ QWEN3_CLOSING = (
 )
 
 
-def budget(tokenizer, tokens, soft=0.1, closing="\n</think>\n\n", answer_tokens=None, think=None, eos_ids=None):
+def budget(
+    tokenizer,
+    tokens: int,
+    soft: float = 0.1,
+    closing: Text = "\n</think>\n\n",
+    answer_tokens: Count | None = None,
+    think: Span | None = None,
+    eos_ids=None,
+):
     """A cap on every thought, with a soft landing and no lost answer.
 
     From `tokens` on it closes at the first line's end, at the latest `soft` of them later (NVIDIA NIM; 0 = at exactly
     `tokens`). answer_tokens: closes too where the call has fewer tokens left. An end of reply inside the thought closes
     it instead (SGLang #24839), and none comes right after it.
     """
+    if soft < 0:
+        raise ValueError(f"preset 'budget': soft must be >= 0, a share of tokens; got {soft}")
     span, end = thought(tokenizer, think), eos(tokenizer, eos_ids)
     cap = {"force": closing, "when": {"in": "think", "count": [tokens, None]}}
     if int(tokens * soft) > 0:
@@ -29,12 +40,20 @@ def budget(tokenizer, tokens, soft=0.1, closing="\n</think>\n\n", answer_tokens=
     return rules_in(span, *rules)
 
 
-def qwen3(tokenizer, tokens, closing=QWEN3_CLOSING, think=None):
+def qwen3(tokenizer, tokens: Count, closing: Text = QWEN3_CLOSING, think: Span | None = None):
     """Qwen3, arXiv 2505.09388: the thought is cut at exactly `tokens` with the report's sentence."""
     return rules_in(thought(tokenizer, think), {"force": closing, "when": {"in": "think", "count": [tokens, None]}})
 
 
-def s1(tokenizer, times=1, word="Wait", tokens=None, closing="\n</think>\n\n", think=None, eos_ids=None):
+def s1(
+    tokenizer,
+    times: int = 1,
+    word="Wait",
+    tokens: Count | None = None,
+    closing: Text = "\n</think>\n\n",
+    think: Span | None = None,
+    eos_ids=None,
+):
     """s1's budget forcing, arXiv 2501.19393 and its code: an end of the thought is replaced by "Wait", so many times.
 
     tokens: a cap on the thought; then `closing` (s1's own model: "\\n<|im_start|>answer\\nFinal Answer:").
@@ -46,7 +65,7 @@ def s1(tokenizer, times=1, word="Wait", tokens=None, closing="\n</think>\n\n", t
     return rules_in(span, again, *cap)
 
 
-def min_thinking(tokenizer, tokens, think=None, eos_ids=None):
+def min_thinking(tokenizer, tokens: Count, think: Span | None = None, eos_ids=None):
     """The thought does not end before it has so many tokens."""
     span, end = thought(tokenizer, think), eos(tokenizer, eos_ids)
     ends = span.close if end is None else [span.close, end]

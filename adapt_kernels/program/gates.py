@@ -1,5 +1,7 @@
 """Presets that choose among formats."""
 
+from collections.abc import Sequence
+
 from adapt_kernels.program.preset_spans import ids_of
 
 
@@ -15,13 +17,13 @@ def _gate(modes: dict, bias, prob, **when) -> dict:
     return {"gate": modes, **chance, "when": when}
 
 
-def arm(tokenizer, bias=0.0, prob=None):
+def arm(tokenizer, bias: float | dict = 0.0, prob: float | None = None):
     """ARM, arXiv 2505.20258: four formats, cheapest first."""
     tags = {"answer": "<ANSWER>", "cot": "<COT>", "code": "<CODE>", "long_cot": "<LONG_COT>"}
     return {"rules": [_gate({name: _opening(tokenizer, tag) for name, tag in tags.items()}, bias, prob, at=0)]}
 
 
-def adacot(tokenizer, skip, bias=0.0, prob=None, opening="<think>"):
+def adacot(tokenizer, skip, bias: float | dict = 0.0, prob: float | None = None, opening: str = "<think>"):
     """AdaCoT, arXiv 2505.11896: the first token after `<think>` decides; the empty block's, `skip`, is not public."""
     after = {"text": [opening, f"{opening}\n"]}
     if opening in tokenizer.get_vocab():
@@ -29,7 +31,7 @@ def adacot(tokenizer, skip, bias=0.0, prob=None, opening="<think>"):
     return {"rules": [_gate({"skip": skip, "think": None}, bias, prob, after=after, times=1)]}
 
 
-def autol2s(tokenizer, trigger, easy="<EASY>", bias=0.0, prob=None):
+def autol2s(tokenizer, trigger, easy: str = "<EASY>", bias: float | dict = 0.0, prob: float | None = None):
     """AutoL2S, arXiv 2505.22662: after a drawn `<EASY>` the short form's `trigger`, whose text is not public."""
     rules: list[dict] = [{"force": trigger, "when": {"after": ids_of(tokenizer, easy), "times": 1}}]
     if bias or prob is not None:
@@ -37,13 +39,18 @@ def autol2s(tokenizer, trigger, easy="<EASY>", bias=0.0, prob=None):
     return {"rules": rules}
 
 
-def adactrl(tokenizer, bias=0.0, prob=None):
+def adactrl(tokenizer, bias: float | dict = 0.0, prob: float | None = None):
     """AdaCtrl, arXiv 2505.18822: the reply begins with [Easy] or [Hard]; `]` is the model's, `]\\n` is one token."""
     modes = {name.lower(): _opening(tokenizer, f"[{name}]") for name in ("Easy", "Hard")}
     return {"rules": [_gate(modes, bias, prob, at=0)]}
 
 
-def avr(tokenizer, bias=0.0, reasoning_bias=0.0, separators=("", "\n", "\n\n")):
+def avr(
+    tokenizer,
+    bias: float | dict = 0.0,
+    reasoning_bias: float | dict = 0.0,
+    separators: Sequence[str] = ("", "\n", "\n\n"),
+):
     """AVR, arXiv 2604.14568: `<answer>` or `<perception>` first, and `<answer>` or `<reasoning>` after that."""
     first = {name: _opening(tokenizer, f"<{name}>") for name in ("answer", "perception")}
     tags = {name: f"<{name}>" for name in ("answer", "reasoning")}

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from adapt_kernels.ops.token_logprobs import token_logprobs
+
 _COLUMNS = 128  # of one group whose maximum is taken first
 
 
@@ -18,11 +20,13 @@ def top_values(logits: torch.Tensor, count: int) -> torch.Tensor:
     count = min(count, columns)
     if count * _COLUMNS >= columns:
         return logits.topk(count, 1, sorted=False).values
-    padded = torch.nn.functional.pad(logits, (0, -columns % _COLUMNS), value=float("-inf"))
-    groups = padded.view(rows, -1, _COLUMNS)
+    whole = columns - columns % _COLUMNS
+    groups = logits[:, :whole].unflatten(1, (-1, _COLUMNS))
     best = groups.amax(2).topk(count, 1, sorted=False).indices
-    held = groups.gather(1, best[:, :, None].expand(-1, -1, _COLUMNS))
-    return held.flatten(1).topk(count, 1, sorted=False).values
+    held = groups.gather(1, best[:, :, None].expand(-1, -1, _COLUMNS)).flatten(1)
+    # Padding would copy all of it.
+    rest = logits[:, whole:]
+    return torch.cat([held, rest], 1).topk(count, 1, sorted=False).values
 
 
 def own_statistics(logits: torch.Tensor, tokens, top: int | None, logprobs: bool):
@@ -31,8 +35,9 @@ def own_statistics(logits: torch.Tensor, tokens, top: int | None, logprobs: bool
     logits [n, V], NaN = -inf. Confidence: minus the mean of the `top` largest log-probs, those of -inf left out; None:
     not wanted.
     """
-    normaliser = torch.logsumexp(logits.float(), 1)
-    if logits.device.type != "cpu" or bool(normaliser.isnan().any()):
+    if logits.device.type == "cpu":
+        logits, normaliser = _one_read(logits, tokens)
+    else:
         logits = logits.masked_fill(logits.isnan(), float("-inf"))
         normaliser = torch.logsumexp(logits.float(), 1)
     confidence = drawn = None
@@ -43,6 +48,22 @@ def own_statistics(logits: torch.Tensor, tokens, top: int | None, logprobs: bool
     if logprobs:
         drawn = logits.gather(1, tokens[:, None])[:, 0].double() - normaliser.double()
     return confidence, drawn
+
+
+def _one_read(logits: torch.Tensor, tokens: torch.Tensor):
+    """(logits with NaN = -inf, log sum exp of each row [n] float64), by the native pass where it can run."""
+    normaliser = _normaliser(logits, tokens)
+    odd = ~normaliser.isfinite()
+    if odd.any():
+        # NaN in a row, or a token that was forced against the model.
+        logits = logits.masked_fill(logits.isnan(), float("-inf"))
+        normaliser[odd] = _normaliser(logits[odd], logits[odd].argmax(1))
+    return logits, normaliser
+
+
+def _normaliser(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    logprobs, _ = token_logprobs(logits, ids)
+    return logits.gather(1, ids[:, None])[:, 0].double() - logprobs.double()
 
 
 class Windows:

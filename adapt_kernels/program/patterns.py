@@ -22,9 +22,11 @@ class Resolver:
     """Turns patterns and texts into automata and ids, each once.
 
     tokenizer: None where every pattern is ids. known: what `resolved` gave before; it stands in for the tokenizer.
+    endings: without a tokenizer, the bytes of those ids that end in white space with which a sequence may begin.
     """
 
-    def __init__(self, tokenizer=None, known: Mapping | None = None):
+    def __init__(self, tokenizer=None, known: Mapping | None = None, endings: Mapping[int, bytes] | None = None):
+        self._endings = endings or {}
         self._vocabulary = None if tokenizer is None else Vocabulary(tokenizer)
         self._known = dict(known or {})
         self.resolved: dict[str, object] = {}
@@ -173,7 +175,7 @@ class Resolver:
         return sorted(token for ids in wanted.values() for token in ids)
 
     def _blank_starts(self, ids: tuple[int, ...]) -> list[Automaton]:
-        spelled = {} if self._vocabulary is None else self._vocabulary.bytes
+        spelled = self._endings if self._vocabulary is None else self._vocabulary.bytes
         texts = []
         for token in ids:
             own = spelled.get(token, b"")

@@ -1,6 +1,11 @@
 """What presets ask a tokenizer: the thought's tags, the end of a reply, one id for a tag."""
 
+from collections.abc import Sequence
+
 from adapt_kernels.program.rules import Span
+
+Count = int | dict  # a number of tokens, or {"input": name}: the row's
+Text = str | Sequence[str | int]  # what a rule writes
 
 
 def ids_of(tokenizer, tag: str):

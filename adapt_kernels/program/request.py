@@ -9,6 +9,8 @@ import torch
 
 from adapt_kernels.modes import Modes
 from adapt_kernels.philox import fresh_seed, row_seeds
+from adapt_kernels.program.balanced import balanced
+from adapt_kernels.program.row_values import spread
 
 # What `generate` of a patched model takes beside Hugging Face's own arguments.
 MODE_ARGUMENTS = ("mode", "mode_bias", "fast_prob", "seed", "rng", "return_logprobs", "compact_at", "kv_layout")
@@ -128,7 +130,7 @@ class ModeRequest:
         if isinstance(self.mode, str):
             return torch.full((rows,), self.modes.index(self.mode))
         index = torch.tensor([-1 if name == "auto" else self.modes.index(name) for name in self.mode])
-        return _spread_over_rows("mode", index, batch, samples)
+        return spread("mode", index, batch, samples)
 
 
 def _names(mode, modes: Modes):
@@ -154,10 +156,7 @@ def _balanced(num_modes: int, samples: int) -> torch.Tensor:
             f" num_return_sequences must be at least {max(2, num_modes)}; got {samples}"
             " (a prompt may also come as so many equal rows)"
         )
-    share, extra = divmod(samples, num_modes)
-    return torch.repeat_interleave(
-        torch.arange(num_modes), torch.tensor([share + (m < extra) for m in range(num_modes)])
-    )
+    return torch.tensor(balanced(num_modes, samples))
 
 
 def _balanced_groups(num_modes: int, prompts) -> torch.Tensor:
@@ -174,22 +173,7 @@ def _per_row(name: str, value, batch: int, samples: int) -> torch.Tensor:
         tensor = torch.as_tensor(value, dtype=torch.float64).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a number or one number per row; got {value!r}") from error
-    return _spread_over_rows(name, tensor, batch, samples)
-
-
-def _spread_over_rows(name: str, values: torch.Tensor, batch: int, samples: int) -> torch.Tensor:
-    rows = batch * samples
-    if values.ndim == 0:
-        return values.expand(rows)
-    if values.shape == (rows,):
-        return values
-    if values.shape == (batch,):
-        return values.repeat_interleave(samples)
-    per_prompt = f", or one per prompt ({batch})" if samples > 1 else ""
-    raise ValueError(
-        f"{name} must be one value, or one per row ({rows} = {batch} prompts x {samples} samples){per_prompt};"
-        f" got shape {tuple(values.shape)}"
-    )
+    return spread(name, tensor, batch, samples)
 
 
 def _row_seeds(seed, batch: int, samples: int) -> torch.Tensor:
@@ -199,7 +183,7 @@ def _row_seeds(seed, batch: int, samples: int) -> torch.Tensor:
         if seed.is_floating_point() or seed.dtype == torch.bool:
             raise TypeError(f"seed must hold integers; got {seed.dtype}")
         if seed.ndim > 1:
-            return _spread_over_rows("seed", seed, batch, samples)
+            return spread("seed", seed, batch, samples)
     if hasattr(seed, "tolist"):
         seed = seed.tolist()
     if not isinstance(seed, (list, tuple)):
@@ -209,7 +193,7 @@ def _row_seeds(seed, batch: int, samples: int) -> torch.Tensor:
         # A repeated seed would make a prompt's samples identical.
         return torch.cat([row_seeds(s, samples) for s in seeds])
     values = torch.cat([row_seeds(s, 1) for s in seeds] or [torch.empty(0, dtype=torch.int64)])
-    return _spread_over_rows("seed", values, batch, samples)
+    return spread("seed", values, batch, samples)
 
 
 def _checked_seed(seed) -> int:

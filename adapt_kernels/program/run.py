@@ -20,6 +20,7 @@ from adapt_kernels.program.program import Program
 from adapt_kernels.program.row_inputs import checked_inputs, listed
 from adapt_kernels.program.rules import Gate, Probe, label_of
 from adapt_kernels.program.settings import row_settings
+from adapt_kernels.program.slots import Slots
 from adapt_kernels.program.spans import Visit, visits
 from adapt_kernels.program.tables import compile_programs
 from adapt_kernels.program.windows import Windows
@@ -78,7 +79,7 @@ class ProgramRun:
         )
         self._windows = Windows(self.compiled.registers, len(of_rows), self.device)
         self._all_state = self._fresh(len(of_rows), inputs)
-        self.slots = torch.arange(len(of_rows), device=self.device)
+        self.slots = Slots(len(of_rows), self.device)
         self.rows, self.state = self._all_rows, self._all_state
 
     def _owners(self) -> list[int]:
@@ -122,7 +123,7 @@ class ProgramRun:
         for name, value in values.items():
             columns = {window: column for (own, window), column in self.compiled.registers.items() if own == name}
             for window, column in columns.items():
-                mean = self._windows.push(name, window, value, self.slots)
+                mean = self._windows.push(name, window, value, self.slots.index)
                 registers[:, column] = mean if where is None else torch.where(where, mean, registers[:, column])
         self.state = self.state._replace(registers=registers)
 
@@ -191,7 +192,7 @@ class ProgramRun:
         holds = [self.compiled.programs[owner].spans[name].stops == "hold" for owner, name in self.compiled.spans]
         inside = self.state.flags[:, : len(holds)].bool()
         own = [[owner in each for owner, _ in self.compiled.spans] for each in self._of_rows]
-        own = torch.tensor(own, dtype=torch.bool, device=self.device).reshape(len(own), len(holds))[self.slots]
+        own = torch.tensor(own, dtype=torch.bool, device=self.device).reshape(len(own), len(holds))[self.slots.index]
         return (inside & own & torch.tensor(holds, dtype=torch.bool, device=self.device)).any(1)
 
     def bind(self, max_new_tokens: int, seeds: torch.Tensor | None) -> None:
@@ -236,24 +237,22 @@ class ProgramRun:
         """Rows [slots] bool that ended: they keep their state and decide nothing more."""
         self.rows = self.rows._replace(alive=self.rows.alive & ~ended)
 
-    def place(self, row_of_slot: torch.Tensor) -> None:
-        """From now on the slots hold these rows, int64 [slots]."""
+    def place(self, slots: Slots | torch.Tensor) -> None:
+        """From now on the slots hold these rows; int64 [slots] says it too."""
         self._store()
-        self.slots = row_of_slot
-        self.state = self._all_state.select(row_of_slot)
-        self.rows = SteerRows(*(each.index_select(0, row_of_slot) for each in self._all_rows))
+        self.slots = slots if isinstance(slots, Slots) else self.slots.holding(slots)
+        self.state = self._all_state.select(self.slots.index)
+        self.rows = SteerRows(*map(self.slots.take, self._all_rows))
         per_row = {
-            n: getattr(self._all_tables, n)[row_of_slot]
+            n: self.slots.take(getattr(self._all_tables, n))
             for n in ("limits", "lengths", "ids")
             if len(getattr(self._all_tables, n)) > 1
         }
         self._tables = self._all_tables._replace(**per_row)
 
     def _store(self) -> None:
-        self._all_state = SteerState(
-            *(a.index_copy(0, self.slots, s) for a, s in zip(self._all_state, self.state, strict=True))
-        )
-        self._all_rows = self._all_rows._replace(alive=self._all_rows.alive.index_copy(0, self.slots, self.rows.alive))
+        self._all_state = SteerState(*(self.slots.put(a, s) for a, s in zip(self._all_state, self.state, strict=True)))
+        self._all_rows = self._all_rows._replace(alive=self.slots.put(self._all_rows.alive, self.rows.alive))
 
     def snapshot(self):
         """What `rewind` takes: the state after the last committed token."""

@@ -1,6 +1,6 @@
 """What one `generate` call asks of its programs and of `thinking_budget`: checked, then spread over the rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import NamedTuple
@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 
 from adapt_kernels.modes import Modes
+from adapt_kernels.program.patterns import Resolver
 from adapt_kernels.program.program import Program
 from adapt_kernels.program.row_inputs import listed
+from adapt_kernels.program.row_values import spread_list
 from adapt_kernels.program.rules import Span, parse_span
 from adapt_kernels.prompt_spans import openings
 
@@ -18,10 +20,12 @@ STEER_ARGUMENTS = ("program", BUDGET, "program_inputs")
 
 
 class Thought(NamedTuple):
-    """A span that `thinking_budget` caps, and the ids that it forces then."""
+    """A span that `thinking_budget` caps, the ids that it forces then, without leading white space that the text ends
+    with already, and the bytes of the ids that tell that (see `PromptTokens.endings`)."""
 
     span: Span
     closing: tuple[int, ...]
+    endings: Mapping[int, bytes]
 
 
 class RowPrograms(NamedTuple):
@@ -29,6 +33,10 @@ class RowPrograms(NamedTuple):
 
     programs: list[list[Program]]
     inputs: dict[str, list]
+
+    def delimiters(self) -> set[int]:
+        """Ids with which spans of any row open, close or break."""
+        return delimiters(program for own in self.programs for program in own)
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,14 @@ class SteerRequest:
         thoughts: spans of `thought_spans`.
         """
         rows = batch * samples
-        programs = [listed(each) for each in _spread("program", self._programs(), batch, samples)]
-        budgets = _spread(BUDGET, self._budgets(), batch, samples)
+        programs = [listed(each) for each in spread_list("program", self._programs(), batch, samples)]
+        budgets = spread_list(BUDGET, self._budgets(), batch, samples)
         inputs = {
-            name: list(_spread(f"program_inputs[{name!r}]", _values(name, value), batch, samples))
+            name: list(spread_list(f"program_inputs[{name!r}]", _values(name, value), batch, samples))
             for name, value in (self.program_inputs or {}).items()
         }
         if any(each is not None for each in budgets):
-            capped = _budget_program(thoughts)
+            capped = budget_program(thoughts)
             if BUDGET in inputs:
                 raise ValueError(f"program_inputs[{BUDGET!r}]: thinking_budget brings this input itself")
             inputs[BUDGET] = list(budgets)
@@ -100,25 +108,27 @@ def thought_spans(modes: Modes, spans: Mapping[str, Span]) -> dict[str, Thought]
     A mode's span opens with its tag, or its ids, and closes with the tag of its closing.
     """
     closings = [modes[name].closing for name in modes if modes[name].closing is not None]
+    told = () if modes.prompt_tokens is None else modes.prompt_tokens.endings
+    endings = {token: text.encode() for text, ids in told for token in ids}
     if "think" in spans:
-        return {"think": _thought(spans["think"], closings)}
+        return {"think": _thought(spans["think"], closings, endings)}
     opened, found = openings(modes), {}
     for name, mode in ((name, modes[name]) for name in modes):
         ids = opened[name] or mode.ids
         if mode.closing is not None and ids is not None:
             close, breaks = _pattern(mode.close or mode.closing), list(mode.breaks or ()) or None
-            found[name] = Thought(Span(_pattern(ids), close, breaks), mode.closing)
+            found[name] = Thought(Span(_pattern(ids), close, breaks), mode.closing, endings)
     if not found and "think" in modes.spans:
-        return {"think": _thought(parse_span("think", modes.spans["think"]), closings)}
+        return {"think": _thought(parse_span("think", modes.spans["think"]), closings, endings)}
     return {"think": next(iter(found.values()))} if len(found) == 1 else found
 
 
-def _thought(span: Span, closings: Sequence[tuple[int, ...]]) -> Thought:
+def _thought(span: Span, closings: Sequence[tuple[int, ...]], endings: Mapping[int, bytes]) -> Thought:
     """A mode's closing that holds the span's close, else that close itself."""
     built = Program.from_dict({"spans": {"think": span}, "rules": []})
     close = built.span_tokens["think"].close
     ids = next((ids for ids in closings if close.completes(ids)), None)
-    return Thought(span, ids or first_ids(span.close))
+    return Thought(span, ids or first_ids(span.close), endings)
 
 
 def first_ids(pattern) -> tuple[int, ...]:
@@ -130,7 +140,8 @@ def first_ids(pattern) -> tuple[int, ...]:
     return (int(pattern),)
 
 
-def _budget_program(thoughts: Mapping[str, Thought]) -> Program:
+def budget_program(thoughts: Mapping[str, Thought]) -> Program:
+    """The rule behind `thinking_budget`: a cap on each thought, read from the row input of that name."""
     if not thoughts:
         raise ValueError(
             "thinking_budget needs to know where a thought opens and closes, and neither the modes nor their preset"
@@ -141,7 +152,9 @@ def _budget_program(thoughts: Mapping[str, Thought]) -> Program:
         {"force": list(thought.closing), "when": {"in": name, "count": [{"input": BUDGET}, None]}}
         for name, thought in thoughts.items()
     ]
-    return Program.from_dict({"spans": {name: each.span for name, each in thoughts.items()}, "rules": rules})
+    endings = {token: text for thought in thoughts.values() for token, text in thought.endings.items()}
+    definition = {"spans": {name: each.span for name, each in thoughts.items()}, "rules": rules}
+    return Program(definition, Resolver(endings=endings))
 
 
 def reply_tails(input_ids: torch.Tensor, attention_mask, turns: set[int], delimiters: set[int]) -> list[list[int]]:
@@ -162,6 +175,13 @@ def reply_tails(input_ids: torch.Tensor, attention_mask, turns: set[int], delimi
     return found
 
 
+def delimiters(programs: Iterable[Program]) -> set[int]:
+    """Ids with which spans of the programs open, close or break."""
+    spans = [span for program in programs for span in program.span_tokens.values()]
+    automata = [each for span in spans for each in (span.open, span.close, span.breaks) if each is not None]
+    return {token for each in automata for token in each.classes}
+
+
 def _pattern(ids: tuple[int, ...]):
     return ids[0] if len(ids) == 1 else {"seq": [list(ids)]}
 
@@ -171,19 +191,3 @@ def _values(name: str, value):
     if not isinstance(value, (list, tuple)):
         raise TypeError(f"program_inputs[{name!r}] must have one value per row or per prompt; got {value!r}")
     return value
-
-
-def _spread(name: str, values, batch: int, samples: int) -> list:
-    """One entry per row of a single value, or of a list with one per row or per prompt."""
-    rows = batch * samples
-    if not isinstance(values, (list, tuple)):
-        return [values] * rows
-    if len(values) == rows:
-        return list(values)
-    if len(values) == batch:
-        return [value for value in values for _ in range(samples)]
-    per_prompt = f", or one per prompt ({batch})" if samples > 1 else ""
-    raise ValueError(
-        f"{name} must have one entry per row ({rows} = {batch} prompts x {samples} samples){per_prompt}; got"
-        f" {len(values)}"
-    )

@@ -59,7 +59,7 @@ def compile_programs(
         **bias_tables(rows.rules, rows.tokens, vocab_size),
         spans=_ints(rows.span_rows, 4),
         rules=_ints(rows.fields, rows.width),
-        limits=_limits(rows.rules, inputs),
+        limits=row_limits(rows.rules, inputs),
         chances=torch.tensor([_chance(rule) for rule in rows.rules], dtype=torch.float64).reshape(-1, 2),
         waits=torch.tensor(rows.waits, dtype=torch.bool).reshape(len(rows.rules), len(rows.spans)),
         conditions=_ints([each[:2] for each in rows.conditions], 2),
@@ -94,7 +94,8 @@ def _chance(rule: Rule) -> tuple[float, float]:
     return (0.0 if rule.chance is None else rule.chance), 0.0
 
 
-def _limits(rules: Sequence[Rule], inputs: Mapping) -> torch.Tensor:
+def row_limits(rules: Sequence[Rule], inputs: Mapping) -> torch.Tensor:
+    """`SteerTables.limits`: one line, or one per row where rows bring bounds."""
     bounds = torch.tensor([-UNBOUNDED, UNBOUNDED], dtype=torch.int32).repeat(len(rules), len(Limit), 1)
     per_row = []
     for index, rule in enumerate(rules):

@@ -63,6 +63,7 @@ class ADaPTConfig(GRPOConfig):
     paths: `adapt_kernels.Paths`, or its settings as a mapping: which of a prompt's training rollouts go on living. Rows
         that it ends carry no loss and count for no one else's, like rows that were not graded. Groups must lie on one
         rank each, and be of different prompts. Evaluation lets every row live.
+    merge_adapter: rollouts decode with the PEFT model's adapters merged into copies of its weights, which is faster.
     correct_reward: name of the reward function that says whether an answer is correct; None = the first one.
     correct_threshold: correct means a reward of at least this.
     reference_accuracy_column: dataset column with each prompt's accuracy before training, for "adaptthink".
@@ -92,6 +93,7 @@ class ADaPTConfig(GRPOConfig):
     program: dict | str | None = field(default=None, metadata={"help": "Rules that steer rollouts, or their folder."})
     thinking_budget: int | None = field(default=None, metadata={"help": "Cap on the tokens of a rollout's thought."})
     paths: dict | None = field(default=None, metadata={"help": "Which rollouts of a prompt go on living."})
+    merge_adapter: bool = field(default=False, metadata={"help": "Merge a PEFT model's adapters for rollouts."})
     correct_reward: str | None = field(default=None, metadata={"help": "Reward function that grades correctness."})
     correct_threshold: float = field(default=0.5, metadata={"help": "Reward from which an answer is correct."})
     reference_accuracy_column: str = field(default="reference_accuracy", metadata={"help": "AdaptThink's baseline."})

@@ -9,6 +9,7 @@ from trl.trainer.utils import pad
 
 from adapt_kernels.modes import Modes
 from adapt_kernels.philox import row_seed, row_seeds
+from adapt_kernels.program.balanced import balanced
 from adapt_kernels.program.votes import VOTERS
 
 
@@ -115,13 +116,12 @@ def row_arguments(args, modes: Modes, training: bool, index: int, first: int, pr
 def row_modes(forced: bool, modes: Modes, first_row: int, rows: int, num_generations: int) -> list[str]:
     """The `mode` argument of rows first_row ... of the whole batch, whose groups are `num_generations` rows each.
 
-    Forced: a group's rows are split evenly, first mode first, odd ones to the first modes, whatever rank they are on.
+    Forced: a group's rows are split as mode="balanced" splits them, whatever rank they are on.
     """
     if not forced:
         return ["auto"] * rows
-    share, extra = divmod(num_generations, len(modes))
-    of_group = [name for index, name in enumerate(modes.names) for _ in range(share + (index < extra))]
-    return [of_group[row % num_generations] for row in range(first_row, first_row + rows)]
+    of_group = balanced(len(modes), num_generations)
+    return [modes.names[of_group[row % num_generations]] for row in range(first_row, first_row + rows)]
 
 
 def rollout_seeds(seed: int, stream: int, index: int, first_row: int, rows: int) -> torch.Tensor:

@@ -28,6 +28,7 @@ from adapt_kernels.trl.credit import Crediting, among_drawn, token_advantages, v
 from adapt_kernels.trl.epochs import EpochSampler
 from adapt_kernels.trl.finite import check_counts, check_gradients, check_rewards, checked_rewards, named, not_finite
 from adapt_kernels.trl.generation_settings import own_settings_only
+from adapt_kernels.trl.merged_adapter import merged_adapters
 from adapt_kernels.trl.metrics import NOT_FINITE, log_rows, loss_metrics, loss_sums, mode_metrics, response_drift
 from adapt_kernels.trl.micro_batch import policy_head, token_scores
 from adapt_kernels.trl.policy_head import PolicyHead
@@ -150,6 +151,7 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
             torch.no_grad(),
             own_settings_only(model),
             whole_parameters(model, bool(getattr(plugin, "reshard_after_forward", False))),
+            merged_adapters(model, self.args.merge_adapter),
             named(self._policy_name, self.state.global_step),
         ):
             model.eval()

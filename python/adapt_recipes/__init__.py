@@ -3,8 +3,8 @@
 `tasks/` draws and grades problems, `models` loads model folders, `evaluation/` measures what a model gains and costs,
 `training/` teaches one; each imports only those named before it. The demos and the commands of `adapt` stand on top.
 
-`problems`, `grade`, `Problem` and `checkpoint_path` need nothing beyond the standard library for the default family
-of tasks; the others name the package that they lack.
+`problems`, `grade`, `Problem`, `checkpoint_path` and `adapter_path` need nothing beyond the standard library for the
+default family of tasks; the others name the package that they lack.
 
 .. include:: examples.md
 """
@@ -14,9 +14,10 @@ from pathlib import Path
 from adapt_recipes.tasks.families import grade, problems
 from adapt_recipes.tasks.problem import Problem
 
-__all__ = ["Problem", "checkpoint_path", "grade", "problems"]
+__all__ = ["Problem", "adapter_path", "checkpoint_path", "grade", "problems"]
 
 CHECKPOINTS = ("sft", "rl")  # trained one after the other
+ADAPTERS = ("smollm2-sft", "smollm2-rl")  # likewise
 
 
 def checkpoint_path(name: str) -> Path:
@@ -27,3 +28,14 @@ def checkpoint_path(name: str) -> Path:
     if name not in CHECKPOINTS:
         raise ValueError(f"no shipped checkpoint is named {name!r}; there is: {', '.join(CHECKPOINTS)}")
     return Path(__file__).parent / "checkpoints" / name
+
+
+def adapter_path(name: str) -> Path:
+    """Folder of a LoRA adapter for SmolLM2-135M-Instruct shipped with the package; its README.md is a model card.
+
+    "smollm2-sft" knows both modes and draws them at even odds, "smollm2-rl" has learnt which problems deserve the slow
+    one. `adapt_recipes.models.load` puts it on the model that `adapt fetch-smollm2` downloads.
+    """
+    if name not in ADAPTERS:
+        raise ValueError(f"no shipped adapter is named {name!r}; there is: {', '.join(ADAPTERS)}")
+    return Path(__file__).parent / "adapters" / name

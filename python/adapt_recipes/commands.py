@@ -119,7 +119,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for frontier.csv, difficulty.csv and frontier.png.")],
     model: Annotated[list[str] | None, typer.Option(help="Shipped checkpoint or model folder; repeatable.")] = None,
     config: Annotated[str | None, typer.Option(help="YAML file with any of these settings.")] = None,
-    task: Annotated[str | None, typer.Option(help="Task family: running_sum, chain_sum or math.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task family: running_sum, chain_sum, words or math.")] = None,
     data: Annotated[Path | None, typer.Option(help="JSON Lines file of problems, for --task math.")] = None,
     problems: Annotated[int | None, typer.Option(help="Problems, spread over the difficulties.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the problems.")] = None,
@@ -130,12 +130,12 @@ def evaluate(
 ) -> None:
     """Draw the accuracy/cost frontiers of several models in one plot, and write them as CSV files."""
     with plain_errors():
-        from adapt_recipes.config import load_config
+        from adapt_recipes.config import load_config, named
         from adapt_recipes.evaluation.compare import EvalConfig, run_eval
 
         settings = load_config(
-            EvalConfig, config, models=model, task=task, data=None if data is None else str(data), problems=problems,
-            seed=seed, biases=bias, fast=fast, slow=slow, max_new_tokens=max_new_tokens,
+            EvalConfig, named("eval", config), models=model, task=task, data=None if data is None else str(data),
+            problems=problems, seed=seed, biases=bias, fast=fast, slow=slow, max_new_tokens=max_new_tokens,
         )  # fmt: skip
         run_eval(settings, out, console)
 

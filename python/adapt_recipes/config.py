@@ -40,6 +40,17 @@ def shipped_configs() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
+def named(command: str, source: str | None) -> str | None:
+    """`source`, or the shipped file that serves it for this command: "smollm2" of "sft" is sft_smollm2."""
+    own = f"{command}_{source}"
+    return own if own in shipped_configs() else source
+
+
+def raw_settings(source: str | Path | None) -> dict[str, Any]:
+    """The lines of a configuration file as they stand; none without one."""
+    return {} if source is None else _read(_find(source))
+
+
 def _find(source: str | Path) -> Path:
     path = Path(source)
     if path.suffix in (".yaml", ".yml"):

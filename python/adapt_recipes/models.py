@@ -1,4 +1,4 @@
-"""Model folders: the shipped checkpoints and any other of Hugging Face's format; nothing is ever downloaded."""
+"""Model folders: the shipped checkpoints, adapters, and any other of Hugging Face's format; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import adapt_kernels as ak
-from adapt_recipes import checkpoint_path
+from adapt_recipes import ADAPTERS, CHECKPOINTS, adapters, checkpoint_path
 
 FALLBACK_MAX_NEW_TOKENS = 256  # for folders whose generation_config sets no limit
 
 
 def model_folder(name: str) -> Path:
-    """The shipped checkpoint called `name`, or else the local folder at that path."""
-    try:
+    """The shipped checkpoint or adapter called `name`, the fetched "smollm2", or else the local folder at that path."""
+    if name in CHECKPOINTS:
         return checkpoint_path(name)
-    except ValueError as error:
-        if Path(name).is_dir():
-            return Path(name)
-        raise ValueError(f"{name} is neither a model folder nor a shipped checkpoint ({error})") from None
+    if name in (*ADAPTERS, adapters.SMOLLM2):
+        return adapters.adapter_folder(name)
+    if Path(name).is_dir():
+        return Path(name)
+    known = ", ".join((*CHECKPOINTS, *ADAPTERS, adapters.SMOLLM2))
+    raise ValueError(f"{name} is neither a model folder nor a shipped checkpoint; there is: {known}")
 
 
 def load(folder: str | Path) -> tuple[Any, Any]:
@@ -36,6 +38,8 @@ def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a local model folder, padding on the left; ValueError as `load`."""
     from transformers import AutoTokenizer
 
+    if adapters.is_adapter(Path(folder)):
+        return adapters.add_mode_tokens(load_tokenizer(adapters.base_of(Path(folder))))
     _check_folder(Path(folder))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -50,14 +54,24 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 
 def load_model(folder: str | Path) -> Any:
-    """The model of a local model folder, for inference; ValueError as `load`."""
+    """The model of a local model folder, for inference, an adapter merged into it; ValueError as `load`."""
     from transformers import AutoModelForCausalLM
 
+    if adapters.is_adapter(Path(folder)):
+        return adapters.merged(load_trainable(folder), Path(folder))
     _check_folder(Path(folder))
     try:
         return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load model folder {folder}: {error}") from error
+
+
+def load_trainable(folder: str | Path) -> Any:
+    """As `load_model`, but an adapter stays apart from its model, which is frozen."""
+    if not adapters.is_adapter(Path(folder)):
+        return load_model(folder)
+    base = load_model(adapters.base_of(Path(folder)))
+    return adapters.load_adapter(base, load_tokenizer(folder), Path(folder))
 
 
 def _check_folder(folder: Path) -> None:

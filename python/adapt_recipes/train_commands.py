@@ -15,6 +15,8 @@ from adapt_recipes.terminal import console, plain_errors
 
 train_app = typer.Typer(help="Train the models that this package ships.", no_args_is_help=True)
 
+MEASURED, MEASURED_ADAPTED = 1600, 240  # problems answered after a training; those of a language model take minutes
+
 Out = Annotated[Path, typer.Option(help="Folder for the model and for the state to resume from.")]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file, or the name of a shipped one.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of every draw; the default gives the shipped checkpoint.")]
@@ -30,18 +32,26 @@ def sft(
     config: ConfigFile = None,
     seed: Seed = None,
     resume: Resume = False,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between saved states.")] = 200,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Steps between saved states; default 200, with a base model 16.")
+    ] = None,
     settings: Setting = None,
 ) -> None:
-    """Teach a small model both modes of a task, from random weights, in minutes."""
+    """Teach both modes of a task: to a small model from random weights, in minutes, or (--config smollm2) to SmolLM2
+    by a LoRA adapter, in an hour; that needs the extra `lora`."""
     with plain_errors():
-        from adapt_recipes.config import load_config, parse_settings
-        from adapt_recipes.training.sft import train
+        from adapt_recipes.config import load_config, named, parse_settings, raw_settings
+        from adapt_recipes.training import adapter_sft, sft
+        from adapt_recipes.training.adapter_config import AdapterConfig
         from adapt_recipes.training.sft_config import SftConfig
 
-        chosen = load_config(SftConfig, config, seed=seed, **parse_settings(settings))
+        config, given = named("sft", config), parse_settings(settings)
+        adapts = "base" in raw_settings(config) | given
+        kind, recipe = (AdapterConfig, adapter_sft) if adapts else (SftConfig, sft)
+        chosen = load_config(kind, config, seed=seed, **given)
         with _bar(chosen.total_steps, "loss") as update:
-            result = train(chosen, out, resume, checkpoint_every, on_step=update)
+            every = {} if checkpoint_every is None else {"checkpoint_every": checkpoint_every}
+            result = recipe.train(chosen, out, resume, on_step=update, **every)
         _finish(out, chosen.task, result.wall_s, result.cpu_s)
 
 
@@ -50,22 +60,24 @@ def rl(
     out: Out,
     config: ConfigFile = None,
     model: Annotated[str | None, typer.Option(help="Shipped checkpoint or model folder to start from.")] = None,
-    task: Annotated[str | None, typer.Option(help="Task family: running_sum or chain_sum.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task family: running_sum, chain_sum or words.")] = None,
     scheme: Annotated[str | None, typer.Option(help="How the mode token and the response are credited.")] = None,
     seed: Seed = None,
     resume: Resume = False,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between saved states.")] = 25,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Steps between saved states; default 25, with an adapter 1.")
+    ] = None,
     settings: Setting = None,
 ) -> None:
     """Teach a model with two modes which problems deserve the slow one (ADaPT); needs the extra `trl`."""
     with plain_errors():
         extras.require("trl", "trl", "training by reinforcement")
-        from adapt_recipes.config import load_config, parse_settings
+        from adapt_recipes.config import load_config, named, parse_settings
         from adapt_recipes.training.rl import train
         from adapt_recipes.training.rl_config import RlConfig
 
         chosen = load_config(
-            RlConfig, config, model=model, task=task, scheme=scheme, seed=seed, **parse_settings(settings)
+            RlConfig, named("rl", config), model=model, task=task, scheme=scheme, seed=seed, **parse_settings(settings)
         )
         with _bar(chosen.iterations, "reward") as update:
             result = train(chosen, out, resume, checkpoint_every, on_step=update)
@@ -92,6 +104,7 @@ def _bar(total: int, value: str) -> Iterator[Any]:
 def _finish(folder: Path, task: str, wall_s: float, cpu_s: float) -> None:
     """Say what the run took, and what the model in `folder` can do."""
     import adapt_kernels as ak
+    from adapt_recipes.adapters import is_adapter
     from adapt_recipes.evaluation.frontier import levels, measure_modes, spread_problems
     from adapt_recipes.evaluation.report import level_table
     from adapt_recipes.models import load, load_modes
@@ -100,5 +113,5 @@ def _finish(folder: Path, task: str, wall_s: float, cpu_s: float) -> None:
     model, tokenizer = load(folder)
     modes = load_modes(folder, tokenizer, None, None)
     ak.patch(model, modes)
-    tasks = spread_problems(task, count=1600, seed=1)
+    tasks = spread_problems(task, count=MEASURED_ADAPTED if is_adapter(folder) else MEASURED, seed=1)
     console.print(level_table(levels(measure_modes(model, tokenizer, modes, tasks)), folder.name))

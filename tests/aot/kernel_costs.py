@@ -65,6 +65,17 @@ SAMPLERS = {
         {"temperature": 0.7, "dtype": torch.float32},
         {"group_statistics": (Hot(256, "MUFU.EX2", 128),)},
     ),
+    "T = 1, idle classes": (
+        64,
+        {"classes": 8},
+        {"group_statistics": (Hot(64, "MUFU.EX2", 64),)},
+    ),
+    # Two gathers a logit.
+    "T = 1, acting classes": (
+        64,
+        {"classes": 8},
+        {"group_statistics": (Hot(4 * 2 * 64, "LDG.E", 64),)},
+    ),
     "top_k 20": (1, {"temperature": 0.7, "top_k": 20}, {"draw": ()}),
     "top_p .95": (
         1,

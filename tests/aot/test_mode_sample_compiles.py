@@ -41,14 +41,17 @@ def stub(request, monkeypatch):
     return driver
 
 
-def launches(stub, rows=2, dtype=torch.bfloat16, **arguments):
+def launches(stub, rows=2, dtype=torch.bfloat16, vocab_size=VOCAB_SIZE, classes=0, **arguments):
     defaults = {"at_mode": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "step": 0}
     arguments = defaults | {"fast_prob": float("nan"), "forced_tokens": -1} | arguments
     modes, bias = arguments.pop("modes", None), arguments.pop("mode_bias", None)
     seeds, only_modes = arguments.pop("seeds", 5), arguments.pop("only_modes", True)
     stub.launches.clear()
-    logits = torch.empty(rows, VOCAB_SIZE, dtype=dtype)
-    rows = prepare(logits, modes, bias, seeds, only_modes, **arguments)
+    logits = torch.empty(rows, vocab_size, dtype=dtype)
+    edits = (None,) * 3
+    if classes:
+        edits = torch.zeros(vocab_size, dtype=torch.uint8), torch.ones(rows, classes), torch.zeros(rows, classes)
+    rows = prepare(logits, modes, bias, seeds, only_modes, edits, **arguments)
     triton_kernel.mode_sample(check_values(rows))
     return list(stub.launches)
 

@@ -7,6 +7,7 @@ from test_fuzz import fixed_seeds
 from adapt_kernels.hf.call import plan
 from adapt_kernels.hf.call.generate import ModeGenerate
 from adapt_kernels.hf.kv import attention, batch, cached, whole_batch
+from adapt_kernels.program.slots import Slots
 
 
 def found(architecture: str) -> str | None:
@@ -44,14 +45,14 @@ def expect_a_cache_object(monkeypatch):
 
 
 def expect_a_pad_token(monkeypatch):
-    spread = batch.BranchedBatch.spread
+    spread = Slots.spread
 
     def spread_numbers(self, per_slot, elsewhere):
-        if self.row_of_slot is not None and elsewhere is None:
+        if not self.in_order and elsewhere is None:
             raise TypeError("can't assign a NoneType to a torch.LongTensor")
         return spread(self, per_slot, elsewhere)
 
-    monkeypatch.setattr(batch.BranchedBatch, "spread", spread_numbers)
+    monkeypatch.setattr(Slots, "spread", spread_numbers)
 
 
 def ignore_random_numbers(monkeypatch):

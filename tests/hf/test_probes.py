@@ -32,7 +32,7 @@ def filled(monkeypatch):
 
     def spy(self, values, where=None):
         for name, value in values.items():
-            seen.append((name, value.tolist(), self.slots.tolist()))
+            seen.append((name, value.tolist(), self.slots.host.tolist()))
         fill(self, values, where)
 
     monkeypatch.setattr(ProgramRun, "fill", spy)

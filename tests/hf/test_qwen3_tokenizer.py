@@ -1,5 +1,6 @@
 """Thinking budgets over Qwen3's real tokenizer and chat template: merged tokens, white space, tool calls."""
 
+from contextlib import contextmanager
 from functools import cache
 
 import pytest
@@ -58,6 +59,17 @@ def generate(told: str, tail="", new=NEW, **arguments):
     return tokenizer.decode(out.sequences[0, ids.shape[1] :]), out
 
 
+@contextmanager
+def another_patch(modes):
+    model = teller()
+    ak.unpatch(model)
+    try:
+        with ak.patched(model, modes):
+            yield
+    finally:
+        ak.patch(model, ak.Modes.preset("qwen3", qwen3_tokenizer()))
+
+
 @cache
 def budget(tokens=BUDGET):
     return ak.Program.preset("qwen3", qwen3_tokenizer(), tokens=tokens)
@@ -98,6 +110,19 @@ def test_thinking_budget_is_the_same_cap(origin):
     ((_, start, end, closed_by),) = out.spans[0]
     assert closed_by == "rule" and end - start == BUDGET
     assert out.sequences[0, -NEW:].tolist()[end] == CLOSE
+
+
+@pytest.mark.parametrize("end", [".\n", "\n", ".\n\n", "so", ". "])
+def test_a_closing_does_not_repeat_the_line_end_of_the_thought(end):
+    tokenizer = qwen3_tokenizer()
+    slow = ak.Mode("<think>\n", max_new_tokens=NEW, closing="\n</think>\n\n")
+    modes = ak.Modes.from_tokenizer(tokenizer, fast="<think>\n\n</think>\n\n", slow=slow)
+    told = "2 and 2 are" + end
+    tokens = len(tokenizer(told)["input_ids"])
+    with another_patch(modes):
+        text, out = generate(told, "<think>\n", thinking_budget=tokens)
+    assert text.startswith(told + ("\n" * (not end.endswith("\n"))) + "</think>\n\n so")
+    assert out.fired.tolist() == [[1]] and out.spans[0][0][3] == "rule"
 
 
 ENDS = [".\n</think>\n\n", "</think>\n", ".</think>", "\n</think>\n\n", " </think>", ".\n\n</think>\n\n", ")</think>"]

@@ -18,7 +18,11 @@ GATE = {"gate": {"a": 8, "b": 9}, "when": {"at": 0}}
 REFUSED = [
     ({"program": "budget"}, TypeError, "program must be an adapt_kernels.Program"),
     ({"program": [CAP, None]}, TypeError, "a row's program must be a Program"),
-    ({"program": [None] * 3}, ValueError, r"program must have one entry per row \(2 = 2 prompts x 1 samples\); got 3"),
+    (
+        {"program": [None] * 3},
+        ValueError,
+        r"program must be one value, or one per row \(2 = 2 prompts x 1 samples\); got shape \(3,\)",
+    ),
     ({"program": program({"bias": 16, "by": "ban", "when": {}})}, ValueError, "token id 16 is outside the vocabulary"),
     ({"program": program({"force": [99, 2], "when": {"at": 1}})}, ValueError, "token id 99 is outside the vocabulary"),
     ({"program": program(CAP), "rng": "hf"}, ValueError, "program draws from a stream of each row, and rng='hf'"),
@@ -50,7 +54,7 @@ REFUSED = [
     (
         {"program": program(CAP), "program_inputs": {"x": [1, 2, 3]}},
         ValueError,
-        r"program_inputs\['x'\] must have one entry per row",
+        r"program_inputs\['x'\] must be one value, or one per row",
     ),
     (
         {"program": program({"force": [], "stop": True, "when": {"at": 1}}), "min_new_tokens": 3},

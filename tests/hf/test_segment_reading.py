@@ -64,9 +64,9 @@ def test_the_first_call_proves_a_model_and_later_ones_share_from_the_start():
     unpatched = model.generate(**call())
     settle = layouts.LayoutChoice.settle
 
-    def counted(self, layout, *rest):
+    def counted(self, plan, layout, *rest):
         proofs.append(layout.proof is not None and layout.proof.begun)
-        return settle(self, layout, *rest)
+        return settle(self, plan, layout, *rest)
 
     with ak.patched(model, MODES), pytest.MonkeyPatch.context() as patch:
         patch.setattr(layouts.LayoutChoice, "settle", counted)

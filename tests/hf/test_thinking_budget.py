@@ -132,31 +132,58 @@ def test_stop_strings_sleep_inside_the_thought(plan, more):
     assert run(wishes, spans=spans, thinking_budget=9, **stops)[0] == [[8, 9]]
 
 
+class Tags:
+    """A tokenizer of few words."""
+
+    unk_token_id = None
+    texts = {"<think>": 1, "</think>": 2, "\n": 3, ".\n\n": 4, "<tool_call>": 7, "<short>": 12, " a": 8, "b ": 9}
+
+    def get_vocab(self):
+        return dict(self.texts)
+
+    def get_added_vocab(self):
+        return {text: token for text, token in self.texts.items() if text[0] == "<"}
+
+    def encode(self, text, add_special_tokens=False):
+        return [3, 2] if text == "\n</think>" else [self.texts[text]]
+
+    def decode(self, ids):
+        return {token: text for text, token in self.texts.items()}[ids[0]]
+
+    def convert_ids_to_tokens(self, ids):
+        return ["?" for _ in ids]
+
+
 def test_presets_and_saved_modes_tell_the_span(tmp_path):
-    class Tags:
-        unk_token_id = None
-        texts = {"<think>": [1], "</think>": [2], "<tool_call>": [7], "<short>": [12], "\n": [3]}
-
-        def get_vocab(self):
-            return {text: ids[0] for text, ids in self.texts.items()}
-
-        def get_added_vocab(self):
-            return self.get_vocab()
-
-        def encode(self, text, add_special_tokens=False):
-            return self.texts[text]
-
-        def decode(self, ids):
-            return {ids[0]: text for text, ids in self.texts.items()}[ids[0]]
-
-        def convert_ids_to_tokens(self, ids):
-            return ["?" for _ in ids]
-
     modes = ak.Modes.preset("thinkless", Tags())
     modes.save_pretrained(tmp_path)
     for given in (modes, ak.Modes.from_pretrained(tmp_path)):
         assert run("8 8 . 8 6", (9, 1), thinking_budget=2, modes=given)[0] == [[8, 8, 2, 8, 6]]
         assert run("8 7 8 8 6", (9, 1), thinking_budget=2, modes=given)[0] == [[8, 7, 8, 8, 6]]
+
+
+@pytest.mark.parametrize(("plan", "more"), PLANS)
+def test_white_space_that_the_thought_ends_with_is_not_written_twice(plan, more, tmp_path):
+    """`.\\n\\n` and a closing of `\\n</think>`: SGLang's processor compares ids, and so writes a second line's end."""
+    slow = ak.Mode("<think>", max_new_tokens=30, closing="\n</think>")
+    modes = ak.Modes.from_tokenizer(Tags(), fast="<short>", slow=slow)
+    assert modes.prompt_tokens.endings == (("\n", (3,)), (".\n\n", (4,)))
+    modes.save_pretrained(tmp_path)
+    for given in (modes, ak.Modes.from_pretrained(tmp_path)):
+        own = {"modes": given, "eos_token_id": None, **more}
+        for wishes, written in (
+            ("8 4 . 10 8", [8, 4, 2, 10, 8]),
+            ("8 3 . 10 8", [8, 3, 2, 10, 8]),
+            ("8 8 . . 10", [8, 8, 3, 2, 10]),
+            ("4 9 . . 10", [4, 9, 3, 2, 10]),
+        ):
+            rows, out = run(wishes, (9, 1), thinking_budget=2, **own)
+            assert rows == [written] and out.spans == [[("think", 0, written.index(2), "rule")]]
+            assert out.stats.plan == plan
+    # Nobody knows the white space of ids alone.
+    plain = ak.Modes(fast=12, slow=ak.Mode(1, max_new_tokens=30, closing=(3, 2), close=2))
+    rows, _ = run("8 4 . . 10", (9, 1), thinking_budget=2, modes=plain, eos_token_id=None, **more)
+    assert rows == [[8, 4, 3, 2, 10]]
 
 
 REFUSED = [
@@ -165,7 +192,7 @@ REFUSED = [
     ({"thinking_budget": True}, TypeError, "thinking_budget must be a number of tokens, or one .* got True"),
     ({"thinking_budget": 2.5}, TypeError, "thinking_budget must be a number of tokens, or one .* got 2.5"),
     ({"thinking_budget": "64"}, TypeError, "thinking_budget must be a number of tokens, or one .* got '64'"),
-    ({"thinking_budget": [1, 2, 3]}, ValueError, "thinking_budget must have one entry per row .* got 3"),
+    ({"thinking_budget": [1, 2, 3]}, ValueError, "thinking_budget must be one value, or one per row .* got shape"),
     ({"thinking_budget": 4, "num_beams": 2}, ValueError, "thinking_budget cannot be honoured by this call: beam"),
 ]
 

@@ -180,7 +180,7 @@ class TestChangedLoop:
 
     def test_keeps_every_row(self, unknown, monkeypatch):
         """Then nothing was shown of rows that leave."""
-        monkeypatch.setattr("adapt_kernels.hf.call.generate.whole_batch_reason", lambda *args: "of a test")
+        monkeypatch.setattr("adapt_kernels.hf.call.plan.whole_batch_reason", lambda *args: "of a test")
         with pytest.warns(UserWarning, match="failed: it kept every row: of a test"):
             ak.patch(build("llama"), MODES)
 

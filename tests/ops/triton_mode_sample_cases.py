@@ -207,3 +207,24 @@ class TestClasses:
             "class_bias": torch.tensor([[0.0, 1.0, -INF], [0.0, 0.0, 0.0], [0.5, -2.0, 0.0], [0.0, -INF, -INF]]),
         }
         check(logits, class_edits=tuple(edits.values()), top_p=0.9)
+
+    @pytest.mark.parametrize(("dtype", "stride"), [("bf16", 1024), ("fp16", 1024), ("fp32", 1024), ("bf16", 1001)])
+    def test_edits_in_the_one_read(self, dtype, stride):
+        """Straddling ends of the classed ids, idle rows, class 0, and what a product and a sum cannot say."""
+        x = torch.randn(6, stride, generator=torch.Generator().manual_seed(2))[:, :1000]
+        x[1, 100], x[1, 101], x[1, 102], x[1, 140], x[4, 7], x[5, 650] = NAN, INF, -INF, NAN, INF, -INF
+        x[5, 300:310] = -INF
+        classes = torch.zeros(933, dtype=torch.uint8)
+        classes[torch.tensor([3, 100, 101, 102, 140, 300, 650, 931, 932])] = 1
+        classes[[7, 640, 900]] = 2
+        scale = torch.tensor([[1, 1, 1], [1, 0, -2], [1, 1, 1], [0.5, 1, 1], [1, 1, 0], [1, -1, 1.5]])
+        bias = torch.tensor([[0, -INF, 3.1], [0, -INF, 0.3], [0, 0, 0], [0.7, -INF, 2], [0, INF, 0], [0, 1, -1]])
+        check(x.to(DTYPES[dtype]), class_edits=(classes, scale, bias), temperature=0.7)
+        check(x.to(DTYPES[dtype]), class_edits=(classes, scale, bias), top_k=9, modes=(3, None), at_mode=True)
+
+    def test_idle_classes_leave_the_bits(self):
+        x = spread_rows(1500, torch.bfloat16)
+        edits = (torch.ones(1500, dtype=torch.uint8), torch.ones(8, 2), torch.zeros(8, 2))
+        idle, _ = sample(x, class_edits=edits, temperature=0.8)
+        none, _ = sample(x, temperature=0.8)
+        assert all(torch.equal(a, b) for a, b in zip(idle, none, strict=True))

@@ -105,7 +105,7 @@ def step_of(run, slots, batch, step, committed, log):
     late = answer(run, run.wanted_probes(decision, drawn), slots, batch, step)
     tokens, ends, replaced = run.settle(decision, drawn)
     own = [run.compiled.first_rule[p] if p is not None else 0 for p in [o[0] if o else None for o in run._of_rows]]
-    own = [own[int(r)] for r in run.slots]
+    own = [own[int(r)] for r in run.slots.host]
     for slot, row in enumerate(slots):
         if not run.rows.alive[slot]:
             continue

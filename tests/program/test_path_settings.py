@@ -106,6 +106,22 @@ def test_confidence_leaves_out_what_cannot_be_drawn():
     assert torch.equal(both[0][0], both[1][0]) and torch.equal(both[0][1], both[1][1])
 
 
+def test_a_row_s_statistics_do_not_see_other_rows():
+    logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)) * 4
+    logits[1, 7], logits[2, 5], logits[3] = NAN, -math.inf, -math.inf
+    tokens = torch.tensor([3, 9, 5, 0])  # the third was forced where the model has nothing
+    confidence, drawn = own_statistics(logits, tokens, 20, True)
+    for row in range(3):
+        alone = own_statistics(logits[row : row + 1], tokens[row : row + 1], 20, True)
+        assert alone[0] == confidence[row] and alone[1] == drawn[row]
+    clean = logits[:3].double().masked_fill(logits[:3].isnan(), -math.inf)
+    expected = clean.log_softmax(1)
+    # The native pass returns float32.
+    assert torch.allclose(confidence[:3], -expected.topk(20, 1).values.mean(1), rtol=0, atol=2e-6)
+    assert torch.allclose(drawn[:2], expected.gather(1, tokens[:2, None])[:2, 0], rtol=0, atol=2e-6)
+    assert drawn[2] == -math.inf and confidence[3].isnan()
+
+
 @pytest.mark.parametrize("columns", [3, 128, 700, 5000])
 def test_top_values(columns):
     logits = torch.randn(5, columns, generator=torch.Generator().manual_seed(columns)).round(decimals=1)  # ties

@@ -24,11 +24,12 @@ def test_command_compares_models(tmp_path):
     done = run("--config", tmp_path / "eval.yaml", "--out", tmp_path / "out", "--seed", 23)
     assert done.exit_code == 0, done.output
     rows = rows_of(tmp_path / "out/frontier.csv")
-    assert list(rows[0]) == ["model", "bias", "p_fast", "accuracy", "mean_tokens", "random_choice"]
+    assert list(rows[0]) == ["model", "bias", "p_fast", "accuracy", "mean_tokens", "random_choice", "gain_error"]
     assert [(row["model"], float(row["bias"])) for row in rows] == [(m, b) for m in ("sft", "rl") for b in (-4, 0, 4)]
     for model in ("sft", "rl"):
         shares = [float(row["p_fast"]) for row in rows if row["model"] == model]
         assert shares == sorted(shares) and 0 < shares[0] < shares[-1] < 1
+    assert all(0 <= float(row["gain_error"]) < 0.1 for row in rows)
     by_difficulty = rows_of(tmp_path / "out/difficulty.csv")
     assert [(row["model"], int(row["difficulty"]), int(row["problems"])) for row in by_difficulty] == [
         (model, k, 20) for model in ("sft", "rl") for k in range(1, 9)

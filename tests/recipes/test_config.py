@@ -5,12 +5,13 @@ from dataclasses import fields
 
 import pytest
 
-from adapt_recipes.config import SHIPPED, load_config, parse_settings, shipped_configs
+from adapt_recipes.config import SHIPPED, load_config, named, parse_settings, raw_settings, shipped_configs
 from adapt_recipes.evaluation.compare import EvalConfig
+from adapt_recipes.training.adapter_config import AdapterConfig
 from adapt_recipes.training.rl_config import RlConfig
 from adapt_recipes.training.sft_config import SftConfig
 
-DEFAULTS = {"sft": SftConfig, "rl": RlConfig, "eval": EvalConfig}
+DEFAULTS = {"sft_smollm2": AdapterConfig, "sft": SftConfig, "rl": RlConfig, "eval": EvalConfig}
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
@@ -23,6 +24,14 @@ def test_every_shipped_file_loads():
     assert set(DEFAULTS) < set(kinds)
     for name, kind in kinds.items():
         assert isinstance(load_config(kind, name), kind)
+
+
+def test_a_command_finds_its_own_file():
+    assert [named(command, "smollm2") for command in ("sft", "rl", "eval")] == [
+        "sft_smollm2", "rl_smollm2", "eval_smollm2",
+    ]  # fmt: skip
+    assert named("rl", "sft") == "sft" and named("rl", "mine.yaml") == "mine.yaml" and named("rl", None) is None
+    assert raw_settings("sft_smollm2")["base"] == "smollm2" and raw_settings(None) == {}
 
 
 def test_options_go_over_the_file(tmp_path):

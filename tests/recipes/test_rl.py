@@ -80,7 +80,7 @@ def mode_outside(folder):
     ],
 )
 def test_bad_settings_fail_before_the_model_loads(monkeypatch, tmp_path, settings, spoil, said):
-    monkeypatch.setattr(rl, "load_model", no_model)
+    monkeypatch.setattr(rl, "load_trainable", no_model)
     if spoil is not None:
         shutil.copytree(ar.checkpoint_path("sft"), tmp_path / "model")
         spoil(tmp_path / "model")
@@ -95,13 +95,14 @@ def test_bad_settings_fail_before_the_model_loads(monkeypatch, tmp_path, setting
     [
         (["--set", "gamma=1.5"], "gamma is an accuracy, from 0 to 1, got 1.5"),
         (["--set", "samples=1"], "samples must be at least 2, got 1"),
+        (["--set", "passes=3"], "passes must divide the 256 answers of a step (prompts x samples), got 3"),
         (["--scheme", "grppo"], "scheme must be one of 'separate', 'reference'"),
         (["--set", "gama=1"], "unknown key gama; allowed: model, fast"),
         (["--config", "absent"], "no shipped configuration is named 'absent'"),
     ],
 )
 def test_command_errors_are_one_line(monkeypatch, tmp_path, options, text):
-    monkeypatch.setattr(rl, "load_model", no_model)
+    monkeypatch.setattr(rl, "load_trainable", no_model)
     done = CliRunner().invoke(commands.app, ["train", "rl", "--out", str(tmp_path / "out"), *options])
     assert done.exit_code == 2 and "Traceback" not in done.output
     assert text in done.output and len(done.output.strip().splitlines()) == 1

@@ -122,3 +122,38 @@ def test_an_adapter_on_the_head_is_refused(tmp_path):
     config = peft.LoraConfig(**{**LORA, "target_modules": ["q_proj", "lm_head"]})
     with pytest.raises(ValueError, match=r"PEFT adapter to `lm_head` is not supported"):
         make_trainer(tmp_path, make_model(tie_word_embeddings=False), peft_config=config)
+
+
+@pytest.mark.parametrize("name", SET_UPS)
+def test_merged_rollouts_are_the_same_and_leave_every_weight_as_it_was(tmp_path, name):
+    def rolled_out(merge):
+        trainer, parameters = with_adapter(tmp_path, name, merge_adapter=merge)
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        before = {key: value.clone() for key, value in trainer.model.named_parameters()}
+        merged, generate = [], trainer.model.get_base_model().generate
+
+        def seen(*args, **kwargs):
+            merged.extend(m.merged for m in trainer.model.modules() if isinstance(m, peft.tuners.lora.LoraLayer))
+            return generate(*args, **kwargs)
+
+        trainer.model.get_base_model().generate = seen
+        batch = first_batch(trainer)
+        after = dict(trainer.model.named_parameters())
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+        assert set(merged) == {merge}
+        assert not any(getattr(module, "merged", False) is True for module in trainer.model.modules())
+        return batch
+
+    plain, merged = rolled_out(False), rolled_out(True)
+    assert torch.equal(plain["completion_ids"], merged["completion_ids"])
+    # The products are summed in another order.
+    torch.testing.assert_close(plain["old_logprobs"], merged["old_logprobs"], rtol=1e-4, atol=1e-5)
+
+
+def test_merging_needs_an_adapter(tmp_path):
+    trainer = make_trainer(tmp_path, make_model(), merge_adapter=True)
+    with pytest.raises(ValueError, match="merge_adapter=True needs a PEFT model"):
+        first_batch(trainer)

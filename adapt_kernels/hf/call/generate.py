@@ -3,124 +3,16 @@
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import torch
-from transformers.utils import ModelOutput
-
-from adapt_kernels.hf.call.arguments import by_name, eos_ids, prompt_in
-from adapt_kernels.hf.call.keep import KEEP, checked_thoughts, draws
-from adapt_kernels.hf.call.paths import check_paths
-from adapt_kernels.hf.call.plan import no_append_reason, original_reason, own_loop_reason, whole_batch_reason
-from adapt_kernels.hf.call.programs import has_probes, program_run
+from adapt_kernels.hf.call.arguments import by_name
+from adapt_kernels.hf.call.generate_call import OWN_ARGUMENTS, GenerateCall
+from adapt_kernels.hf.call.plan import loop_plan, own_loop_reason
 from adapt_kernels.hf.call.state import STATES
-from adapt_kernels.hf.kv.prompts import ROW_INPUTS, prompt_of_row
 from adapt_kernels.hf.loop.decode_loop import decode
-from adapt_kernels.hf.outputs import GenerateStats
 from adapt_kernels.program.paths import Paths
-from adapt_kernels.program.request import MODE_ARGUMENTS, ModeRequest, RowRequest
-from adapt_kernels.program.run import ProgramRun
-from adapt_kernels.program.steer_request import STEER_ARGUMENTS, SteerRequest
-from adapt_kernels.prompt_spans import PromptSpans, prompt_spans
+from adapt_kernels.program.request import ModeRequest
+from adapt_kernels.program.steer_request import SteerRequest
 
-_ARGUMENTS = (*MODE_ARGUMENTS, *STEER_ARGUMENTS, "paths", KEEP)
-_ACTIVE: ContextVar["GenerateCall | None"] = ContextVar("adapt_kernels_generate_call", default=None)
-
-
-class GenerateCall:
-    """State of one running `generate` call. arguments: all but ours, by name."""
-
-    def __init__(
-        self, model, state, request: ModeRequest, steer: SteerRequest, paths: Paths | None, keep, arguments: dict
-    ):
-        self.paths, self.no_append = paths, None
-        self.model, self.modes, self.request, self.arguments = model, state.modes, request, arguments
-        self.steer, self.keep, self.thoughts = steer, keep, None
-        self.programs: ProgramRun | None = None
-        self.state = state
-        self.eos_ids = eos_ids(model.generation_config)
-        self.rows: RowRequest | None = None
-        self.prompt: PromptSpans | None = None
-        self.prompt_length: int | None = None
-        self.stats: GenerateStats | None = None
-
-    def plan(self, config) -> None:
-        """Choose the plan and check the request against it and the batch; raises before anything is computed.
-
-        config: the merged GenerationConfig.
-        """
-        arguments = self.arguments
-        for name in _ARGUMENTS:
-            # A GenerationConfig takes any name, and nobody would look at it.
-            if getattr(arguments.get("generation_config"), name, None) is not None:
-                raise ValueError(f"{name} is no setting of a GenerationConfig: pass it to generate, {name}=...")
-        reason = original_reason(self.model, config, arguments)
-        if reason is not None:
-            self.use_original(reason)
-            return
-        if self.paths is not None:
-            check_paths(self.paths, self.model, config, arguments, self.request)
-        if self.request.return_logprobs and not config.return_dict_in_generate:
-            raise ValueError("return_logprobs=True needs return_dict_in_generate=True: the log-probs are out.logprobs")
-        prompt = prompt_in(arguments)
-        batch = 1 if prompt is None else prompt.shape[0]
-        samples = config.num_return_sequences or 1
-        device = self.model.device if prompt is None else prompt.device
-        written = prompt is not None and prompt.ndim == 2
-        ids = prompt if written else torch.zeros(batch, 0, dtype=torch.long, device=device)
-        self.eos_ids |= eos_ids(config)
-        prompt_of = prompt_spans(self.modes, ids, arguments.get("attention_mask"), self.eos_ids)
-        if self.request.gated:
-            self._check_none_entered(prompt_of)
-        self.prompt = prompt_of.repeat(samples)
-        prompts = None
-        if self.request.mode == "balanced" and samples == 1 and prompt is not None:
-            given = [arguments[name] for name in ROW_INPUTS if arguments.get(name) is not None]
-            prompts = prompt_of_row([tensor for tensor in (prompt, *given) if len(tensor) == batch])
-        random = config.do_sample or self.request.fast_prob is not None or draws(self.keep)
-        random = random or (self.paths is not None and self.paths.score == "random")
-        self.thoughts = checked_thoughts(self, prompt, ids, samples)
-        asked = (self.model, self.state, self.steer, self.request)
-        self.programs = program_run(*asked, ids, arguments.get("attention_mask"), samples, config, self.eos_ids)
-        # Last: a refused call must not have moved torch's generator.
-        self.rows = self.request.spread(batch, samples, random, prompts)
-
-    def _check_none_entered(self, prompt: PromptSpans) -> None:
-        some = prompt.entered >= 0
-        if not some.any():
-            return
-        whole = some & (prompt.entered < len(self.modes))
-        first = int((whole if whole.any() else some).nonzero()[0])
-        mode = int(prompt.entered[first])
-        what = "the modes, in part" if mode == len(self.modes) else f"mode {self.modes.names[mode]!r}"
-        raise ValueError(
-            f"prompt {first} already ends in the tokens of {what}, so no mode is left to choose: use a chat template"
-            " that does not prefill it, or leave out mode, mode_bias and fast_prob"
-        )
-
-    @property
-    def planned(self) -> bool:
-        return self.rows is not None or self.stats is not None
-
-    def use_original(self, reason: str) -> None:
-        """Take plan "original". Raises ValueError if the request cannot be honoured by it."""
-        given = self.request.given_arguments() + self.steer.given_arguments()
-        given += ["paths"] * (self.paths is not None) + [KEEP] * (self.keep is not None)
-        limited = [name for name in self.modes if self.modes[name].max_new_tokens is not None]
-        if given or limited:
-            what = ", ".join(given) or f"Mode.max_new_tokens of {', '.join(map(repr, limited))}"
-            raise ValueError(
-                f"{what} cannot be honoured by this call: {reason}. Change that, or call it on the unpatched model"
-            )
-        self.stats = GenerateStats("original", reason)
-
-    def finish(self, output):
-        """The output of a call, with modes and stats when it is Hugging Face's own."""
-        if self.stats.plan == "original" and isinstance(output, ModelOutput):
-            output.stats, output.mode_probs, output.modes = self.stats, None, None
-            if self.prompt_length is not None:
-                before, new = output.sequences.tensor_split([self.prompt_length], dim=1)
-                entered = prompt_spans(self.modes, before, eos_ids=self.eos_ids).modes.to(new.device)
-                output.modes = torch.where(entered >= 0, entered, _opened_modes(self.modes, new))
-        return output
+_ACTIVE: ContextVar[GenerateCall | None] = ContextVar("adapt_kernels_generate_call", default=None)
 
 
 class ModeGenerate:
@@ -200,7 +92,7 @@ class ModeGenerate:
         call = GenerateCall(self, state, request, steer, paths, kv_keep, by_name(super().generate, args, kwargs))
         reason = own_loop_reason(self.original_class, call.arguments) or state.loop.reason
         if reason is not None:
-            call.use_original(reason)
+            call.leave_to_huggingface(reason)
         with _running(state, call):
             output = super().generate(*args, **kwargs)
         state.last_stats = call.stats
@@ -208,7 +100,7 @@ class ModeGenerate:
 
     def generate_batch(self, *args, **kwargs):
         """Hugging Face's continuous batching, which drops arguments it does not know: ours raise ValueError."""
-        given = [name for name in _ARGUMENTS if kwargs.get(name) is not None]
+        given = [name for name in OWN_ARGUMENTS if kwargs.get(name) is not None]
         modes = STATES[self].modes
         given += [f"Mode.max_new_tokens of {name!r}" for name in modes if modes[name].max_new_tokens is not None]
         if given:
@@ -222,8 +114,8 @@ class ModeGenerate:
         # Hugging Face merges the settings before it computes anything: here the call can be planned, or refused.
         config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
         call = self._own_call()
-        if call is not None and not call.planned:
-            call.plan(config)
+        if call is not None and call.plan.undecided:
+            call.decide(config)
         return config, model_kwargs
 
     def _sample(
@@ -237,9 +129,9 @@ class ModeGenerate:
         **model_kwargs,
     ):
         call = self._own_call()
-        if call is not None and synced_gpus and call.stats is None:
-            call.use_original("synced_gpus: all ranks must run the same number of forwards")
-        if call is None or call.stats is not None:
+        if call is not None and synced_gpus and not call.plan.original:
+            call.leave_to_huggingface("synced_gpus: all ranks must run the same number of forwards")
+        if call is None or call.plan.original:
             return super()._sample(
                 input_ids,
                 logits_processor=logits_processor,
@@ -249,12 +141,9 @@ class ModeGenerate:
                 streamer=streamer,
                 **model_kwargs,
             )
-        config, rows = generation_config, len(input_ids)
-        reason = whole_batch_reason(self, call, config, logits_processor, rows, model_kwargs)
-        if (call.paths is not None and call.paths.own_function) or has_probes(call.programs):
-            call.no_append = no_append_reason(self, config, model_kwargs)
-        processors_and_criteria = logits_processor, stopping_criteria
-        return decode(self, call, reason, input_ids, *processors_and_criteria, config, streamer, model_kwargs)
+        inputs = input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
+        call.plan = loop_plan(self, call, generation_config, logits_processor, len(input_ids), model_kwargs)
+        return decode(self, call, *inputs)
 
     def _prepare_generated_length(self, *args, **kwargs):
         # Whatever loop comes next, the prompt has its final width here.
@@ -266,19 +155,6 @@ class ModeGenerate:
     def _own_call(self) -> GenerateCall | None:
         call = _ACTIVE.get()
         return call if call is not None and call.model is self else None
-
-
-def _opened_modes(modes, new_tokens) -> torch.Tensor:
-    """[rows] int8: the mode whose tokens the new tokens start with, -1 = none."""
-    found = torch.full((new_tokens.shape[0],), -1, dtype=torch.int8, device=new_tokens.device)
-    if None in modes.token_ids and new_tokens.shape[1]:
-        found.fill_(modes.token_ids.index(None))
-    for index, name in enumerate(modes):
-        ids = modes[name].ids
-        if ids is not None and len(ids) <= new_tokens.shape[1]:
-            starts = (new_tokens[:, : len(ids)] == torch.tensor(ids, device=new_tokens.device)).all(1)
-            found = found.masked_fill(starts, index)
-    return found
 
 
 @contextmanager

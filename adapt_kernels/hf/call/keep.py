@@ -2,10 +2,10 @@
 
 import torch
 
-from adapt_kernels.hf.call.programs import delimiters, vocab_size
+from adapt_kernels.hf.call.programs import vocab_size
 from adapt_kernels.program.keep import KeepKV
 from adapt_kernels.program.program import Program
-from adapt_kernels.program.steer_request import RowPrograms, reply_tails, thought_spans
+from adapt_kernels.program.steer_request import delimiters, reply_tails, thought_spans
 from adapt_kernels.program.thoughts import ThoughtFlags
 
 KEEP = "kv_keep"
@@ -34,7 +34,7 @@ def checked_thoughts(call, prompt, ids, samples: int) -> ThoughtFlags | None:
     program = Program.from_dict({"spans": spans, "rules": []})
     told = state.modes.prompt_tokens
     turns = {*call.eos_ids, *(() if told is None else told.turns)}
-    tails = reply_tails(ids, mask, turns, delimiters(RowPrograms([[program]], {})))
+    tails = reply_tails(ids, mask, turns, delimiters([program]))
     return ThoughtFlags(program, [tail for tail in tails for _ in range(samples)], vocab_size(call.model), ids.device)
 
 

@@ -10,12 +10,14 @@ from transformers import cache_utils
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerationMixin
 
+from adapt_kernels.hf.call.programs import has_probes
 from adapt_kernels.hf.compat import CACHE, CACHE_NAMES, existing
 from adapt_kernels.hf.kv.batch import NO_CACHE
 from adapt_kernels.hf.kv.cached import cache_of, training_state
 from adapt_kernels.hf.kv.prompts import ROW_INPUTS
 from adapt_kernels.hf.loop.processors import ROWWISE_PROCESSORS
 from adapt_kernels.hf.model_hooks import ModelHooks
+from adapt_kernels.hf.plan import Plan
 from adapt_kernels.hf.row_hooks import row_hook_reason
 
 
@@ -62,6 +64,15 @@ _REORDERABLE_LAYERS = existing(
     *("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer", "LinearAttentionLayer"),
     *("LinearAttentionAndFullAttentionLayer", "LinearAttentionAndSlidingWindowAttentionLayer"),
 )
+
+
+def loop_plan(model, call, config, processors, rows: int, model_kwargs) -> Plan:
+    """The plan with which the loop of a call begins; what its prefill shows may change it."""
+    plan, asks = call.plan, call.paths is not None and call.paths.own_function
+    if asks or has_probes(call.programs):
+        plan = plan.without_appending(no_append_reason(model, config, model_kwargs) or "")
+    reason = whole_batch_reason(model, call, config, processors, rows, model_kwargs)
+    return plan if reason is None else plan.keeping_the_batch(reason)
 
 
 def whole_batch_reason(model, call, config, processors, rows: int, model_kwargs) -> str | None:

@@ -43,7 +43,7 @@ def program_run(
     )
     told = state.modes.prompt_tokens
     turns = {*eos_ids, *(() if told is None else told.turns)}
-    tails = reply_tails(prompt, mask, turns, delimiters(asked))
+    tails = reply_tails(prompt, mask, turns, asked.delimiters())
     run.begin([tail for tail in tails for _ in range(samples)])
     if request.gated:
         _check_no_choice(run, request)
@@ -86,10 +86,3 @@ def vocab_size(model) -> int:
     head = model.get_output_embeddings()
     size = model.config.get_text_config().vocab_size
     return size if getattr(head, "weight", None) is None else max(size, head.weight.shape[0])
-
-
-def delimiters(asked: RowPrograms) -> set[int]:
-    """Ids with which spans open, close or break."""
-    spans = [span for own in asked.programs for program in own for span in program.span_tokens.values()]
-    automata = [each for span in spans for each in (span.open, span.close, span.breaks) if each is not None]
-    return {token for each in automata for token in each.classes}

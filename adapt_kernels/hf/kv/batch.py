@@ -8,7 +8,7 @@ from transformers.cache_utils import DynamicCache
 from adapt_kernels.hf.compat import CACHE_NAMES
 from adapt_kernels.hf.kv.allotment import Allotment
 from adapt_kernels.hf.kv.cached import cache_of, cached_tokens, given_width, training_state
-from adapt_kernels.hf.kv.layouts import LayoutChoice
+from adapt_kernels.hf.kv.layouts import LayoutChoice, RowsLayout
 from adapt_kernels.hf.kv.prompts import first_rows, select_rows
 from adapt_kernels.hf.kv.random_draws import drawn_from, random_states
 from adapt_kernels.hf.kv.rebuilt_cache import RebuiltCache, Witness, rebuild
@@ -26,6 +26,7 @@ from adapt_kernels.hf.kv.shared_prompts import SharedPromptLayer
 from adapt_kernels.hf.kv.whole_batch import WholeBatch
 from adapt_kernels.hf.model_hooks import ModelHooks
 from adapt_kernels.hf.outputs import cache_bytes
+from adapt_kernels.hf.plan import Plan
 from adapt_kernels.ops.branch import branch
 
 NO_CACHE = "the model's output carries no cache"
@@ -34,10 +35,8 @@ NO_CACHE = "the model's output carries no cache"
 class BranchedBatch(WholeBatch):
     """Plan "full": one prefill per distinct prompt, slots ordered by mode, KV in segments, finished rows leave."""
 
-    plan = "full"
-
-    def __init__(self, model, config, input_ids, model_kwargs, call, most_new: int):
-        super().__init__(model, config, input_ids, model_kwargs)
+    def __init__(self, model, config, input_ids, model_kwargs, plan: Plan, call, most_new: int):
+        super().__init__(model, config, input_ids, model_kwargs, plan)
         self._prompt_length, self._compact_at = input_ids.shape[1], call.request.compact_at
         self._prompts = self.prompts
         self._first = first_rows(self._prompts)
@@ -47,11 +46,11 @@ class BranchedBatch(WholeBatch):
         self._shared, self._expanded = len(self._first) < self._rows, False
         self._virtual = False  # whether the cache holds more positions than the mask
         self._others = False  # whether the cache has layers that are not segmented
-        self._slots = torch.arange(self._rows)  # the row of each slot, on the CPU
         self._device = input_ids.device
         mask = model_kwargs.get("attention_mask")
         faults = call.state.reading_faults
         self._choice = LayoutChoice(call.request.kv_layout, model, faults, self._first, self._rows, mask, self._device)
+        self.plan = self._choice.at_first(plan)
 
     def prefill(self, input_ids):
         if self._shared:
@@ -59,31 +58,33 @@ class BranchedBatch(WholeBatch):
             input_ids = input_ids[self._first.to(self._device)]
         generators = random_states(self._device) if self._model.training else None
         outputs = None
-        with self._choice.watching(cache_of(self.kwargs)) as marks, self._hooks.first():
+        with self._choice.watching(self.plan, cache_of(self.kwargs)) as marks, self._hooks.first():
             outputs = super().prefill(input_ids)
         if self._hooks.changes:
             if not torch.is_inference_mode_enabled():
                 self._call.state.changing_hooks |= self._hooks.handles
-            self.declined = self._hooks.reason()
-            return outputs
+            return self._declined(self._hooks.reason(), outputs)
         if generators is not None and drawn_from(generators, self._device):
-            self.declined = "the model is in training mode and draws random numbers for the whole batch"
-            return outputs
+            return self._declined("the model is in training mode and draws random numbers for the whole batch", outputs)
         cache, returned = cache_of(self.kwargs), cache_of(outputs)
         if returned not in (None, cache) or not cache_bytes(cache):
             # The model may keep its states in fields of its output that nobody can reorder.
             self._call.state.no_cache = training_state(self._model)
-            self.declined = NO_CACHE
-            return outputs
+            return self._declined(NO_CACHE, outputs)
         self._virtual = cached_tokens(self.kwargs) not in (0, given_width(input_ids, self._prompt_kwargs))
         if self._virtual:
-            self._choice.refuse_virtual_tokens()
-        self._layout = self._choice.choose(marks, cache, self._prompt_length, self._compact_at)
+            self.plan = self._choice.without_virtual_tokens(self.plan)
+        self.plan, self._layout = self._choice.choose(self.plan, marks, cache, self._prompt_length, self._compact_at)
         limits = (self._layout.kept_prompt, self._most_new - 1)
         self._allotment = Allotment(self._call.modes, self._call.state.recent_lengths, *limits)
         self._allotment.check_memory(self._call.rows.forced_mode, bytes_per_position(cache), self._device)
         segment(cache, self._layer)
         self._others = not all(isinstance(layer, SegmentedLayer) for layer in cache.layers)
+        return outputs
+
+    def _declined(self, reason: str, outputs):
+        """The batch cannot go on, and its cache cannot be cropped."""
+        self.plan = self.plan.keeping_the_batch(reason).without_appending(reason)
         return outputs
 
     def restart(self) -> dict:
@@ -103,9 +104,10 @@ class BranchedBatch(WholeBatch):
     def settle(self) -> None:
         """A model that turns out not to read shared prompts rightly goes on with rows of its own."""
         cache = cache_of(self.kwargs)
-        layout = self._choice.settle(self._layout, cache, self._prompt_length)
-        if layout is not self._layout:
-            self._layout, self._allotment = layout, self._allotment.behind(layout.kept_prompt)
+        plan = self._choice.settle(self.plan, self._layout, cache)
+        if plan is not self.plan:
+            self.plan, self._layout = plan, RowsLayout(self._prompt_length)
+            self._allotment = self._allotment.behind(self._layout.kept_prompt)
             cache.layers = [self._layer(x.detach()) if isinstance(x, SharedPromptLayer) else x for x in cache.layers]
 
     def row_logits(self, outputs, device):
@@ -119,23 +121,10 @@ class BranchedBatch(WholeBatch):
         stay = self._virtual or self._call.state.rows_stay
         return not (stay and self._config.return_dict_in_generate)
 
-    def take(self, per_row):
-        return per_row if self.row_of_slot is None else per_row[self.row_of_slot]
-
-    def spread(self, per_slot, elsewhere):
-        if self.row_of_slot is None or per_slot is None:
-            return per_slot
-        full = per_slot.new_zeros(self._rows)
-        if elsewhere is not None:
-            full[...] = elsewhere
-        return full.index_copy_(0, self.row_of_slot, per_slot)
-
     def of_rows(self, per_slot):
         if self._shared and not self._expanded:
             return per_slot[self._on_device(self._prompts)]
-        if self.row_of_slot is None:
-            return per_slot
-        return per_slot.new_zeros(self._rows, *per_slot.shape[1:]).index_copy_(0, self.row_of_slot, per_slot)
+        return self.slots.spread(per_slot, 0)
 
     def cached_slots(self, per_slot):
         return per_slot if self._expanded else per_slot[self._on_device(self._first)]
@@ -164,10 +153,10 @@ class BranchedBatch(WholeBatch):
             self._observe_bytes()
         else:
             # The last row leaves with the end of the call.
-            changed = len(self._slots) > 1 and self._compact(gone, at_once)
+            changed = len(self.slots) > 1 and self._compact(gone, at_once)
         if at_once and changed:
             give_back(cache_of(self.kwargs))
-        self.row_steps += len(self._slots)
+        self.row_steps += len(self.slots)
         return changed
 
     def close(self, sequences, return_cache: bool, surplus: bool):
@@ -176,15 +165,15 @@ class BranchedBatch(WholeBatch):
         if not return_cache:
             release(cache)
             return None, self._peak
-        if len(self._slots) == self._rows and not surplus:
-            self._place(torch.arange(self._rows), self._slots.argsort() if self._expanded else self._prompts)
+        if len(self.slots) == self._rows and not surplus:
+            self._place(torch.arange(self._rows), self.slots.host.argsort() if self._expanded else self._prompts)
             cache.layers = [x.detach() if isinstance(x, SegmentedLayer) else x for x in cache.layers]
             return cache, self._peak
         name = next(name for name in CACHE_NAMES if self.kwargs.get(name) is cache)
         arguments = (self._config, self._prompt_kwargs, name, self._prompt_length, sequences)
         mask = self._prompt_kwargs.get("attention_mask")
         length = cached_tokens(self.kwargs) - surplus
-        witness = Witness.of(cache, int(self._slots[0]), mask, length, surplus, self._call.state.keep_rows)
+        witness = Witness.of(cache, self.slots.row(0), mask, length, surplus, self._call.state.keep_rows)
         release(cache)
         return RebuiltCache(self._model, lambda model: witness.checked(rebuild(model, *arguments))), self._peak
 
@@ -195,7 +184,7 @@ class BranchedBatch(WholeBatch):
     def _branch(self, modes, gone) -> None:
         """Longest allotment first, finished rows out."""
         gone = gone & self._leave
-        rows, device = self._slots, modes.device
+        rows, device = self.slots.host, modes.device
         vectors = (modes[rows.to(device)], self._prompts[rows].to(device), self._allotment.kv_tokens.to(device))
         order = branch(*vectors, len(self._first), ~gone[rows].to(device)).order.cpu()
         order = order[: int((~gone[rows]).sum())]
@@ -207,23 +196,23 @@ class BranchedBatch(WholeBatch):
         # NumPy: this runs at every step.
         if not self._leave:
             return False
-        living, slots = len(self._slots) - int(gone.numpy()[self._slots.numpy()].sum()), len(self._slots)
+        rows, slots = self.slots.host, len(self.slots)
+        living = slots - int(gone.numpy()[rows.numpy()].sum())
         if living == slots or not (at_once or living <= self._compact_at * slots or self._is_full()):
             return False
-        staying, index = ~gone[self._slots], torch.arange(living)
+        staying, index = ~gone[rows], torch.arange(living)
         # Holes are filled from the tail, so that in-place segments copy as few rows as possible.
         index[~staying[:living]] = living + staying[living:].nonzero()[:, 0]
-        self._place(self._slots[index], index)
+        self._place(rows[index], index)
         return True
 
     def _place(self, rows, source) -> None:
         """rows: the row of each new slot; source: the old slot, or the prompt, that it comes from."""
-        old_size = len(self._slots) if self._expanded else len(self._first)
+        old_size = len(self.slots) if self._expanded else len(self._first)
         if not torch.equal(source, torch.arange(old_size)):
             reorder(cache_of(self.kwargs), source, self._device)
             self.kwargs = select_rows(self.kwargs, self._on_device(source))
-        self._slots = rows
-        self.row_of_slot = None if torch.equal(rows, torch.arange(self._rows)) else self._on_device(rows)
+        self.slots = self.slots.holding(rows)
         self._layout.place(self._prompts[rows], cache_of(self.kwargs))
 
     def _on_device(self, index) -> torch.Tensor:

@@ -5,6 +5,7 @@ import torch
 from adapt_kernels.ops.kv_scores import kv_scores
 from adapt_kernels.philox import PURPOSE_KEEP, uniform
 from adapt_kernels.program.keep import KeepKV, RowError, kept_positions
+from adapt_kernels.program.slots import Slots
 
 _NEG_INF = float("-inf")
 _COMPARED = 1 << 14
@@ -16,9 +17,9 @@ class Keeper:
     evictions: how often rows dropped positions. held_peak: counted positions that a row held at most.
     """
 
-    def __init__(self, settings: KeepKV, rows: int, prompt_mask, prompt_length: int, seeds, thoughts):
+    def __init__(self, settings: KeepKV, prompt_mask, prompt_length: int, seeds, thoughts):
         """prompt_mask [rows, prompt] or None. seeds [rows] int64 or None. thoughts: per step, which rows think."""
-        self.settings, self._rows, self._seeds, self._thoughts = settings, rows, seeds, thoughts
+        self.settings, self._seeds, self._thoughts = settings, seeds, thoughts
         counts_prompt = settings.count == "all"
         self.start = 0 if counts_prompt else prompt_length  # held position where counting begins
         self._prompt = prompt_length if counts_prompt else 0
@@ -27,11 +28,9 @@ class Keeper:
         self._head_scores: list[torch.Tensor] = []
         self.evictions = self.held_peak = 0
 
-    def note_hidden(self, hidden, slots) -> None:
+    def note_hidden(self, hidden, slots: Slots) -> None:
         """hidden [slots, h]: of the tokens whose KV was just written."""
-        found = self.settings.score.token_scores(hidden)
-        scores = found.new_zeros(self._rows, *found.shape[1:])
-        self._head_scores.append(scores.index_copy(0, slots, found))
+        self._head_scores.append(slots.spread(self.settings.score.token_scores(hidden), 0.0))
 
     def must_evict(self, stores) -> bool:
         """Whether one position more than the budget is held."""
@@ -39,8 +38,8 @@ class Keeper:
         self.held_peak = max(self.held_peak, held)
         return held > self.settings.budget
 
-    def evict(self, stores, watches, slots, gone) -> None:
-        """Drop positions of every store. slots [slots] int64: their rows; gone [slots] bool: rows that show no more."""
+    def evict(self, stores, watches, slots: Slots, gone) -> None:
+        """Drop positions of every store. gone [slots] bool: rows that show no more."""
         held, seen = stores[0].held - self.start, stores[0].seen - self.start
         outside = self.settings.outside(held)
         if outside + self.settings.window == held:
@@ -56,17 +55,17 @@ class Keeper:
                 scores = scores[:, None].expand(where.shape) if where.ndim > scores.ndim else scores
                 scores = scores.masked_fill(~_of(real, where), _NEG_INF)
                 index = self._chosen(scores, outside, _of(guarded, where), slots)
-                chosen = self._by_row(where.gather(-1, index), slots)
+                chosen = slots.spread(where.gather(-1, index).int(), 0)
             kept.append(chosen)
             store.keep(self._whole(index))
         self._held, self._seen_at = kept, seen
         self.evictions += 1
 
-    def held_mask(self, slots, stores) -> torch.Tensor | None:
+    def held_mask(self, slots: Slots, stores) -> torch.Tensor | None:
         """[slots, held] of what all full-attention layers hold, in the prompt mask's dtype; None without a mask."""
         if self._mask is None:
             return None
-        prompt, held = self._mask[slots], stores[0].held
+        prompt, held = slots.take(self._mask), stores[0].held
         if self._prompt and self._held is not None:
             where = self._where(self._held[0], slots, stores[0].seen)
             # Padding goes first, so every head holds the same of it.
@@ -82,38 +81,34 @@ class Keeper:
             return self._head_scores[0].ndim == 1
         return self.settings.score in ("recent", "random")
 
-    def _where(self, kept, slots, seen: int) -> torch.Tensor:
+    def _where(self, kept, slots: Slots, seen: int) -> torch.Tensor:
         """[slots(, heads), held]: the counted positions that a store holds."""
-        fresh = torch.arange(self._seen_at if kept is not None else 0, seen, device=slots.device)
+        fresh = torch.arange(self._seen_at if kept is not None else 0, seen, device=slots.index.device)
         if kept is None:
             return fresh.expand(len(slots), -1)
-        old = kept[slots].long()
+        old = slots.take(kept).long()
         return torch.cat([old, fresh.expand(*old.shape[:-1], -1)], -1)
 
-    def _by_row(self, where, slots) -> torch.Tensor:
-        rows = where.new_zeros(self._rows, *where.shape[1:], dtype=torch.int32)
-        return rows.index_copy(0, slots, where.int())
-
-    def _tables(self, slots, seen: int, gone) -> tuple[torch.Tensor, torch.Tensor]:
+    def _tables(self, slots: Slots, seen: int, gone) -> tuple[torch.Tensor, torch.Tensor]:
         """(no padding, never dropped) bool [slots, seen] by counted position."""
-        place = torch.arange(seen, device=slots.device).expand(len(slots), -1)
+        place = torch.arange(seen, device=slots.index.device).expand(len(slots), -1)
         real, first = torch.ones_like(place, dtype=torch.bool), 0
         if self._prompt and self._mask is not None:
-            real = torch.cat([self._mask[slots] != 0, real[:, self._prompt :]], 1)
+            real = torch.cat([slots.take(self._mask) != 0, real[:, self._prompt :]], 1)
             first = (~real).sum(1, keepdim=True)
         guarded = (place < self._prompt) | (place - first < self.settings.sinks)
         if self._thoughts is not None:
-            inside = self._thoughts.history()[slots][:, : seen - self._prompt]
+            inside = slots.take(self._thoughts.history())[:, : seen - self._prompt]
             guarded[:, self._prompt :] |= ~inside
         return real, guarded & real & ~gone[:, None]
 
-    def _scores(self, number: int, store, watch, where, slots, real) -> torch.Tensor:
+    def _scores(self, number: int, store, watch, where, slots: Slots, real) -> torch.Tensor:
         """[slots, held] or [slots, heads, held]: higher stays."""
         score = self.settings.score
         if score == "recent":
             return where.float()
         if score == "random":
-            seeds = self._seeds[slots].reshape(-1, *[1] * (where.ndim - 1))
+            seeds = slots.take(self._seeds).reshape(-1, *[1] * (where.ndim - 1))
             return uniform(seeds, torch.zeros_like(where), PURPOSE_KEEP, where)
         if self.settings.by_head:
             return self._from_head(number, where, slots)
@@ -127,19 +122,19 @@ class Keeper:
         given = score.score(watch.module, watch.hidden(), keys, values, None, watch.kwargs)
         return _checked_scores(given, score, keys)
 
-    def _from_head(self, number: int, where, slots) -> torch.Tensor:
-        scores = torch.stack(self._head_scores, 1)[slots]
+    def _from_head(self, number: int, where, slots: Slots) -> torch.Tensor:
+        scores = slots.take(torch.stack(self._head_scores, 1))
         scores = scores if scores.ndim == 2 else scores[..., number]
         if self._prompt:
             scores = torch.cat([scores.new_zeros(len(slots), self._prompt), scores], 1)
         return _of(scores, where)
 
-    def _chosen(self, scores, outside: int, guarded, slots) -> torch.Tensor:
+    def _chosen(self, scores, outside: int, guarded, slots: Slots) -> torch.Tensor:
         try:
             return kept_positions(scores, self.settings.window, outside, guarded)
         except RowError as error:
             raise ValueError(
-                f"kv_keep: row {int(slots[error.row])} {error.what} (budget={self.settings.budget},"
+                f"kv_keep: row {slots.row(error.row)} {error.what} (budget={self.settings.budget},"
                 f" keep={self.settings.keep}, window={self.settings.window}; prompt, answer and sinks are protected)"
             ) from error
 

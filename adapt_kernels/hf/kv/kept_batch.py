@@ -40,13 +40,12 @@ def keep_reason(model, settings, kv_cache) -> str | None:
 class KeptBatch(BranchedBatch):
     """A `BranchedBatch` whose rows drop positions under `call.keep`."""
 
-    def __init__(self, model, config, input_ids, model_kwargs, call, most_new: int):
+    def __init__(self, model, config, input_ids, model_kwargs, plan, call, most_new: int):
         self._settings = call.keep
-        super().__init__(
-            model, config, input_ids, model_kwargs, call, self._most_held(input_ids, model_kwargs, most_new)
-        )
+        most_held = self._most_held(input_ids, model_kwargs, most_new)
+        super().__init__(model, config, input_ids, model_kwargs, plan, call, most_held)
         if self._settings.count == "all":
-            self._choice.refuse_counted_prompts()
+            self.plan = self._choice.without_counted_prompts(self.plan)
         hidden = 0 if isinstance(self._settings.score, str) or self._settings.by_head else self._settings.window or 1
         self._wanted = (self._settings.queries, hidden)
         self._watches: dict[object, LayerWatch] = {}
@@ -54,7 +53,7 @@ class KeptBatch(BranchedBatch):
         seeds = call.rows.seeds if call.rows.seeds is None else call.rows.seeds.to(self._device)
         mask = model_kwargs.get("attention_mask")
         width = given_width(input_ids, model_kwargs)
-        self._keeper = Keeper(self._settings, len(input_ids), mask, width, seeds, call.thoughts)
+        self._keeper = Keeper(self._settings, mask, width, seeds, call.thoughts)
         self._proof = DroppedPositions(model, self._by_kind)
         self._hidden = None
 
@@ -78,7 +77,7 @@ class KeptBatch(BranchedBatch):
 
     def prefill(self, input_ids):
         outputs = super().prefill(input_ids)
-        if self.declined is None and self._virtual:
+        if self.plan.full and self._virtual:
             raise _refused("the cache holds other positions than the attention mask (virtual tokens)")
         return outputs
 
@@ -113,7 +112,7 @@ class KeptBatch(BranchedBatch):
     def row_logits(self, outputs, device):
         logits = super().row_logits(outputs, device)
         if self._hidden is not None:
-            self._keeper.note_hidden(self._hidden, self._on_device(self._slots))
+            self._keeper.note_hidden(self._hidden, self.slots)
             self._hidden = None
         return logits
 
@@ -129,14 +128,13 @@ class KeptBatch(BranchedBatch):
         self._prove(input_ids, stores)
         if not self._keeper.must_evict(stores):
             return
-        slots = self._on_device(self._slots)
         watches = [self._watches.get(store) for store in stores]
-        self._keeper.evict(stores, watches, slots, self._on_device(gone[self._slots]))
+        self._keeper.evict(stores, watches, self.slots, self._on_device(gone[self.slots.host]))
         if self.kwargs.get("attention_mask") is not None and not self._by_kind:
-            self.kwargs["attention_mask"] = self._next_mask(slots, stores)
+            self.kwargs["attention_mask"] = self._next_mask(stores)
 
-    def _next_mask(self, slots, stores) -> torch.Tensor:
-        held = self._keeper.held_mask(slots, stores)
+    def _next_mask(self, stores) -> torch.Tensor:
+        held = self._keeper.held_mask(self.slots, stores)
         return torch.cat([held, held.new_ones(len(held), 1)], 1)
 
     def _prove(self, input_ids, stores) -> None:
@@ -144,14 +142,14 @@ class KeptBatch(BranchedBatch):
         if kind not in faults:
             if stores[0].held < LEAST:
                 return
-            faults[kind] = self._proof.fault(cache_of(self.kwargs), self.kwargs, self.take(input_ids))
+            faults[kind] = self._proof.fault(cache_of(self.kwargs), self.kwargs, self.slots.take(input_ids))
         if faults[kind] is not None:
             raise _refused(f"{type(self._model).__name__} {faults[kind]}")
 
     def prepared(self, inputs: dict) -> dict:
         if not (self._by_kind and self._keeper.evictions) or inputs.get("attention_mask") is None:
             return inputs
-        held = self._next_mask(self._on_device(self._slots), self._stores)
+        held = self._next_mask(self._stores)
         masks = masks_by_kind(self._model, inputs, cache_of(self.kwargs), held, inputs["attention_mask"])
         return {**inputs, "attention_mask": masks}
 

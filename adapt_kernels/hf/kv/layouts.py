@@ -14,6 +14,7 @@ from adapt_kernels.hf.kv.attention import (
 )
 from adapt_kernels.hf.kv.segments import SegmentedLayer, bytes_per_position, plain_layers
 from adapt_kernels.hf.kv.shared_prompts import PromptRows, SharedPromptLayer
+from adapt_kernels.hf.plan import SHARED, Plan
 
 # Bytes of prompt KV per layer that rows would read again, from which sharing pays on a CPU (measured).
 _WORTH_SHARING = 16 << 20
@@ -75,7 +76,11 @@ class SharedLayout:
 
 
 class LayoutChoice:
-    """Picks the layout of one call: refuses before anything is computed, decides after the prefill has shown the KV."""
+    """Picks the layout of one call, each time as another plan: before anything is computed, after the prefill has shown
+    the KV, and when a model turns out not to read it rightly.
+
+    Raises ValueError that says why where "shared" was asked for by name and cannot be.
+    """
 
     def __init__(self, asked: str, model, faults: dict, first_rows, rows: int, attention_mask, device):
         """asked: "auto", "rows" or "shared"; first_rows [P] int64 on the CPU: a row of each prompt.
@@ -86,29 +91,35 @@ class LayoutChoice:
         self._model, self._asked, self._device = model, asked, device
         self._prompts, self._copies = len(first_rows), rows - len(first_rows)
         self._mask = None if attention_mask is None else attention_mask[first_rows.to(device)]
-        self._possible = asked == "shared" or (asked == "auto" and self._copies > 0)
         self._faults = faults
-        if self._possible and (reason := shared_layout_reason(model, self._mask)) is not None:
-            self._refuse(f"{reason}. Change that, or leave kv_layout out")
-        elif self._possible and (fault := faults.get(self.kind)) is not None:
-            self._refuse_model(fault)
 
-    def refuse_virtual_tokens(self) -> None:
+    def at_first(self, plan: Plan) -> Plan:
+        if self._asked == "rows":
+            return plan.with_rows("kv_layout='rows'")
+        if self._asked == "auto" and not self._copies:
+            return plan.with_rows("no rows share a prompt")
+        reason = shared_layout_reason(self._model, self._mask)
+        if reason is not None:
+            return self._rows(plan, reason, "Change that, or leave kv_layout out")
+        fault = self._faults.get(self.kind)
+        return plan if fault is None else self._unreadable(plan, fault)
+
+    def without_virtual_tokens(self, plan: Plan) -> Plan:
         """Zeros of the mask are then not where padding is."""
-        self._refuse("the cache holds other positions than the attention mask (virtual tokens). Leave kv_layout out")
+        return self._rows(plan, "the cache holds other positions than the attention mask (virtual tokens)")
 
-    def refuse_counted_prompts(self) -> None:
+    def without_counted_prompts(self, plan: Plan) -> Plan:
         """Rows drop positions of their prompts."""
-        self._refuse("kv_keep with count='all' drops the padding of prompts. Take count='new', or leave kv_layout out")
+        remedy = "Take count='new', or leave kv_layout out"
+        return self._rows(plan, "kv_keep with count='all' drops the padding of prompts", remedy)
 
-    def _refuse(self, reason: str) -> None:
-        """No shared layout in this call. Raises ValueError where it was asked for by name."""
+    def _rows(self, plan: Plan, reason: str, remedy: str = "Leave kv_layout out") -> Plan:
         if self._asked == "shared":
-            raise ValueError(f"kv_layout='shared' cannot serve this call: {reason}")
-        self._possible = False
+            raise ValueError(f"kv_layout='shared' cannot serve this call: {reason}. {remedy}")
+        return plan.with_rows(reason) if plan.layout == SHARED else plan
 
-    def _refuse_model(self, fault: str) -> None:
-        self._refuse(f"{type(self._model).__name__}'s attention {fault}. Leave kv_layout out")
+    def _unreadable(self, plan: Plan, fault: str) -> Plan:
+        return self._rows(plan, f"{type(self._model).__name__}'s attention {fault}")
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -116,22 +127,26 @@ class LayoutChoice:
         config = self._model.config.get_text_config(decoder=True)
         return str(config._attn_implementation), self._device.type
 
-    def watching(self, cache):
+    def watching(self, plan: Plan, cache):
         """Run the prefill inside; `choose` takes what this yields. Without "shared" by name it is the plain one."""
-        return marking_keys(self._model, cache) if self._possible and self._asked == "shared" else nullcontext()
+        shared = plan.layout == SHARED and self._asked == "shared"
+        return marking_keys(self._model, cache) if shared else nullcontext()
 
-    def choose(self, marks, cache, prompt_length: int, drop_at: float):
-        """marks: of `watching`; prompt_length: positions of a prompt in the cache, as the attention mask has them."""
+    def choose(self, plan: Plan, marks, cache, prompt_length: int, drop_at: float):
+        """(the plan, its layout). marks: of `watching`; prompt_length: positions of a prompt in the cache, as the
+        attention mask has them."""
         if marks is not None and not marks.all_read():
-            self._refuse_model(UNREAD)
-        if not self._possible or not self._pays(cache, prompt_length):
-            return RowsLayout(prompt_length)
+            plan = self._unreadable(plan, UNREAD)
+        if plan.layout == SHARED and not self._pays(cache, prompt_length):
+            plan = plan.with_rows("reading the prompts' copies costs less here")
+        if plan.layout != SHARED:
+            return plan, RowsLayout(prompt_length)
         starts = None if self._mask is None else (self._mask == 0).sum(1)
         proof = None if self.kind in self._faults else ReadingProof()
-        return SharedLayout(self._model, self._prompts, starts, drop_at, self._device, proof)
+        return plan, SharedLayout(self._model, self._prompts, starts, drop_at, self._device, proof)
 
-    def settle(self, layout, cache, prompt_length: int):
-        """After a forward: the layout to go on with; another one needs other layers in `cache`.
+    def settle(self, plan: Plan, layout, cache) -> Plan:
+        """After a forward: the plan to go on with; another one needs other layers in `cache`.
 
         Raises RuntimeError where a model that was proved to read segments has not read some.
         """
@@ -139,14 +154,13 @@ class LayoutChoice:
         if layout.proof is None and any(layer.unread for layer in layers):
             raise RuntimeError(f"this model's attention {UNREAD}: call generate with kv_layout='rows'")
         if layout.proof is None or not layout.proof.begun:
-            return layout
+            return plan
         fault = self._faults[self.kind] = layout.proof.finish()
         if fault is not None:
-            self._refuse_model(fault)
-            return RowsLayout(prompt_length)
+            return self._unreadable(plan, fault)
         for holder in (layout, *layers):
             holder.proof = None
-        return layout
+        return plan
 
     def _pays(self, cache, prompt_length: int) -> bool:
         if self._asked == "shared":

@@ -8,19 +8,21 @@ import torch
 from adapt_kernels.hf.kv.cached import cache_of, cached_tokens, prefill_width
 from adapt_kernels.hf.kv.prompts import prompts_of
 from adapt_kernels.hf.outputs import cache_bytes
+from adapt_kernels.hf.plan import Plan
+from adapt_kernels.program.slots import Slots
 
 
 class WholeBatch:
     """Plan "sample_only": every row in Hugging Face's order and cache, to the end.
 
-    declined: why the batch cannot go on after its prefill, None while it can.
+    slots: which rows are decoded now. plan: of the call; another one after a prefill that showed that this batch cannot
+    go on, see `BranchedBatch`.
     """
 
-    plan, declined = "sample_only", None
-
-    def __init__(self, model, config, input_ids, model_kwargs):
+    def __init__(self, model, config, input_ids, model_kwargs, plan: Plan):
+        self.plan = plan
         self._model, self._config, self.kwargs, self._rows = model, config, model_kwargs, len(input_ids)
-        self.row_of_slot = None  # every row, in order
+        self.slots = Slots(self._rows, input_ids.device)
         self.row_steps = self.prefill_tokens = 0
         self._inputs = input_ids, model_kwargs
 
@@ -44,15 +46,6 @@ class WholeBatch:
     def row_logits(self, outputs, device):
         """[slots, V]: the logits of the last position."""
         return outputs.logits[:, -1].to(device)
-
-    def take(self, per_row):
-        """The entries of the slots, from a tensor over all rows."""
-        return per_row
-
-    def spread(self, per_slot, elsewhere):
-        """[rows] from [slots] (None stays None); `elsewhere`, a number or a scalar tensor, for rows that have left
-        (None where none can have left)."""
-        return per_slot
 
     def of_rows(self, per_slot):
         """[rows, ...] from what a forward gave [slots, ...]; zeros for rows that have left."""

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from adapt_kernels.program.slots import Slots
 from adapt_kernels.prompt_spans import CLOSED, openings
 
 
@@ -55,15 +56,15 @@ class Closings:
         self._given = torch.full(contents.shape[1:], -1, device=device)
         self._next = torch.zeros_like(self._given)
 
-    def tokens(self, step: int, input_ids, modes, row_of_slot, busy):
+    def tokens(self, step: int, input_ids, modes, placed: Slots, busy):
         """[slots] int64, -1 = draw, or None where no row is forced at this step; once per step.
 
-        input_ids [slots, T] and modes [slots] are of the rows `row_of_slot` [slots], None = every row in order. busy:
-        [slots] bool, rows whose token is forced already, or None.
+        input_ids [slots, T] and modes [slots] are of the rows `placed`. busy: [slots] bool, rows whose token is forced
+        already, or None.
         """
         if not self._spans:
             return None
-        slots = slice(None) if row_of_slot is None else row_of_slot
+        slots = slice(None) if placed.in_order else placed.index
         given, after = self._given[slots], self._next[slots]
         may_start = given < 0 if busy is None else (given < 0) & ~busy
         for index, span in enumerate(self._spans):
@@ -81,11 +82,11 @@ class Closings:
             self._given[slots], self._next[slots] = given.masked_fill(done, -1), after.masked_fill(done, 0)
         return tokens
 
-    def under_way(self, row_of_slot):
+    def under_way(self, placed: Slots):
         """[slots] bool: rows that are being given a closing; None where none ever is."""
         if not self._spans:
             return None
-        return (self._given if row_of_slot is None else self._given[row_of_slot]) >= 0
+        return placed.take(self._given) >= 0
 
     def _advanced(self, span: _Span, step: int, input_ids, modes, content):
         """Where what the span holds begins, [slots], after the last token."""

@@ -14,13 +14,14 @@ from adapt_kernels.hf.loop.sampler import TokenSelector
 from adapt_kernels.hf.loop.steering import Steering
 from adapt_kernels.hf.loop.stop_check import StopCheck, may_be_late
 from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput
+from adapt_kernels.hf.plan import Plan
 from adapt_kernels.ops.steer import UNBOUNDED
 
 
-def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, config, streamer, model_kwargs):
+def decode(model, call, input_ids, logits_processor, stopping_criteria, config, streamer, model_kwargs):
     """Decode all rows to their end. Returns what Hugging Face's `_sample` returns, enriched with modes.
 
-    reason: why the call must keep Hugging Face's cache and batch (plan "sample_only"); None: plan "full".
+    The plan is the call's at first, then its batch's: what the prefill shows may make it another one.
     Host syncs: on a GPU plan "full" reads the rows' prompts before the first step and their order at the mode step, and
     none per step where nobody can see that the stop check is one step late; else one per step, as in Hugging Face's.
     """
@@ -34,18 +35,17 @@ def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, 
         selector.steering = Steering(call.programs, selector.processors, config, stopping_criteria)
     rules_end = selector.steering is not None and selector.steering.may_end
     ends = RowEnds(call.modes, stopping_criteria, config, rows, device, rules_end, call.paths is not None)
-    batch = _batch(reason, model, call, config, input_ids, model_kwargs, most_new)
+    batch = _batch(call.plan, model, call, config, input_ids, model_kwargs, most_new)
     record, paths = _Record(config), path_steps(model, call, batch, selector, input_ids)
     try:
         outputs = batch.prefill(input_ids)
-        if batch.declined is not None:
-            reason, prefilled = batch.declined, batch.prefill_tokens
-            batch = _batch(reason, model, call, config, input_ids, batch.restart(), most_new)
+        if batch.plan.full != call.plan.full:
+            prefilled = batch.prefill_tokens
+            batch = _batch(batch.plan, model, call, config, input_ids, batch.restart(), most_new)
             outputs = batch.prefill(input_ids)
             batch.prefill_tokens += prefilled
-            paths.no_append = reason
-        probes = probes_of(model, call, batch, selector.steering, config)
-        late = reason is None and not paths.reads_ends and may_be_late(stopping_criteria, config, streamer, device)
+        probes = probes_of(model, batch, selector.steering, config)
+        late = batch.plan.full and not paths.reads_ends and may_be_late(stopping_criteria, config, streamer, device)
         stop = StopCheck(rows, most_new, late)
         sequences = _steps(model, config, batch, outputs, selector, ends, record, streamer, stop, input_ids, paths)
         if streamer is not None:
@@ -58,11 +58,8 @@ def decode(model, call, reason, input_ids, logits_processor, stopping_criteria, 
         raise
     finally:
         paths.close()
-    new = sequences[:, input_ids.shape[1] :]
-    counts = batch.row_steps, rows * (new.shape[1] - 1), batch.prefill_tokens, kv_bytes
-    more = paths.stats(ends, new.shape[1]) | _keep_report(batch, call)
-    more |= {} if probes is None else {"probe_tokens": probes.positions}
-    call.stats = GenerateStats(batch.plan, reason or "", *counts, **more)
+    new, call.plan = sequences[:, input_ids.shape[1] :], batch.plan
+    call.stats = _stats(call, batch, kv_bytes, new, {**paths.stats(ends, new.shape[1]), **_probed(probes)})
     call.state.recent_lengths.add(ends.lengths((selector.modes == 0) & ~paths.cut(ends)))
     if not config.return_dict_in_generate:
         return sequences
@@ -93,18 +90,18 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
         while True:
             batch.kwargs = model._update_model_kwargs_for_generation(outputs, batch.kwargs, is_encoder_decoder=False)
             logits = batch.row_logits(outputs, input_ids.device)
-            tokens, scores, logprobs = selector(step, batch.take(input_ids), logits, ends.alive)
+            tokens, scores, logprobs = selector(step, batch.slots.take(input_ids), logits, ends.alive)
             steering = selector.steering
-            ends.stop(None if steering is None else batch.spread(steering.ended, 0))
+            ends.stop(None if steering is None else batch.slots.spread(steering.ended, 0))
             paths.observe(step + 1, logits, tokens, batch, ends.alive)
             record.add(outputs, logits, scores)
-            record.add_rows(batch.spread(logprobs, 0.0), batch.spread(selector.forced, False), ends.alive)
-            tokens = ends.pad(batch.spread(tokens, ends.pad_token))
+            record.add_rows(batch.slots.spread(logprobs, 0.0), batch.slots.spread(selector.forced, False), ends.alive)
+            tokens = ends.pad(batch.slots.spread(tokens, ends.pad_token))
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
             step += 1
-            sleeps = None if steering is None else batch.spread(steering.sleeps, False)
+            sleeps = None if steering is None else batch.slots.spread(steering.sleeps, False)
             ends.update(input_ids, record.scores, selector.modes, step, selector.lost, sleeps)
-            ends.leave(batch.spread(selector.stops_next(step - 1, ends.alive), False), finished=True)
+            ends.leave(batch.slots.spread(selector.stops_next(step - 1, ends.alive), False), finished=True)
             pruned = paths.end(step, input_ids, ends, batch)
             stop.put(ends, step)
             if pruned:
@@ -120,13 +117,24 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
                 record.drop_last()
                 return input_ids[:, :-1]
             if batch.advance(stop.gone, selector.modes, step - 1 == selector.gate_step, at_once=pruned):
-                selector.place(batch.row_of_slot)
+                selector.place(batch.slots)
             batch.evict(input_ids, stop.gone)
-            inputs = model.prepare_inputs_for_generation(
-                batch.take(input_ids), next_sequence_length=1 if batch.kwargs["use_cache"] else None, **batch.kwargs
-            )
+            width = 1 if batch.kwargs["use_cache"] else None
+            ids = batch.slots.take(input_ids)
+            inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=width, **batch.kwargs)
             with batch.attention():
                 outputs = forward(**batch.prepared(inputs), return_dict=True)
+
+
+def _stats(call, batch, kv_bytes, new_tokens, more: dict) -> GenerateStats:
+    plan, rows = batch.plan, len(new_tokens)
+    counts = batch.row_steps, rows * (new_tokens.shape[1] - 1), batch.prefill_tokens, kv_bytes
+    layout = {"kv_layout": plan.layout, "kv_layout_reason": plan.layout_reason} if plan.full else {}
+    return GenerateStats(plan.name, plan.reason, *counts, **more, **layout, **_keep_report(batch, call))
+
+
+def _probed(probes) -> dict:
+    return {} if probes is None else {"probe_tokens": probes.positions}
 
 
 def _keep_report(batch, call) -> dict:
@@ -134,20 +142,23 @@ def _keep_report(batch, call) -> dict:
     return report if report or call.keep is None else {"kv_evictions": 0, "kv_keep_reason": inactive(call.keep)}
 
 
-def _batch(reason, model, call, config, input_ids, model_kwargs, most_new):
+def _batch(plan: Plan, model, call, config, input_ids, model_kwargs, most_new):
+    given = model, config, input_ids, model_kwargs, plan
     if call.keep is not None:
-        reason = reason or keep_reason(model, call.keep, cache_of(model_kwargs))
-        if reason is not None:
+        reason = plan.reason or keep_reason(model, call.keep, cache_of(model_kwargs))
+        if reason:
             raise ValueError(f"kv_keep cannot serve this call: {reason}. Change that, or leave kv_keep out")
         counted = input_ids.shape[1] if call.keep.count == "all" else 0
         # The last token's KV is never written.
         if counted + most_new - 1 > call.keep.budget:
-            return KeptBatch(model, config, input_ids, model_kwargs, call, most_new)
-    if reason is None:
-        return BranchedBatch(model, config, input_ids, model_kwargs, call, most_new)
+            return KeptBatch(*given, call, most_new)
+    if plan.full:
+        return BranchedBatch(*given, call, most_new)
     if call.request.kv_layout == "shared":
-        raise ValueError(f"kv_layout='shared' cannot serve this call: {reason}. Change that, or leave kv_layout out")
-    return WholeBatch(model, config, input_ids, model_kwargs)
+        raise ValueError(
+            f"kv_layout='shared' cannot serve this call: {plan.reason}. Change that, or leave kv_layout out"
+        )
+    return WholeBatch(*given)
 
 
 class _Record:

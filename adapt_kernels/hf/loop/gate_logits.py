@@ -6,12 +6,15 @@ from typing import NamedTuple
 
 import torch
 
+from adapt_kernels.ops.mode_sample import mode_logits
+from adapt_kernels.program.slots import Slots
+
 _NEG_INF = float("-inf")
 
 
 class GateLogits(NamedTuple):
-    """logits [rows, M] float64 on the CPU, such that a bias b gives P = softmax((logits + b) / temperature), or the
-    largest at temperature 0; NaN in rows that ended before the gate."""
+    """logits [rows, M] float64 on the CPU, of which `chances` under a bias are P(mode); NaN in rows that ended before
+    the gate."""
 
     logits: torch.Tensor
     temperature: float
@@ -31,20 +34,9 @@ def observed_gates():
         _SEEN.reset(token)
 
 
-def observe(shaped, token_ids, temperature: float, to_all_rows) -> None:
-    """Note a gate, if anyone asked. shaped [slots, V]: logits before bias and temperature; token_ids: of the modes;
-    to_all_rows: [slots, M] -> [rows, M]."""
+def observe(shaped, token_ids, temperature: float, slots: Slots) -> None:
+    """Note a gate, if anyone asked. shaped [slots, V]: logits before bias and temperature; token_ids: of the modes."""
     seen = _SEEN.get()
     if seen is not None:
-        logits = _mode_logits(shaped.double().masked_fill(shaped.isnan(), _NEG_INF), token_ids, temperature)
-        seen.append(GateLogits(to_all_rows(logits).cpu(), temperature))
-
-
-def _mode_logits(z, token_ids, temperature: float) -> torch.Tensor:
-    """[slots, M]: a mode of any other token weighs as much as its tokens together do at this temperature."""
-    listed = [i for i in token_ids if i is not None]
-    if len(listed) == len(token_ids):
-        return z[:, listed]
-    others = z.index_fill(1, torch.tensor(listed, device=z.device), _NEG_INF)
-    other = temperature * torch.logsumexp(others / temperature, 1) if temperature else others.amax(1)
-    return torch.stack([other if i is None else z[:, i] for i in token_ids], 1)
+        logits = mode_logits(shaped.double().masked_fill(shaped.isnan(), _NEG_INF), token_ids, temperature)
+        seen.append(GateLogits(slots.spread(logits, float("nan")).cpu(), temperature))

@@ -14,13 +14,13 @@ def path_steps(model, call, batch, selector, input_ids):
     if call.paths is None:
         return NoPaths()
     width, device = input_ids.shape[1], input_ids.device
-    return PathSteps(model, call.paths, batch.prompts, selector, width, call.no_append, device)
+    return PathSteps(model, call.paths, batch, selector, width, device)
 
 
 class NoPaths:
     """`PathSteps` of a call that lets every row live."""
 
-    reads_ends, no_append = False, None
+    reads_ends = False
 
     def close(self) -> None:
         pass
@@ -44,16 +44,16 @@ class NoPaths:
 class PathSteps(NoPaths):
     """The paths of one call; after each step `observe`, then `end`.
 
-    prompts [rows] int64 on the CPU. no_append: why positions cannot be appended to the rows of this call, or None.
     score_tokens: positions computed for scores.
     """
 
-    def __init__(self, model, paths, prompts, selector, prompt_length: int, no_append: str | None, device):
-        if getattr(paths.score, "appends", False) and no_append is not None:
-            raise ValueError(f"paths: {type(paths.score).__name__} cannot score the rows of this call: {no_append}")
-        self.run = PathRun(paths, prompts, selector.seeds, device)
+    def __init__(self, model, paths, batch, selector, prompt_length: int, device):
+        reason = batch.plan.no_append
+        if getattr(paths.score, "appends", False) and reason:
+            raise ValueError(f"paths: {type(paths.score).__name__} cannot score the rows of this call: {reason}")
+        self.run = PathRun(paths, batch.prompts, selector.seeds, device)
         self._model, self._selector, self._prompt_length = model, selector, prompt_length
-        self.no_append, self.score_tokens = no_append, 0
+        self.score_tokens = 0
         self._hidden, self._hook, self._thread = None, None, threading.get_ident()
         head = model.get_output_embeddings() if paths.own_function else None
         if head is not None:
@@ -77,7 +77,7 @@ class PathSteps(NoPaths):
     def observe(self, new_tokens: int, logits, tokens, batch, alive) -> None:
         """Take a step's logits [slots, V] and tokens [slots] of the rows `alive` [rows] bool."""
         confidences, logprobs = self.run.statistics(new_tokens, logits, tokens)
-        self.run.observe(batch.spread(confidences, 0.0), batch.spread(logprobs, 0.0), alive)
+        self.run.observe(batch.slots.spread(confidences, 0.0), batch.slots.spread(logprobs, 0.0), alive)
 
     def end(self, new_tokens: int, input_ids, ends, batch) -> bool:
         """End rows of `ends` after a step. True if the host knows that some ended: they leave at once."""
@@ -100,14 +100,14 @@ class PathSteps(NoPaths):
         return PathView(rows, prompts, ids, ends.new_tokens[rows], *self.run.sums(rows), hidden, forward)
 
     def _append(self, rows, input_ids, batch, embeds, adapter) -> torch.Tensor:
-        if self.no_append is not None or self._hook is None:
-            reason = self.no_append or "the model has no output embeddings to read hidden states from"
+        if batch.plan.no_append or self._hook is None:
+            reason = batch.plan.no_append or "the model has no output embeddings to read hidden states from"
             raise ValueError(f"append cannot serve this call: {reason}")
         if batch.expand(self._selector.modes):
-            self._selector.place(batch.row_of_slot)
+            self._selector.place(batch.slots)
         embeds = embeds.to(rows.device)
         given = embeds.new_zeros(len(input_ids), *embeds.shape[1:]).index_copy(0, rows, embeds)
-        self.score_tokens += len(batch.take(input_ids)) * (1 + embeds.shape[1])
+        self.score_tokens += len(batch.slots.take(input_ids)) * (1 + embeds.shape[1])
 
         def hidden():
             if self._hidden is None:
@@ -115,7 +115,7 @@ class PathSteps(NoPaths):
             return self._hidden
 
         kept = self._hidden
-        found = appended(self._model, batch, batch.take(input_ids), batch.take(given), hidden, adapter)
+        found = appended(self._model, batch, batch.slots.take(input_ids), batch.slots.take(given), hidden, adapter)
         self._hidden = kept
         return batch.of_rows(found)[rows]
 

@@ -11,13 +11,12 @@ from adapt_kernels.program.run import ProgramRun
 _NEG_INF = float("-inf")
 
 
-def probes_of(model, call, batch, steering, config) -> "Probes | None":
+def probes_of(model, batch, steering, config) -> "Probes | None":
     """Given to the call's `Steering`; None where no program has probe rules. Raises ValueError where none can run."""
     if steering is None or not any(isinstance(rule, Probe) for rule in steering.run.compiled.rules):
         return None
-    reason = batch.declined or call.no_append
-    if reason is not None:
-        raise ValueError(f"program: its probe rules cannot run in this call: {reason}")
+    if batch.plan.no_append:
+        raise ValueError(f"program: its probe rules cannot run in this call: {batch.plan.no_append}")
     eos = [] if config.eos_token_id is None else torch.as_tensor(config.eos_token_id).flatten().tolist()
     steering.probes = Probes(model, batch, steering.run, eos)
     return steering.probes

@@ -7,7 +7,6 @@ import torch
 from adapt_kernels.hf.loop.closing import Closings
 from adapt_kernels.hf.loop.gate_logits import observe
 from adapt_kernels.hf.loop.mode_refusals import no_mode_left, refusal_of_token
-from adapt_kernels.hf.loop.openings import Openings, either
 from adapt_kernels.hf.loop.processors import of_rows, refused_by_memory, split, with_memory
 from adapt_kernels.hf.loop.steering import Steering
 from adapt_kernels.modes import Modes
@@ -21,7 +20,9 @@ from adapt_kernels.ops.mode_sample import (
     selected_modes,
 )
 from adapt_kernels.ops.token_logprobs import token_logprobs
+from adapt_kernels.program.openings import Openings, either
 from adapt_kernels.program.request import RowRequest
+from adapt_kernels.program.slots import Slots
 
 
 class TokenSelector:
@@ -29,7 +30,7 @@ class TokenSelector:
 
     lost: after a call, [rows] bool: rows whose logits left nothing to draw; None where no row's can have.
 
-    State is kept for all rows in Hugging Face's order; `place` says which of them the logits are for.
+    State is kept for all rows in Hugging Face's order; slots: those of them that the logits are for.
     """
 
     def __init__(self, modes: Modes, request: RowRequest, processors, config, prompt, return_logprobs, device):
@@ -53,28 +54,16 @@ class TokenSelector:
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
         self._openings = Openings(modes, device)
         self._closings = Closings(modes, prompt.contents, device)
-        self._rows, self._slot_seeds, self._head, self._edits = None, self.seeds, self.processors.head, {}
+        self._slot_seeds, self._head, self._edits = self.seeds, self.processors.head, {}
+        self.slots = Slots(len(self.modes), device)
 
-    def place(self, row_of_slot) -> None:
-        """From now on logits come for these rows, [slots] int64, or None for every row in order."""
-        self._rows = row_of_slot
-        self._slot_seeds = self.seeds if self.seeds is None else self._of_slots(self.seeds)
-        self._head = self.processors.head if row_of_slot is None else of_rows(self.processors.head, row_of_slot)
+    def place(self, slots: Slots) -> None:
+        """From now on logits come for these rows."""
+        self.slots = slots
+        self._slot_seeds = None if self.seeds is None else slots.take(self.seeds)
+        self._head = self.processors.head if slots.in_order else of_rows(self.processors.head, slots.index)
         if self.steering is not None:
-            self.steering.place(row_of_slot)
-
-    def _of_slots(self, per_row):
-        return per_row if self._rows is None else per_row[self._rows]
-
-    def _to_rows(self, per_row, per_slot):
-        """per_row with the entries of the slots replaced."""
-        if self._rows is None:
-            return per_slot
-        return per_row.index_copy(0, self._rows, per_slot)
-
-    def _to_all_rows(self, per_slot):
-        """per_slot with NaN for the rows that have left."""
-        return self._to_rows(per_slot.new_full((len(self.modes), *per_slot.shape[1:]), float("nan")), per_slot)
+            self.steering.place(slots)
 
     def __call__(self, step: int, input_ids, logits, alive):
         """(tokens [slots] int64, scores [slots, V] or None, logprobs [slots] or None) for the logits [slots, V].
@@ -92,7 +81,7 @@ class TokenSelector:
             shaped = self._head(input_ids, logits.to(copy=True, dtype=torch.float32))
         opening = None
         if self.gated:
-            opening = self._openings.tokens(step, self._of_slots(self.forced_mode), self._of_slots(self.modes))
+            opening = self._openings.tokens(step, self.slots.take(self.forced_mode), self.slots.take(self.modes))
         if opening is not None:
             self._refuse_by_memory(self._certain_tokens(opening, at_gate), input_ids, logits, shaped, alive)
         forced = self._forced_tokens(step, input_ids, opening, logits, alive)
@@ -100,7 +89,7 @@ class TokenSelector:
             self.forced = torch.zeros_like(logits[:, 0], dtype=torch.bool) if forced is None else forced >= 0
         gate = self._gate() if at_gate and self.gated else {}
         if gate:
-            observe(shaped, self.definition.token_ids, self._temperature, self._to_all_rows)
+            observe(shaped, self.definition.token_ids, self._temperature, self.slots)
         settings, self._edits = None, {}
         if self.steering is not None:
             if self._fuses(gate) and not self.steering.reads_biased:
@@ -113,8 +102,8 @@ class TokenSelector:
             drawn = self.steering.choose(step, shaped, tokens, scores, logprobs, settings, self._slot_seeds)
             tokens, scores, logprobs = self._settle(step, logits, shaped, settings, alive, *drawn)
         if at_gate and self.return_logprobs:
-            drawn = token_logprobs(logits, tokens, self._of_slots(self._on_prefix), self._temperature or 1.0)[0]
-            self.mode_logprobs = self._to_rows(self.mode_logprobs, drawn.float())
+            drawn = token_logprobs(logits, tokens, self.slots.take(self._on_prefix), self._temperature or 1.0)[0]
+            self.mode_logprobs = self.slots.put(self.mode_logprobs, drawn.float())
         self._record_modes(step, tokens, logits.shape[1], alive)
         return tokens, scores, logprobs
 
@@ -134,7 +123,7 @@ class TokenSelector:
             self.forced = self.forced | steering.replaced
             if logprobs is not None:
                 logprobs = torch.where(steering.replaced, self._tempered(shaped, {}, tokens, settings), logprobs)
-        steering.commit(tokens, logits, self._of_slots(alive))
+        steering.commit(tokens, logits, self.slots.take(alive))
         return tokens, scores, logprobs
 
     def stops_next(self, step: int, alive):
@@ -142,8 +131,8 @@ class TokenSelector:
         opening = self.gated and step < self._openings.last_step
         if self.steering is None or not self.steering.looks_ahead or opening:
             return None
-        closing = self._closings.under_way(self._rows)
-        free = self._of_slots(alive)
+        closing = self._closings.under_way(self.slots)
+        free = self.slots.take(alive)
         return self.steering.stops_next(free if closing is None else free & ~closing)
 
     def _select(self, step: int, input_ids, shaped, gate: dict, forced, settings=None):
@@ -187,8 +176,8 @@ class TokenSelector:
         return {
             "modes": self.definition,
             "at_mode": True,
-            "mode_bias": None if self.exact else self._of_slots(self.bias),
-            "fast_prob": self._of_slots(self.fast_prob) if self.exact else None,
+            "mode_bias": None if self.exact else self.slots.take(self.bias),
+            "fast_prob": self.slots.take(self.fast_prob) if self.exact else None,
         }
 
     def _scores(self, input_ids, shaped, gate: dict) -> torch.Tensor:
@@ -198,7 +187,7 @@ class TokenSelector:
         z = shaped.double().masked_fill(shaped.isnan(), float("-inf"))
         everywhere = torch.ones(rows, dtype=torch.bool, device=z.device)
         temperature = torch.full((rows,), self._temperature or 1.0, dtype=torch.float64, device=z.device)
-        bias, fast_prob = self._of_slots(self.bias), self._of_slots(self.fast_prob)
+        bias, fast_prob = self.slots.take(self.bias), self.slots.take(self.fast_prob)
         return gated_logits(z, self.definition.token_ids, everywhere, bias, temperature, fast_prob=fast_prob).float()
 
     def _huggingface_draw(self, scores, drawn: bool) -> torch.Tensor:
@@ -219,15 +208,15 @@ class TokenSelector:
         ruled = None if self.steering is None else self._ruled_tokens(step, input_ids, opening, logits, alive)
         forced = either(opening, ruled)
         busy = None if forced is None else forced >= 0
-        closing = self._closings.tokens(step, input_ids, self._of_slots(self.modes), self._rows, busy)
+        closing = self._closings.tokens(step, input_ids, self.slots.take(self.modes), self.slots, busy)
         if self.steering is not None and closing is not None:
             self.steering.give_way(closing)
         return either(forced, closing)
 
     def _ruled_tokens(self, step: int, input_ids, opening, logits, alive):
         """[slots] int64: what rules write, but where a mode is opened or being closed; -1 = draw."""
-        modes = self._of_slots(self.modes)
-        held = self._closings.under_way(self._rows)
+        modes = self.slots.take(self.modes)
+        held = self._closings.under_way(self.slots)
         if self.gated and step <= self.gate_step:
             held = torch.ones_like(modes, dtype=torch.bool)
         elif opening is not None:
@@ -235,7 +224,7 @@ class TokenSelector:
         self.steering.run.tell_modes(modes)
         if self.steering.probes is not None:
             self.steering.probes.input_ids = input_ids
-        return self.steering.decide(logits, self._of_slots(alive), held)
+        return self.steering.decide(logits, self.slots.take(alive), held)
 
     def _observe(self, logits) -> None:
         ids = self.definition.token_ids
@@ -243,24 +232,24 @@ class TokenSelector:
             # Only these columns count.
             logits, ids = logits[:, list(ids)], range(len(ids))
         own = mode_probs(logits.double().masked_fill(logits.isnan(), float("-inf")), tuple(ids)).float()
-        seen = torch.where(self._of_slots(self._on_prefix)[:, None], own, self._of_slots(self.mode_probs))
-        self.mode_probs = self._to_rows(self.mode_probs, seen)
+        seen = torch.where(self.slots.take(self._on_prefix)[:, None], own, self.slots.take(self.mode_probs))
+        self.mode_probs = self.slots.put(self.mode_probs, seen)
 
     def _record_modes(self, step: int, tokens, vocab_size: int, alive) -> None:
         if step > self._openings.last_step:
             return
-        on_prefix, modes = self._of_slots(self._on_prefix), self._of_slots(self.modes)
+        on_prefix, modes = self.slots.take(self._on_prefix), self.slots.take(self.modes)
         if step < self.gate_step:
-            self._on_prefix = self._to_rows(self._on_prefix, on_prefix & (tokens == self.definition.prefix[step]))
+            self._on_prefix = self.slots.put(self._on_prefix, on_prefix & (tokens == self.definition.prefix[step]))
             return
         if step == self.gate_step:
             modes = torch.where(on_prefix, selected_modes(tokens, self.definition.token_ids, vocab_size), modes)
         else:
             # Unrestricted rows may leave a multi-token mode half way: then they never entered it.
             # One that has ended keeps it.
-            expected, decoding = self._openings.suffix(step, modes), on_prefix & self._of_slots(alive)
+            expected, decoding = self._openings.suffix(step, modes), on_prefix & self.slots.take(alive)
             modes = modes.masked_fill(decoding & (expected >= 0) & (tokens != expected), -1)
-        self.modes = self._to_rows(self.modes, modes)
+        self.modes = self.slots.put(self.modes, modes)
 
     def _note_flags(self, flags, drawn: bool, forced) -> None:
         if flags.device.type == "cpu" and not flags.numpy().any():
@@ -268,33 +257,27 @@ class TokenSelector:
         if drawn:
             lost = (flags & (FLAG_EMPTY | FLAG_INF)) != 0
             lost = lost if forced is None else lost & (forced < 0)
-            self.lost = self._to_rows(torch.zeros_like(self._on_prefix), lost)
-        if self._rows is None:
-            self._flags |= flags
-        else:
-            self._flags[self._rows] |= flags
+            self.lost = self.slots.put(torch.zeros_like(self._on_prefix), lost)
+        self._flags = self.slots.put(self._flags, self.slots.take(self._flags) | flags)
 
     def _certain_tokens(self, opening, at_gate: bool):
         """opening, with mode 0's token where `fast_prob` draws it whatever its logit."""
         fast = self.definition.token_ids[0]
         if not (at_gate and self.exact) or fast is None:
             return opening
-        return opening.masked_fill(~self._of_slots(self.fast_prob).isnan(), fast)
+        return opening.masked_fill(~self.slots.take(self.fast_prob).isnan(), fast)
 
     def _refuse_by_memory(self, certain, input_ids, logits, shaped, alive) -> None:
-        certain = certain.where(self._of_slots(alive), -1)
+        certain = certain.where(self.slots.take(alive), -1)
         for slot in refused_by_memory(self._head, input_ids, logits, shaped, certain):
-            row, token = self._row_of(slot), int(certain[slot])
+            row, token = self.slots.row(slot), int(certain[slot])
             mode = max(int(self.forced_mode[row]), int(self.modes[row]))
             mode = 0 if self.exact and token == self.definition.token_ids[0] else mode
             raise ValueError(refusal_of_token(self.definition, row, mode, token, with_memory(self._head)))
 
     def _refuse_masked_modes(self, empty, forced) -> None:
-        masked = empty & self._of_slots(self._on_prefix)
+        masked = empty & self.slots.take(self._on_prefix)
         masked = masked if forced is None else masked & (forced < 0)
         if masked.any():
-            row = self._row_of(masked.nonzero()[0, 0])
+            row = self.slots.row(masked.nonzero()[0, 0])
             raise ValueError(no_mode_left(self.definition, row, int(self.forced_mode[row])))
-
-    def _row_of(self, slot) -> int:
-        return int(slot if self._rows is None else self._rows[slot])

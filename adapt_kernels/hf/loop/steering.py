@@ -12,6 +12,7 @@ from adapt_kernels.program.clauses import RowInput
 from adapt_kernels.program.rules import Bias, Force, Probe, Sample, label_of
 from adapt_kernels.program.run import ProgramRun
 from adapt_kernels.program.settings import zipf_exponent
+from adapt_kernels.program.slots import Slots
 from adapt_kernels.program.step_signals import step_signals
 
 _CALL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -38,7 +39,7 @@ class Steering:
     def __init__(self, run: ProgramRun, processors: SplitProcessors, config, criteria):
         self.run, self.decision, self.ended, self.replaced, self.sleeps = run, None, None, None, None
         self.probes = None  # `Probes`, where a program has such rules
-        self._every_row, rules = run.slots, run.compiled.rules
+        rules = run.compiled.rules
         self._gates = run.gates()
         self._gate_modes = {index: run.compiled.rule_tokens(index).modes for index in self._gates}
         self._biases = any(isinstance(rule, Bias) for rule in rules)
@@ -82,9 +83,9 @@ class Steering:
         first = self.run.compiled.first_rule[self._owner(index)]
         return label_of(index - first, self.run.compiled.rules[index])
 
-    def place(self, row_of_slot) -> None:
-        """From now on the slots are these rows, [slots] int64, None = every row in order."""
-        self.run.place(self._every_row if row_of_slot is None else row_of_slot)
+    def place(self, slots: Slots) -> None:
+        """From now on the slots are these rows."""
+        self.run.place(slots)
 
     def decide(self, logits, alive, held) -> torch.Tensor:
         """[slots] int64: the ids that rules write, -1 = none.
@@ -96,7 +97,7 @@ class Steering:
         if self.run.signals:
             values = step_signals(self.run.signals.values(), logits)
             if self._logp is not None:
-                values["logp"] = self._logp[self.run.slots]
+                values["logp"] = self.run.slots.take(self._logp)
             self.run.fill(values)
         if self.probes is not None:
             self.probes.fill()
@@ -149,7 +150,7 @@ class Steering:
             slot = int(none.nonzero()[0, 0])
             rules = ", ".join(self._label(index) for index in acting[slot].nonzero()[:, 0].tolist())
             raise ValueError(
-                f"row {int(self.run.slots[slot])}: {rules} leave no token to draw (with the call's own bans): let one"
+                f"row {self.run.slots.row(slot)}: {rules} leave no token to draw (with the call's own bans): let one"
                 " of them keep a token, or act elsewhere"
             )
 
@@ -191,7 +192,7 @@ class Steering:
     def _check_mode_left(self, index: int, slots, sample: ModeSample) -> None:
         empty = (sample.flags & FLAG_EMPTY) != 0
         if empty.any():
-            row = int(self.run.slots[slots[empty.nonzero()[0, 0]]])
+            row = self.run.slots.row(slots[empty.nonzero()[0, 0]])
             raise ValueError(
                 f"row {row}: every mode of {self._label(index)} has logit -inf, so none can be drawn; a logits"
                 " processor (suppress_tokens, bad_words_ids, a grammar ...) bans them. Allow one of them"
@@ -239,7 +240,7 @@ class Steering:
         self.run.advance(tokens)
         if self._logp is not None:
             logp = torch.log_softmax(logits.float().masked_fill(logits.isnan(), _NEG_INF), -1)
-            self._logp[self.run.slots] = logp.gather(1, tokens[:, None])[:, 0]
+            self._logp = self.run.slots.put(self._logp, logp.gather(1, tokens[:, None])[:, 0])
         if self._may_sleep:
             self.sleeps = self.run.holds_stops()
 

@@ -4,7 +4,14 @@ import torch
 
 from adapt_kernels.ops.mode_sample.arguments import prepare
 from adapt_kernels.ops.mode_sample.classes import class_edited
-from adapt_kernels.ops.mode_sample.gate import biased_logits, gated_logits, mode_probs, selected_modes
+from adapt_kernels.ops.mode_sample.gate import (
+    biased_logits,
+    chances,
+    gated_logits,
+    mode_logits,
+    mode_probs,
+    selected_modes,
+)
 from adapt_kernels.ops.mode_sample.result import FLAG_EMPTY, FLAG_INF, FLAG_NAN, ModeSample
 from adapt_kernels.ops.mode_sample.torch_op import call
 
@@ -14,8 +21,10 @@ __all__ = [
     "FLAG_NAN",
     "ModeSample",
     "biased_logits",
+    "chances",
     "class_edited",
     "gated_logits",
+    "mode_logits",
     "mode_probs",
     "mode_sample",
     "selected_modes",

@@ -8,9 +8,21 @@ import torch
 
 from adapt_kernels.modes import Modes
 from adapt_kernels.ops.mode_sample.classes import check_class_edits, check_classes
+from adapt_kernels.ops.row_arguments import as_tensor, check_logits, checked_rows, require
 from adapt_kernels.philox import check_seed, fresh_seed, row_seeds
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# In the order in which the kernels take them. A number for all rows, or a tensor of one entry per row.
+ROW_ARGUMENTS = {
+    "temperature": torch.float64,
+    "top_k": torch.int64,
+    "top_p": torch.float64,
+    "min_p": torch.float64,
+    "at_mode": torch.bool,
+    "seeds": torch.int64,
+    "step": torch.int64,
+    "fast_prob": torch.float64,
+    "forced_tokens": torch.int64,
+}
 _KINDS = {torch.float64: float, torch.int64: int, torch.bool: bool}
 _NUMBERS, _INTEGERS = (float, int, bool), (int, bool)
 
@@ -47,11 +59,11 @@ class Rows(NamedTuple):
         """The same rows with logits [N, V] and every row argument a tensor [N]."""
         device, count = self.logits.device, self.count
         fields = self._asdict()
-        for name, dtype in _ROW_ARGUMENTS.items():
-            if not torch.is_tensor(fields[name]):
-                fields[name] = torch.full((count,), fields[name], dtype=dtype, device=device)
         if not torch.is_tensor(self.seeds):
             fields["seeds"] = row_seeds(self.seeds, count).to(device)
+        for name, dtype in ROW_ARGUMENTS.items():
+            if not torch.is_tensor(fields[name]):
+                fields[name] = torch.full((count,), fields[name], dtype=dtype, device=device)
         if self.bias is None:
             fields["bias"] = torch.zeros(count, len(self.mode_ids), dtype=torch.float64, device=device)
         fields["logits"] = self.logits.reshape(count, self.logits.shape[-1])
@@ -68,18 +80,6 @@ class Rows(NamedTuple):
         )
 
 
-_ROW_ARGUMENTS = {
-    "at_mode": torch.bool,
-    "temperature": torch.float64,
-    "top_k": torch.int64,
-    "top_p": torch.float64,
-    "min_p": torch.float64,
-    "step": torch.int64,
-    "fast_prob": torch.float64,
-    "forced_tokens": torch.int64,
-}
-
-
 _NEEDS_MODES = "at_mode, mode_bias and fast_prob need modes=; got modes=None"
 
 
@@ -88,10 +88,10 @@ def prepare(logits, modes, mode_bias, seeds, only_modes, class_edits=(None, None
 
     Raises ValueError or TypeError naming the argument.
     """
-    _check_logits(logits)
+    check_logits(logits)
     mode_ids = _check_mode_ids(modes, logits.shape[-1])
     row = _RowArgument(logits)
-    values = {name: row(name, row_arguments[name], dtype) for name, dtype in _ROW_ARGUMENTS.items()}
+    values = {name: row(name, value, ROW_ARGUMENTS[name]) for name, value in row_arguments.items()}
     has_fast_prob = torch.is_tensor(values["fast_prob"]) or values["fast_prob"] == values["fast_prob"]
     if not mode_ids and (mode_bias is not None or has_fast_prob or values["at_mode"] is True):
         raise ValueError(_NEEDS_MODES)
@@ -126,13 +126,7 @@ class _RowArgument:
             if tensor.device.type == "cpu" and not torch.compiler.is_compiling():
                 return tensor.to(dtype).item()
             return tensor.to(self.device).expand(self.count)
-        if tensor.shape == self.leading:
-            return tensor.to(self.device).reshape(-1)
-        if tensor.shape == self.leading[:1]:
-            return tensor.to(self.device).reshape(-1, 1).expand(self.leading).reshape(-1)
-        raise ValueError(
-            f"{name} must be a scalar or have one entry per row, shape {tuple(self.leading)}; got {tuple(tensor.shape)}"
-        )
+        return checked_rows(name, tensor.to(self.device), self.leading)
 
 
 def _number(name: str, value, dtype: torch.dtype):
@@ -146,26 +140,12 @@ def _number(name: str, value, dtype: torch.dtype):
 
 
 def _as_tensor(name: str, value, dtype: torch.dtype) -> torch.Tensor:
-    try:
-        # Python floats keep their 64 bits: through float32, p = 0.9 would already be another cut.
-        as_dtype = torch.float64 if dtype.is_floating_point and not torch.is_tensor(value) else None
-        tensor = torch.as_tensor(value, dtype=as_dtype)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be a number or a tensor with one entry per row; got {value!r}") from error
+    # Python floats keep their 64 bits: through float32, p = 0.9 would already be another cut.
+    tensor = as_tensor(name, value, torch.float64 if dtype.is_floating_point else None)
     if not dtype.is_floating_point and tensor.is_floating_point():
         raise TypeError(f"{name} must hold integers or booleans; got {tensor.dtype}")
-    # Numbers in place of booleans are looked at by check_values.
+    # Numbers in place of booleans are looked at by `check_values`.
     return tensor if dtype == torch.bool else tensor.to(dtype)
-
-
-def _check_logits(logits) -> None:
-    if not torch.is_tensor(logits) or logits.dtype not in _DTYPES:
-        kind = logits.dtype if torch.is_tensor(logits) else type(logits).__name__
-        raise TypeError(f"logits must be a float32, bfloat16, float16 or float64 tensor; got {kind}")
-    if logits.ndim not in (2, 3) or logits.shape[-1] == 0:
-        raise ValueError(f"logits must be [N, V] or [B, T, V] with V >= 1; got shape {tuple(logits.shape)}")
-    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
-        raise ValueError(f"logits must be contiguous in the last dimension (stride 1); got strides {logits.stride()}")
 
 
 def _check_mode_ids(modes, vocab_size: int) -> tuple[int | None, ...]:
@@ -220,20 +200,12 @@ def check_values(rows: Rows) -> Rows:
         if not rows.mode_ids and at_mode.device.type == "cpu" and at_mode.any():
             raise ValueError(_NEEDS_MODES)
     if rows.bias is not None:
-        _require("mode_bias", rows.bias, ~rows.bias.isnan(), "a number, not NaN")
+        require("mode_bias", rows.bias, ~rows.bias.isnan(), "a number, not NaN")
     check_classes(rows.token_classes, rows.class_bias)
-    _require("temperature", rows.temperature, rows.temperature >= 0, "a number >= 0 (0 = greedy)")
-    _require("top_p", rows.top_p, (rows.top_p >= 0) & (rows.top_p <= 1), "in [0, 1]")
-    _require("min_p", rows.min_p, (rows.min_p >= 0) & (rows.min_p <= 1), "in [0, 1]")
+    require("temperature", rows.temperature, rows.temperature >= 0, "a number >= 0 (0 = greedy)")
+    require("top_p", rows.top_p, (rows.top_p >= 0) & (rows.top_p <= 1), "in [0, 1]")
+    require("min_p", rows.min_p, (rows.min_p >= 0) & (rows.min_p <= 1), "in [0, 1]")
     p, forced = rows.fast_prob, rows.forced_tokens
-    _require("fast_prob", p, ((p > 0) & (p < 1)) | (p != p), "inside (0, 1)")
-    _require("forced_tokens", forced, forced < vocab_size, f"below the vocabulary of {vocab_size}")
+    require("fast_prob", p, ((p > 0) & (p < 1)) | (p != p), "inside (0, 1)")
+    require("forced_tokens", forced, forced < vocab_size, f"below the vocabulary of {vocab_size}")
     return rows._replace(at_mode=at_mode, seeds=fresh_seed() if rows.seeds is None else rows.seeds)
-
-
-def _require(name: str, values, allowed, wanted: str) -> None:
-    if not torch.is_tensor(values):
-        if not allowed:
-            raise ValueError(f"{name} must be {wanted}; got {values}")
-    elif values.device.type == "cpu" and not bool(allowed.all()):
-        raise ValueError(f"{name} must be {wanted}; got {values[~allowed][0].item()}")

@@ -38,12 +38,28 @@ def biased_logits(z, mode_ids, at_mode, bias, only_modes=True) -> torch.Tensor:
 
 def mode_probs(z, mode_ids) -> torch.Tensor:
     """The model's own P(mode) [N, M] float64 at T = 1, renormalised over the modes; 0 where all modes are -inf."""
-    if not mode_ids:
-        return z.new_zeros(z.shape[0], 0)
-    members = mode_members(mode_ids, z.shape[1], z.device)
-    listed = settle_infinities(z.masked_fill(~torch.stack(members).any(0), _NEG_INF))
-    mass = torch.cat([log_sum_exp(listed.masked_fill(~member, _NEG_INF)) for member in members], 1)
-    return torch.nan_to_num(torch.softmax(mass, 1), nan=0.0)
+    return chances(mode_logits(z, mode_ids)) if mode_ids else z.new_zeros(z.shape[0], 0)
+
+
+def mode_logits(z, mode_ids, temperature: float = 1.0) -> torch.Tensor:
+    """[N, M] of z [N, V] without NaN, such that `chances` of them are P(mode): a mode of any other token weighs as much
+    as its tokens together do at this temperature."""
+    listed = torch.tensor([i for i in mode_ids if i is not None], dtype=torch.int64, device=z.device)
+    if None not in mode_ids:
+        return settle_infinities(z[:, listed])
+    z = settle_infinities(z)
+    others = z.index_fill(1, listed, _NEG_INF)
+    other = temperature * log_sum_exp(others / temperature)[:, 0] if temperature else others.amax(1)
+    return torch.stack([other if i is None else z[:, i] for i in mode_ids], 1)
+
+
+def chances(logits, bias=0.0, temperature: float = 1.0) -> torch.Tensor:
+    """P(mode | bias) = softmax((logits + bias) / temperature) over the last dimension; at temperature 0 the first
+    largest has all of it; 0 where all are -inf."""
+    shifted = logits + bias
+    if temperature == 0:
+        return torch.nn.functional.one_hot(shifted.argmax(-1), shifted.shape[-1]).to(shifted.dtype)
+    return torch.nan_to_num(torch.softmax(shifted / temperature, -1), nan=0.0)
 
 
 def mode_members(mode_ids, vocab_size: int, device) -> list[torch.Tensor]:

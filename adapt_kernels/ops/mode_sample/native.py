@@ -5,10 +5,9 @@ from functools import lru_cache
 import torch
 
 from adapt_kernels.native import jit
-from adapt_kernels.ops.mode_sample.arguments import Rows
+from adapt_kernels.native.rows import address, check_status, logit_rows
+from adapt_kernels.ops.mode_sample.arguments import ROW_ARGUMENTS, Rows
 from adapt_kernels.ops.mode_sample.result import ModeSample
-
-_LOGITS_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum LogitsType
 
 DEVICES = ("cpu",)
 
@@ -17,30 +16,22 @@ def mode_sample(rows: Rows) -> ModeSample:
     """See `adapt_kernels.mode_sample`. Raises NativeBuildError if the extension cannot be built or loaded."""
     kernel = jit.load().mode_sample_cpu
     logits, num_modes = rows.logits, len(rows.mode_ids)
-    batch, inner, vocab_size = logits.shape
-    out = _empty_outputs(batch * inner, num_modes)
+    out = _empty_outputs(rows.count, num_modes)
     bias = rows.bias if rows.bias is None else rows.bias.contiguous()
     row_arguments, held = _row_arguments(rows)
     status = kernel(
-        logits.data_ptr(),
-        _LOGITS_TYPES[logits.dtype],
-        batch * inner,
-        max(inner, 1),
-        vocab_size,
-        logits.stride(0),
-        logits.stride(1),
+        *logit_rows(logits),
         _mode_id_tensor(rows.mode_ids).data_ptr(),
         num_modes,
         rows.only_modes,
-        0 if bias is None else bias.data_ptr(),
+        address(bias),
         *row_arguments,
         *_class_edits(rows, held),
         *[tensor.data_ptr() for tensor in out],
         torch.get_num_threads(),
     )
     del held  # alive until here: the kernel read them by address
-    if status:
-        raise RuntimeError(f"mode_sample's native kernel returned status {status}")
+    check_status("mode_sample", status)
     return out
 
 
@@ -62,17 +53,8 @@ def _empty_outputs(count: int, num_modes: int) -> ModeSample:
 def _row_arguments(rows: Rows) -> tuple[list, list[torch.Tensor]]:
     """Value and address of each row argument, in the order of the C structure, and the tensors behind the addresses."""
     pairs, held = [], []
-    for value in (
-        rows.at_mode,
-        rows.temperature,
-        rows.top_k,
-        rows.top_p,
-        rows.min_p,
-        rows.seeds,
-        rows.step,
-        rows.fast_prob,
-        rows.forced_tokens,
-    ):
+    for name in ROW_ARGUMENTS:
+        value = getattr(rows, name)
         if isinstance(value, torch.Tensor):
             value = value.contiguous()
             held.append(value)

@@ -4,24 +4,15 @@ import torch
 
 from adapt_kernels.dispatch import choose
 from adapt_kernels.library import register
-from adapt_kernels.ops.mode_sample.arguments import Rows, check_values
+from adapt_kernels.ops.mode_sample.arguments import ROW_ARGUMENTS, Rows, check_values
 from adapt_kernels.ops.mode_sample.result import ModeSample
 
 # A row argument is two of the op: a number for all rows, and a tensor of one per row that replaces it.
-ROW_ARGUMENTS = {
-    "at_mode": "bool",
-    "temperature": "float",
-    "top_k": "int",
-    "top_p": "float",
-    "min_p": "float",
-    "seeds": "int?",
-    "step": "int",
-    "fast_prob": "float",
-    "forced_tokens": "int",
-}
+_KINDS = {torch.bool: "bool", torch.float64: "float", torch.int64: "int"}
+_IN_SCHEMA = {name: _KINDS[dtype] + "?" * (name == "seeds") for name, dtype in ROW_ARGUMENTS.items()}
 _SCHEMA = (
     "mode_sample(Tensor logits, int[] mode_ids, Tensor? bias, bool only_modes, str backend, "
-    + ", ".join(f"{kind} {name}, Tensor? {name}_rows" for name, kind in ROW_ARGUMENTS.items())
+    + ", ".join(f"{kind} {name}, Tensor? {name}_rows" for name, kind in _IN_SCHEMA.items())
     + ", Tensor? token_classes=None, Tensor? class_scale=None, Tensor? class_bias=None"
     ") -> (Tensor tokens, Tensor modes, Tensor logprobs, Tensor raw_logprobs, Tensor tempered_logprobs, "
     "Tensor mode_probs, Tensor kept, Tensor flags)"
@@ -74,8 +65,6 @@ def _fake(logits, mode_ids, *_):
     )
 
 
-_PLACEHOLDERS = {
-    name: {"bool": False, "float": 0.0, "int": 0, "int?": None}[kind] for name, kind in ROW_ARGUMENTS.items()
-}
+_PLACEHOLDERS = {name: {"bool": False, "float": 0.0, "int": 0, "int?": None}[kind] for name, kind in _IN_SCHEMA.items()}
 # Without seeds the op draws one from torch's generator, so two calls are never one.
 OP = register(_SCHEMA, _run, _fake, tags=(torch.Tag.nondeterministic_seeded,))

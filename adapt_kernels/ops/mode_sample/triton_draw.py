@@ -24,7 +24,7 @@ from adapt_kernels.ops.mode_sample.triton_gate import (
     open_row,
     row_float,
     row_integer,
-    row_start,
+    row_logits,
     tempered,
     with_exact_probability,
     with_listed,
@@ -49,7 +49,7 @@ TINY_TEMPERATURE = tl.constexpr(1e-37)
 
 @triton.jit
 def draw_kept_group(
-    threshold, min_p, seed, step, group, group_peak, peaks, group_list, start, vocab_size, mode_ids, listed_y,
+    threshold, min_p, seed, step, group, group_peak, peaks, group_list, source, mode_ids, listed_y,
     shift, peak, temperature,
     NUM_MODES: tl.constexpr, OTHER: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
@@ -72,8 +72,8 @@ def draw_kept_group(
         slot = first + tl.arange(0, GROUPS)
         g = tl.load(group_list + slot, mask=slot < num_listed, other=0)
         columns = g[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-        mask = (slot < num_listed)[:, None] & (columns < vocab_size)
-        x = load_logits(start, columns, mask)
+        mask = (slot < num_listed)[:, None] & (columns < source.vocab_size)
+        x = load_logits(source, columns, mask)
         keep = (x >= cut) & (x > NEG_INF)
         for i in tl.static_range(NUM_MODES):
             if i != OTHER:
@@ -103,13 +103,13 @@ def draw_kept_group(
 
 @triton.jit
 def draw_token(
-    group, given, threshold, min_p, greedy, seed, step, start, vocab_size, mode_ids, listed_y, shift, peak, temperature,
+    group, given, threshold, min_p, greedy, seed, step, source, mode_ids, listed_y, shift, peak, temperature,
     offset, listed_only, NUM_MODES: tl.constexpr, OTHER: tl.constexpr,
 ):  # fmt: skip
     """Draws a token in a group, or takes `given` >= 0; returns it, its tempered value, its logit and if it is kept."""
     lane = tl.arange(0, GROUP)
     columns = group * GROUP + lane
-    z = load_logits(start, columns, columns < vocab_size).to(tl.float64)
+    z = load_logits(source, columns, columns < source.vocab_size).to(tl.float64)
     y = tempered(gated(z, shift), peak, temperature) + offset
     y = tl.where(listed_only, NEG_INF, y)
     y = with_listed(y, columns, mode_ids, listed_y, NUM_MODES, OTHER)
@@ -127,13 +127,14 @@ def draw_token(
 
 @triton.jit(
     do_not_specialize=[
-        "rows_per_batch", "num_groups", "fallback", "shared", "temperature", "top_k", "top_p", "min_p", "at_mode",
+        "rows_per_batch", "num_classed", "num_classes", "num_groups", "fallback", "shared", "temperature", "top_k", "top_p", "min_p", "at_mode",
         "seed", "step", "fast_prob", "forced", "num_splits",
     ]
 )  # fmt: skip
 def draw(
     logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch,
-    vocab_size, num_groups: tl.int32, mode_ids, bias, fallback: tl.int32,
+    vocab_size, token_classes, num_classed: tl.int32, class_scale, class_bias, num_classes: tl.int32,
+    num_groups: tl.int32, mode_ids, bias, fallback: tl.int32,
     shared: tl.int32, temperature_rows, temperature: tl.int64, top_k_rows, top_k: tl.int64,
     top_p_rows, top_p: tl.int64, min_p_rows, min_p: tl.int64, at_mode_rows, at_mode: tl.int32,
     seed_rows, seed: tl.int64, step_rows, step: tl.int64, fast_prob_rows, fast_prob: tl.int64,
@@ -147,7 +148,10 @@ def draw(
 ):  # fmt: skip
     """Thresholds, group draw, token draw and log-probs of one row."""
     row = tl.program_id(0).to(tl.int64)
-    start = row_start(logits, row, rows_per_batch, batch_stride, row_stride)
+    source = row_logits(
+        row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
+        token_classes, num_classed, class_scale, class_bias, num_classes,
+    )  # fmt: skip
     if FILTERS:
         values += row * CAPACITY
         weights += row * CAPACITY
@@ -169,7 +173,7 @@ def draw(
     real = group < num_groups
     index = tl.arange(0, MODE_SLOTS)
     peaks, group_others, y_group, z_listed, y_listed, shift, peak = open_row(
-        start, row, group_peak, group_mass, num_groups, mode_ids, bias, gate, t,
+        source, row, group_peak, group_mass, num_groups, mode_ids, bias, gate, t,
         NUM_MODES, MODE_SLOTS, OTHER, ONLY_MODES, GROUP_SLOTS,
     )  # fmt: skip
     restricted = gate & ONLY_MODES
@@ -215,12 +219,12 @@ def draw(
                     )  # fmt: skip
             if (searched == 0) & ((k > 0) | (p < 1.0)):
                 threshold = filter_threshold(
-                    k, p, total, group, group_top, values, weights, group_list, start, vocab_size, mode_ids, listed_y,
+                    k, p, total, group, group_top, values, weights, group_list, source, mode_ids, listed_y,
                     shift, peak, t, NUM_MODES, OTHER, CAPACITY, GROUPS, PIVOTS,
                 )  # fmt: skip
             drawn_group, kept_mass, kept_count = draw_kept_group(
-                threshold, least, stream, position, group, group_peak + row * num_groups, peaks, group_list, start,
-                vocab_size, mode_ids, listed_y, shift, peak, t, NUM_MODES, OTHER, GROUPS,
+                threshold, least, stream, position, group, group_peak + row * num_groups, peaks, group_list,
+                source, mode_ids, listed_y, shift, peak, t, NUM_MODES, OTHER, GROUPS,
             )  # fmt: skip
     if filtered == 0:
         noisy = tl.log(mass) + gumbel(stream, position, PURPOSE_GROUP, group)
@@ -232,7 +236,7 @@ def draw(
     given = tl.where(forced_token >= 0, forced_token, given).to(tl.int32)
     token_group = tl.where(given >= 0, given // GROUP, drawn_group)
     token, y_token, z_token, token_kept = draw_token(
-        token_group, given, threshold, least, greedy, stream, position, start, vocab_size, mode_ids, listed_y, shift,
+        token_group, given, threshold, least, greedy, stream, position, source, mode_ids, listed_y, shift,
         peak, t, offset, ONLY_MODES & (OTHER < 0) & gate, NUM_MODES, OTHER,
     )  # fmt: skip
     # Greedy keeps one token, so a token forced from another group than the drawn one is none of the kept.

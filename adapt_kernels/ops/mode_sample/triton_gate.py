@@ -1,5 +1,7 @@
 """Device functions: one row's arguments, its logits, and the gate (bias, restriction to the modes, temperature)."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -18,6 +20,17 @@ SEED = tl.constexpr(5)
 STEP = tl.constexpr(6)
 FAST_PROB = tl.constexpr(7)
 FORCED = tl.constexpr(8)
+
+
+class RowLogits(NamedTuple):
+    """A row's logits, and what its token classes do to them."""
+
+    start: tl.tensor  # pointer to the first
+    vocab_size: tl.tensor
+    classes: tl.tensor | None  # uint8 per id; None = no edits
+    num_classed: tl.tensor | None  # ids beyond are of class 0
+    scale: tl.tensor | None  # float32 per class of this row
+    bias: tl.tensor | None
 
 
 @triton.jit
@@ -39,18 +52,36 @@ def row_float(per_row, value, row, shared, bit: tl.constexpr):
 
 
 @triton.jit
-def row_start(logits, row, rows_per_batch, batch_stride, row_stride):
-    """Pointer to the first logit of a row of [B, T, V]; rows_per_batch None: all rows lie at one stride."""
+def row_logits(
+    row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
+    token_classes, num_classed, class_scale, class_bias, num_classes,
+):  # fmt: skip
+    """A row of [B, T, V]; rows_per_batch None: all rows lie at one stride."""
     if rows_per_batch is None:
-        return logits + row * row_stride
+        start = logits + row * row_stride
     else:
-        return logits + (row // rows_per_batch) * batch_stride + (row % rows_per_batch) * row_stride
+        start = logits + (row // rows_per_batch) * batch_stride + (row % rows_per_batch) * row_stride
+    if token_classes is None:
+        return RowLogits(start, vocab_size, None, None, None, None)
+    else:
+        own = row * num_classes
+        return RowLogits(start, vocab_size, token_classes, num_classed, class_scale + own, class_bias + own)
 
 
 @triton.jit
-def load_logits(start, columns, mask):
+def by_class(x, kind, source):
+    """Logits times the scale plus the bias of their classes: two roundings, so not one fused operation."""
+    return tl.fma(x, tl.load(source.scale + kind), 0.0) + tl.load(source.bias + kind)
+
+
+@triton.jit
+def load_logits(source, columns, mask):
     """float32 logits, -inf for NaN and outside the mask. (No `other=`: the interpreter has no bfloat16 constants.)"""
-    x = tl.load(start + columns, mask=mask).to(tl.float32)
+    x = tl.load(source.start + columns, mask=mask).to(tl.float32)
+    if source.classes is not None:
+        kind = tl.load(source.classes + columns, mask=mask & (columns < source.num_classed), other=0).to(tl.int32)
+        gone = (x == NEG_INF) | (tl.load(source.bias + kind) == NEG_INF)
+        x = tl.where(gone, NEG_INF, by_class(x, kind, source))
     return tl.where(mask & (x == x), x, NEG_INF)
 
 
@@ -111,7 +142,7 @@ def with_listed_mass(mass, top, group, y_listed, index, mode_ids, NUM_MODES: tl.
 
 @triton.jit
 def open_row(
-    start, row, group_peak, group_mass, num_groups, mode_ids, bias, gate, temperature,
+    source, row, group_peak, group_mass, num_groups, mode_ids, bias, gate, temperature,
     NUM_MODES: tl.constexpr, MODE_SLOTS: tl.constexpr, OTHER: tl.constexpr, ONLY_MODES: tl.constexpr,
     GROUP_SLOTS: tl.constexpr,
 ):  # fmt: skip
@@ -130,7 +161,7 @@ def open_row(
     if NUM_MODES > 0:
         index = tl.arange(0, MODE_SLOTS)
         mode_id = tl.load(mode_ids + index, mask=index < NUM_MODES, other=-1)
-        z_listed = load_logits(start, mode_id, mode_id >= 0).to(tl.float64)
+        z_listed = load_logits(source, mode_id, mode_id >= 0).to(tl.float64)
         w_listed = z_listed
         if bias is not None:
             mode_bias = tl.load(bias + row * NUM_MODES + index, mask=index < NUM_MODES, other=0.0)

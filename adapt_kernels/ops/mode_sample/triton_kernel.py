@@ -30,8 +30,7 @@ from typing import NamedTuple
 
 import torch
 
-from adapt_kernels.ops.mode_sample.arguments import Rows
-from adapt_kernels.ops.mode_sample.classes import class_edited
+from adapt_kernels.ops.mode_sample.arguments import ROW_ARGUMENTS, Rows
 from adapt_kernels.ops.mode_sample.result import ModeSample
 from adapt_kernels.ops.mode_sample.triton_workspace import (
     Nucleus,
@@ -55,13 +54,6 @@ except ModuleNotFoundError:
 
 # Below it, differences of logits may overflow when tempered, which drops tokens: the kernels' TINY_TEMPERATURE.
 _SMALLEST_SAFE_TEMPERATURE = 1e-37
-# The order of the finishing kernel's arguments, and their bits in `shared` (see triton_gate).
-_ROW_ARGUMENTS = {
-    name: bit
-    for bit, name in enumerate(
-        ("temperature", "top_k", "top_p", "min_p", "at_mode", "seeds", "step", "fast_prob", "forced_tokens")
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -73,6 +65,8 @@ class Config:
     read_groups: int = 32
     few_rows: int = 32
     few_rows_read_groups: int = 8
+    # With token classes, whose tables take registers.
+    class_read_groups: int = 16
     # Groups per exact statistics program: 75 programs of one row of 151936.
     statistics_groups: int = 16
     statistics_warps: int = 4
@@ -98,8 +92,6 @@ def mode_sample(rows: Rows, config: Config = _DEFAULT) -> ModeSample:
     """See `adapt_kernels.mode_sample`."""
     if rows.logits.dtype == torch.float64:
         raise ValueError("logits must be float32, bfloat16 or float16 here; float64 needs backend='reference'")
-    if rows.token_classes is not None:
-        rows = _edited_by_class(rows)
     out = empty_result(rows)
     if rows.count == 0:
         return out
@@ -109,20 +101,12 @@ def mode_sample(rows: Rows, config: Config = _DEFAULT) -> ModeSample:
     return out
 
 
-def _edited_by_class(rows: Rows) -> Rows:
-    """The same rows over a float32 copy of the logits; NaN stays, for its flag."""
-    flat = rows.logits.reshape(rows.count, rows.logits.shape[-1])
-    edited = class_edited(flat, rows.token_classes, rows.class_scale, rows.class_bias)
-    edited = torch.where(flat.isnan(), flat.float(), edited.masked_fill(edited.isnan(), float("-inf")))
-    return rows._replace(logits=edited.reshape(rows.logits.shape), token_classes=None)
-
-
 def _launch(rows: Rows, config: Config, out: ModeSample) -> None:
     device, vocab_size = rows.logits.device, rows.logits.shape[-1]
     num_groups = triton.cdiv(vocab_size, GROUP_SIZE)
     num_splits = triton.cdiv(num_groups, config.statistics_groups)
     modes = _mode_layout(rows.mode_ids, vocab_size, device)
-    place = (*_row_places(rows.logits), vocab_size)
+    place = (*_row_places(rows.logits), vocab_size, *_class_edits(rows))
     argument, shared = _row_arguments(rows)
     filters = chain(*(argument[name] for name in ("temperature", "top_k", "top_p", "at_mode")))
     bias = (modes.ids, rows.bias)
@@ -152,13 +136,15 @@ def _launch(rows: Rows, config: Config, out: ModeSample) -> None:
 def _launch_read(rows, place, num_groups, bias, argument, shared, statistics, constants, config) -> None:
     """Stage A."""
     whole_groups = rows.logits.shape[-1] // GROUP_SIZE
-    most = config.few_rows_read_groups if rows.count <= config.few_rows else config.read_groups
+    most = config.read_groups if rows.token_classes is None else config.class_read_groups
+    most = config.few_rows_read_groups if rows.count <= config.few_rows else most
     groups = min(most, 1 << (whole_groups.bit_length() - 1))
     words = _are_words(rows.logits)
     group_statistics[(rows.count, triton.cdiv(whole_groups, groups))](
         *place, num_groups, *bias, shared, argument["temperature"][0], _scale(rows.temperature),
         *argument["at_mode"], *statistics, NUM_MODES=constants["NUM_MODES"], OTHER=constants["OTHER"], GROUPS=groups,
         WORDS=words, PACKED=words and _has_packed_instructions(), FUSED=not triton.knobs.runtime.interpret,
+        CLASS_SLOTS=_class_slots(rows),
         num_warps=1, **OPTIONS,
     )  # fmt: skip
 
@@ -204,7 +190,7 @@ def _mode_layout(mode_ids, vocab_size: int, device: torch.device) -> _ModeLayout
 def _row_arguments(rows: Rows) -> tuple[dict[str, tuple], int]:
     """(tensor or None, number) of every row argument in the kernels' order, and the bits of one-element tensors."""
     pairs, shared = {}, 0
-    for name, bit in _ROW_ARGUMENTS.items():
+    for bit, name in enumerate(ROW_ARGUMENTS):  # see triton_gate
         value = getattr(rows, name)
         if not torch.is_tensor(value):
             pairs[name] = None, _word(value)
@@ -255,6 +241,21 @@ def _row_places(logits: torch.Tensor) -> tuple:
     if rows == 1 or batches == 1 or logits.stride(0) == rows * logits.stride(1):
         return logits, 0, logits.stride(0 if rows == 1 else 1), None
     return logits, logits.stride(0), logits.stride(1), rows
+
+
+def _class_edits(rows: Rows) -> tuple:
+    """What `row_logits` needs to edit logits by class, on rows of which no row does."""
+    if rows.token_classes is None:
+        return None, 0, None, None, 0
+    classes, scale, bias = (x.contiguous() for x in (rows.token_classes, rows.class_scale, rows.class_bias))
+    # Read in pairs.
+    classes = classes.clone() if classes.data_ptr() % 16 else classes
+    return classes, len(classes), scale, bias, scale.shape[1]
+
+
+def _class_slots(rows: Rows) -> int:
+    """0: no edits. In sizes of 32, a warp: a class more seldom compiles anew."""
+    return 0 if rows.token_classes is None else max(32, triton.next_power_of_2(rows.class_scale.shape[1]))
 
 
 def _are_words(logits: torch.Tensor) -> bool:

@@ -21,7 +21,7 @@ from adapt_kernels.ops.mode_sample.triton_gate import (
     open_row,
     row_float,
     row_integer,
-    row_start,
+    row_logits,
     tempered,
     with_listed_mass,
 )
@@ -52,12 +52,13 @@ def sampled_bracket(y, mass_below, factor):
 
 @triton.jit(
     do_not_specialize=[
-        "rows_per_batch", "num_groups", "shared", "temperature", "top_k", "top_p", "at_mode",
+        "rows_per_batch", "num_classed", "num_classes", "num_groups", "shared", "temperature", "top_k", "top_p", "at_mode",
     ]
 )  # fmt: skip
 def bracket(
     logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch,
-    vocab_size, num_groups: tl.int32, mode_ids, bias, shared: tl.int32,
+    vocab_size, token_classes, num_classed: tl.int32, class_scale, class_bias, num_classes: tl.int32,
+    num_groups: tl.int32, mode_ids, bias, shared: tl.int32,
     temperature_rows, temperature: tl.int64, top_k_rows, top_k: tl.int64, top_p_rows, top_p: tl.int64,
     at_mode_rows, at_mode: tl.int32, group_peak, group_mass, state,
     NUM_MODES: tl.constexpr, MODE_SLOTS: tl.constexpr, OTHER: tl.constexpr, ONLY_MODES: tl.constexpr,
@@ -65,7 +66,10 @@ def bracket(
 ):  # fmt: skip
     """One program per row: is its nucleus large, and if so, roughly where does it end?"""
     row = tl.program_id(0).to(tl.int64)
-    start = row_start(logits, row, rows_per_batch, batch_stride, row_stride)
+    source = row_logits(
+        row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
+        token_classes, num_classed, class_scale, class_bias, num_classes,
+    )  # fmt: skip
     t = row_float(temperature_rows, temperature, row, shared, TEMPERATURE)
     k = row_integer(top_k_rows, top_k, row, shared, TOP_K)
     p = row_float(top_p_rows, top_p, row, shared, TOP_P)
@@ -78,7 +82,7 @@ def bracket(
         filtered = filtered & (gate == 0)
     if filtered:
         _, masses, y_group, _, y_listed, shift, peak = open_row(
-            start, row, group_peak, group_mass, num_groups, mode_ids, bias, gate, t,
+            source, row, group_peak, group_mass, num_groups, mode_ids, bias, gate, t,
             NUM_MODES, MODE_SLOTS, OTHER, ONLY_MODES, GROUP_SLOTS,
         )  # fmt: skip
         group = tl.arange(0, GROUP_SLOTS)
@@ -95,7 +99,7 @@ def bracket(
         if (fewest > FEW) & (peak > NEG_INF) & (peak < INF):
             sampled = (tl.arange(0, FEW) * num_groups) // FEW
             columns = sampled[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-            x = load_logits(start, columns, columns < vocab_size)
+            x = load_logits(source, columns, columns < source.vocab_size)
             y = tempered(gated(x.to(tl.float64), shift), peak, t).to(tl.float32)
             factor = num_groups.to(tl.float32) / FEW
             below = ((1.0 - p) * total).to(tl.float32)
@@ -108,11 +112,12 @@ def bracket(
 
 
 @triton.jit(
-    do_not_specialize=["rows_per_batch", "num_splits", "shared", "temperature", "at_mode"]
+    do_not_specialize=["rows_per_batch", "num_classed", "num_classes", "num_splits", "shared", "temperature", "at_mode"]
 )  # fmt: skip
 def weigh_bracket(
     logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch,
-    vocab_size, num_splits: tl.int32, mode_ids, bias, shared: tl.int32,
+    vocab_size, token_classes, num_classed: tl.int32, class_scale, class_bias, num_classes: tl.int32,
+    num_splits: tl.int32, mode_ids, bias, shared: tl.int32,
     temperature_rows, temperature: tl.int64, at_mode_rows, at_mode: tl.int32, state,
     split_mass,  # [N, splits, POINTS + 1] float64: mass above each point, and above the bracket
     split_count,  # [N, splits] int32: values inside the bracket
@@ -126,11 +131,14 @@ def weigh_bracket(
     if low < INF:
         high = tl.load(state + row * STATE + 1)
         peak = tl.load(state + row * STATE + 2)
-        start = row_start(logits, row, rows_per_batch, batch_stride, row_stride)
+        source = row_logits(
+        row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
+        token_classes, num_classed, class_scale, class_bias, num_classes,
+    )  # fmt: skip
         t = row_float(temperature_rows, temperature, row, shared, TEMPERATURE)
         gate = row_integer(at_mode_rows, at_mode, row, shared, AT_MODE) != 0
         columns = split * (GROUPS * GROUP) + tl.arange(0, GROUPS * GROUP)
-        x = load_logits(start, columns, columns < vocab_size)
+        x = load_logits(source, columns, columns < source.vocab_size)
         shift = tl.zeros((), tl.float64)
         for i in tl.static_range(NUM_MODES):
             if i == OTHER:

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from adapt_kernels.ops.mode_sample.triton_gate import (
     AT_MODE,
+    by_class,
     GROUP,
     INF,
     LOG2_E,
@@ -20,7 +21,7 @@ from adapt_kernels.ops.mode_sample.triton_gate import (
     load_logits,
     row_float,
     row_integer,
-    row_start,
+    row_logits,
 )
 from adapt_kernels.ops.mode_sample.triton_statistics import NAN_UNIT
 
@@ -104,14 +105,63 @@ def mass_of(a0, a1, a2, a3, a4, a5, a6, a7, peak, scale, FUSED: tl.constexpr):
 
 
 @triton.jit
+def classes_of(source, group, WORDS: tl.constexpr):
+    """Class bytes of whole groups [groups, 16], in the order of the tiles: eight, or four pairs in words of 16 bits."""
+    inside = (group + 1) * GROUP <= source.num_classed
+    lane = tl.arange(0, 16)[None, :]
+    if WORDS:
+        at = source.classes.to(tl.pointer_type(tl.int16), bitcast=True) + group * (GROUP // 2) + lane
+        k0, k1 = tl.load(at, mask=inside, other=0), tl.load(at + 16, mask=inside, other=0)
+        k2, k3 = tl.load(at + 32, mask=inside, other=0), tl.load(at + 48, mask=inside, other=0)
+        return k0, k1, k2, k3, k0, k1, k2, k3
+    else:
+        at = source.classes + group * GROUP + lane
+        k0, k1 = tl.load(at, mask=inside, other=0), tl.load(at + 16, mask=inside, other=0)
+        k2, k3 = tl.load(at + 32, mask=inside, other=0), tl.load(at + 48, mask=inside, other=0)
+        k4, k5 = tl.load(at + 64, mask=inside, other=0), tl.load(at + 80, mask=inside, other=0)
+        k6, k7 = tl.load(at + 96, mask=inside, other=0), tl.load(at + 112, mask=inside, other=0)
+        return k0, k1, k2, k3, k4, k5, k6, k7
+
+
+@triton.jit
+def pair_by_class(a, b, first, second, source, WORDS: tl.constexpr):
+    """Two tiles of logits, edited. What a class cannot do so (-inf times nothing) is NaN or +inf, and sick."""
+    if WORDS:
+        pair = first.to(tl.int32)
+        return by_class(a, pair & 255, source), by_class(b, (pair >> 8) & 255, source)
+    else:
+        return by_class(a, first.to(tl.int32), source), by_class(b, second.to(tl.int32), source)
+
+
+@triton.jit
+def extremes(a0, a1, a2, a3, a4, a5, a6, a7):
+    """(the largest of each row [groups, 1], the smallest of all); NaN is neither."""
+    upper = tl.maximum(tl.maximum(a0, a1), tl.maximum(a2, a3))
+    lower = tl.minimum(tl.minimum(a0, a1), tl.minimum(a2, a3))
+    upper = tl.maximum(upper, tl.maximum(tl.maximum(a4, a5), tl.maximum(a6, a7)))
+    lower = tl.minimum(lower, tl.minimum(tl.minimum(a4, a5), tl.minimum(a6, a7)))
+    return tl.max(upper, 1, keep_dims=True), tl.min(flattened(lower))
+
+
+@triton.jit
+def acts_on_row(source, num_classes, CLASS_SLOTS: tl.constexpr):
+    """(whether any class changes this row, whether class 0 does)."""
+    kind = tl.arange(0, CLASS_SLOTS)
+    scale = tl.load(source.scale + kind, mask=kind < num_classes, other=1.0)
+    bias = tl.load(source.bias + kind, mask=kind < num_classes, other=0.0)
+    acts = ((scale != 1.0) | (bias != 0.0)).to(tl.int32)
+    return tl.max(acts) != 0, tl.max(tl.where(kind == 0, acts, 0)) != 0
+
+
+@triton.jit
 def redone(
-    group, start, vocab_size, mode_ids, scale, all_equal, NUM_MODES: tl.constexpr, OTHER: tl.constexpr
+    group, source, mode_ids, scale, all_equal, NUM_MODES: tl.constexpr, OTHER: tl.constexpr
 ):  # fmt: skip
     """Peak, mass, mass at T = 1 and count word of any group, with every care."""
     columns = group * GROUP + tl.arange(0, GROUP)
-    inside = columns < vocab_size
-    x = load_logits(start, columns, inside)
-    loaded = tl.load(start + columns, mask=inside).to(tl.float32)
+    inside = columns < source.vocab_size
+    x = load_logits(source, columns, inside)
+    loaded = tl.load(source.start + columns, mask=inside).to(tl.float32)
     nan = inside & (loaded != loaded)
     for i in tl.static_range(NUM_MODES):
         if i != OTHER:
@@ -124,11 +174,14 @@ def redone(
 
 
 @triton.jit(
-    do_not_specialize=["rows_per_batch", "num_groups", "shared", "scale", "at_mode"]
+    do_not_specialize=[
+        "rows_per_batch", "num_classed", "num_classes", "num_groups", "shared", "scale", "at_mode",
+    ]
 )  # fmt: skip
 def group_statistics(
     logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch,
-    vocab_size, num_groups: tl.int32, mode_ids, bias, shared: tl.int32,
+    vocab_size, token_classes, num_classed: tl.int32, class_scale, class_bias, num_classes: tl.int32,
+    num_groups: tl.int32, mode_ids, bias, shared: tl.int32,
     temperature_rows, scale: tl.float32, at_mode_rows, at_mode: tl.int32,
     group_peak,  # [N, num_groups] float32: the largest logit
     group_mass,  # [N, num_groups] float32: sum exp((x - peak) / T)
@@ -138,6 +191,7 @@ def group_statistics(
     WORDS: tl.constexpr,  # 16-bit logits whose rows begin at multiples of 16 bytes
     PACKED: tl.constexpr,  # and NVIDIA's instructions for pairs of them
     FUSED: tl.constexpr,  # tl.fma rounds once
+    CLASS_SLOTS: tl.constexpr,
 ):  # fmt: skip
     """One program = GROUPS groups of one row. Tokens listed in `mode_ids` are left out: the draw adds them exactly."""
     row = tl.program_id(0).to(tl.int64)
@@ -147,10 +201,13 @@ def group_statistics(
     whole_groups = vocab_size // GROUP
     base = tl.minimum(tl.program_id(1) * GROUPS, whole_groups - GROUPS)
     group = base + index
-    start = row_start(logits, row, rows_per_batch, batch_stride, row_stride)
+    source = row_logits(
+        row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
+        token_classes, num_classed, class_scale, class_bias, num_classes,
+    )  # fmt: skip
     HALF: tl.constexpr = logits.dtype.element_ty == tl.float16
     if WORDS:
-        words = tl.multiple_of(start.to(tl.pointer_type(tl.int32), bitcast=True), 16)
+        words = tl.multiple_of(source.start.to(tl.pointer_type(tl.int32), bitcast=True), 16)
         words += group * (GROUP // 2) + tl.arange(0, 16)[None, :]
         w0, w1, w2, w3 = tl.load(words), tl.load(words + 16), tl.load(words + 32), tl.load(words + 48)
         a0, a1 = halves(w0, HALF)
@@ -158,7 +215,7 @@ def group_statistics(
         a4, a5 = halves(w2, HALF)
         a6, a7 = halves(w3, HALF)
     else:
-        at = start + group * GROUP + tl.arange(0, 16)[None, :]
+        at = source.start + group * GROUP + tl.arange(0, 16)[None, :]
         a0, a1 = tl.load(at).to(tl.float32), tl.load(at + 16).to(tl.float32)
         a2, a3 = tl.load(at + 32).to(tl.float32), tl.load(at + 48).to(tl.float32)
         a4, a5 = tl.load(at + 64).to(tl.float32), tl.load(at + 80).to(tl.float32)
@@ -174,10 +231,22 @@ def group_statistics(
         low0, low1 = halves(low, HALF)
         peak, lowest = tl.maximum(top0, top1), tl.minimum(low0, low1)
     else:
-        upper = tl.maximum(tl.maximum(a0, a1), tl.maximum(a2, a3))
-        lower = tl.minimum(tl.minimum(a0, a1), tl.minimum(a2, a3))
-        peak = tl.max(tl.maximum(upper, tl.maximum(tl.maximum(a4, a5), tl.maximum(a6, a7))), 1, keep_dims=True)
-        lowest = tl.min(flattened(tl.minimum(lower, tl.minimum(tl.minimum(a4, a5), tl.minimum(a6, a7)))))
+        peak, lowest = extremes(a0, a1, a2, a3, a4, a5, a6, a7)
+    cut_by_class = group < 0
+    if token_classes is not None:
+        acts, all_act = acts_on_row(source, num_classes, CLASS_SLOTS)
+        if acts:
+            cut_by_class = (group * GROUP < num_classed) & ((group + 1) * GROUP > num_classed)
+            k0, k1, k2, k3, k4, k5, k6, k7 = classes_of(source, group, WORDS)
+            some = k0 | k1 | k2 | k3
+            if not WORDS:
+                some = some | k4 | k5 | k6 | k7
+            if all_act | (tl.max(flattened((some != 0).to(tl.int32))) != 0):
+                a0, a1 = pair_by_class(a0, a1, k0, k1, source, WORDS)
+                a2, a3 = pair_by_class(a2, a3, k1 if WORDS else k2, k3, source, WORDS)
+                a4, a5 = pair_by_class(a4, a5, k2 if WORDS else k4, k5, source, WORDS)
+                a6, a7 = pair_by_class(a6, a7, k3 if WORDS else k6, k7, source, WORDS)
+                peak, lowest = extremes(a0, a1, a2, a3, a4, a5, a6, a7)
 
     if temperature_rows is None:
         scale = tl.zeros((), tl.float32) + scale
@@ -192,7 +261,7 @@ def group_statistics(
     if scale != raw_scale:
         raw, raw_trusted = mass_of(a0, a1, a2, a3, a4, a5, a6, a7, level, raw_scale, FUSED)
         trusted = trusted & raw_trusted
-    sick = trusted == 0
+    sick = (trusted == 0) | cut_by_class
     all_equal = False
     for i in tl.static_range(NUM_MODES):
         if i == OTHER:
@@ -223,7 +292,7 @@ def group_statistics(
         tl.debug_barrier()
         here = row * num_groups + base + first
         one_peak, one_mass, one_raw, one_count = redone(
-            base + first, start, vocab_size, mode_ids, scale, all_equal, NUM_MODES, OTHER
+            base + first, source, mode_ids, scale, all_equal, NUM_MODES, OTHER
         )  # fmt: skip
         tl.store(group_peak + here, one_peak)
         tl.store(group_mass + here, one_mass)

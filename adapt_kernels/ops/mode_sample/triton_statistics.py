@@ -14,9 +14,10 @@ from adapt_kernels.ops.mode_sample.triton_gate import (
     TOP_P,
     fast_scale,
     fast_weights,
+    load_logits,
     row_float,
     row_integer,
-    row_start,
+    row_logits,
     tempered,
 )
 
@@ -27,6 +28,8 @@ NAN_UNIT = tl.constexpr(200)
 @triton.jit(
     do_not_specialize=[
         "rows_per_batch",
+        "num_classed",
+        "num_classes",
         "num_groups",
         "num_splits",
         "shared",
@@ -42,6 +45,11 @@ def exact_statistics(
     row_stride: tl.int64,
     rows_per_batch,
     vocab_size,
+    token_classes,
+    num_classed: tl.int32,
+    class_scale,
+    class_bias,
+    num_classes: tl.int32,
     num_groups: tl.int32,
     num_splits: tl.int32,
     mode_ids,
@@ -70,10 +78,13 @@ def exact_statistics(
     group = split * GROUPS + tl.arange(0, GROUPS)
     columns = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     inside = columns < vocab_size
-    start = row_start(logits, row, rows_per_batch, batch_stride, row_stride)
-    loaded = tl.load(start + columns, mask=inside).to(tl.float32)
+    source = row_logits(
+        row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
+        token_classes, num_classed, class_scale, class_bias, num_classes,
+    )  # fmt: skip
+    loaded = tl.load(source.start + columns, mask=inside).to(tl.float32)
     nan = inside & (loaded != loaded)
-    x = tl.where(inside & (loaded == loaded), loaded, NEG_INF)
+    x = load_logits(source, columns, inside)
 
     t = row_float(temperature_rows, temperature, row, shared, TEMPERATURE)
     t = tl.where(t == 0.0, 1.0, t)

@@ -22,15 +22,15 @@ def list_groups(chosen, group, group_list):
 
 @triton.jit
 def listed_group_values(
-    group_list, first, count, start, vocab_size, mode_ids, listed_y, shift, peak, temperature,
+    group_list, first, count, source, mode_ids, listed_y, shift, peak, temperature,
     NUM_MODES: tl.constexpr, OTHER: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """Tempered float64 values [GROUPS * 128] of listed groups first to first + GROUPS, -inf past the end."""
     slot = first + tl.arange(0, GROUPS)
     group = tl.load(group_list + slot, mask=slot < count, other=0)
     columns = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    mask = (slot < count)[:, None] & (columns < vocab_size)
-    z = load_logits(start, columns, mask).to(tl.float64)
+    mask = (slot < count)[:, None] & (columns < source.vocab_size)
+    z = load_logits(source, columns, mask).to(tl.float64)
     y = tempered(gated(z, shift), peak, temperature)
     y = with_listed(y, columns, mode_ids, listed_y, NUM_MODES, OTHER)
     return tl.reshape(tl.where(mask, y, NEG_INF), [GROUPS * GROUP])
@@ -39,13 +39,13 @@ def listed_group_values(
 @triton.jit
 def candidate_chunk(
     first, count, values, weights,
-    group_list, start, vocab_size, mode_ids, listed_y, shift, peak, temperature,
+    group_list, source, mode_ids, listed_y, shift, peak, temperature,
     NUM_MODES: tl.constexpr, OTHER: tl.constexpr, FROM_GROUPS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """Values and exp(values) of one chunk: of the buffer, or computed again from listed groups."""
     if FROM_GROUPS:
         y = listed_group_values(
-            group_list, first, count, start, vocab_size, mode_ids, listed_y, shift, peak, temperature,
+            group_list, first, count, source, mode_ids, listed_y, shift, peak, temperature,
             NUM_MODES, OTHER, GROUPS,
         )  # fmt: skip
         return y, tl.exp(y)
@@ -58,7 +58,7 @@ def candidate_chunk(
 @triton.jit
 def lowest_kept(
     by_mass, target, count, values, weights,
-    group_list, start, vocab_size, mode_ids, listed_y, shift, peak, temperature,
+    group_list, source, mode_ids, listed_y, shift, peak, temperature,
     NUM_MODES: tl.constexpr, OTHER: tl.constexpr, FROM_GROUPS: tl.constexpr, GROUPS: tl.constexpr, PIVOTS: tl.constexpr,
 ):  # fmt: skip
     """The lowest value with less than `target` weight strictly above it (the highest if target <= 0), and the sum of
@@ -83,7 +83,7 @@ def lowest_kept(
         above = tl.zeros([PIVOTS], tl.float64)
         for first in range(0, count, step):
             y, weight = candidate_chunk(
-                first, count, values, weights, group_list, start, vocab_size, mode_ids, listed_y, shift, peak,
+                first, count, values, weights, group_list, source, mode_ids, listed_y, shift, peak,
                 temperature, NUM_MODES, OTHER, FROM_GROUPS, GROUPS,
             )  # fmt: skip
             low = tl.minimum(low, tl.min(tl.where(y > dropped, y, INF)))
@@ -99,7 +99,7 @@ def lowest_kept(
     mass = tl.zeros((), tl.float64)
     for first in range(0, count, step):
         y, weight = candidate_chunk(
-            first, count, values, weights, group_list, start, vocab_size, mode_ids, listed_y, shift, peak,
+            first, count, values, weights, group_list, source, mode_ids, listed_y, shift, peak,
             temperature, NUM_MODES, OTHER, FROM_GROUPS, GROUPS,
         )  # fmt: skip
         mass += tl.sum(tl.where(y >= low, weight, 0.0))
@@ -109,7 +109,7 @@ def lowest_kept(
 @triton.jit
 def filter_threshold(
     k, p, total, group, group_top, values, weights,
-    group_list, start, vocab_size, mode_ids, listed_y, shift, peak, temperature,
+    group_list, source, mode_ids, listed_y, shift, peak, temperature,
     NUM_MODES: tl.constexpr, OTHER: tl.constexpr, CAPACITY: tl.constexpr, GROUPS: tl.constexpr, PIVOTS: tl.constexpr,
 ):  # fmt: skip
     """Lowest tempered value that top-k (k > 0) and then top-p (p < 1) keep; one of them must be on.
@@ -124,7 +124,7 @@ def filter_threshold(
     target = tl.where(k > 0, k.to(tl.float64), p * total * 1.000001)
     reach = tl.where(k > 0, tl.sum((group_top > NEG_INF).to(tl.float64)), tl.sum(tl.exp(group_top)))
     bound, _ = lowest_kept(
-        k <= 0, target, group.shape[0], values, weights, group_list, start, vocab_size, mode_ids, listed_y, shift,
+        k <= 0, target, group.shape[0], values, weights, group_list, source, mode_ids, listed_y, shift,
         peak, temperature, NUM_MODES, OTHER, False, GROUPS, PIVOTS,
     )  # fmt: skip
     bound = tl.where(reach < target, NEG_INF, bound)
@@ -133,7 +133,7 @@ def filter_threshold(
     filled = 0
     for first in range(0, num_listed, GROUPS):
         y = listed_group_values(
-            group_list, first, num_listed, start, vocab_size, mode_ids, listed_y, shift, peak, temperature,
+            group_list, first, num_listed, source, mode_ids, listed_y, shift, peak, temperature,
             NUM_MODES, OTHER, GROUPS,
         )  # fmt: skip
         take = (y >= bound) & (y > NEG_INF)
@@ -150,12 +150,12 @@ def filter_threshold(
             target = tl.where(by_mass == 1, p * total, k.to(tl.float64))
             if filled <= CAPACITY:
                 found, mass = lowest_kept(
-                    by_mass == 1, target, filled, values, weights, group_list, start, vocab_size, mode_ids, listed_y,
+                    by_mass == 1, target, filled, values, weights, group_list, source, mode_ids, listed_y,
                     shift, peak, temperature, NUM_MODES, OTHER, False, GROUPS, PIVOTS,
                 )  # fmt: skip
             else:
                 found, mass = lowest_kept(
-                    by_mass == 1, target, num_listed, values, weights, group_list, start, vocab_size, mode_ids,
+                    by_mass == 1, target, num_listed, values, weights, group_list, source, mode_ids,
                     listed_y, shift, peak, temperature, NUM_MODES, OTHER, True, GROUPS, PIVOTS,
                 )  # fmt: skip
             threshold = tl.maximum(threshold, found)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from adapt_kernels.ops.token_rows import TokenRows, check_values, row_tensor, token_rows
+from adapt_kernels.ops.row_arguments import require
+from adapt_kernels.ops.token_rows import TokenRows, row_tensor, token_rows
 
 KIND_NONE, KIND_PPO, KIND_CISPO, KIND_REINFORCE = range(4)
 
@@ -76,7 +77,7 @@ def _kinds(kinds, leading, device) -> torch.Tensor | None:
         raise TypeError(f"kinds must hold integers; got {kinds.dtype}")
     kinds = row_tensor("kinds", kinds, leading, device, torch.int64)
     allowed = (kinds >= KIND_NONE) & (kinds <= KIND_REINFORCE)
-    check_values("kinds", kinds, allowed, "0 (none), 1 (PPO), 2 (CISPO) or 3 (REINFORCE)")
+    require("kinds", kinds, allowed, "0 (none), 1 (PPO), 2 (CISPO) or 3 (REINFORCE)")
     return kinds.to(torch.int8)
 
 
@@ -86,12 +87,12 @@ def _settings(clip_low, clip_high, dual_clip, kl_coef, entropy_coef) -> PolicySe
     for name, value in given._asdict().items():
         if not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(f"{name} must be a number; got {value!r}")
-    check_values("clip_low", clip_low, 0 <= clip_low <= 1, "in [0, 1]")
-    check_values("clip_high", clip_high, clip_high >= 0, "at least 0")
-    check_values("dual_clip", dual_clip, dual_clip > 1, "above 1, or None to leave it out")
+    require("clip_low", clip_low, 0 <= clip_low <= 1, "in [0, 1]")
+    require("clip_high", clip_high, clip_high >= 0, "at least 0")
+    require("dual_clip", dual_clip, dual_clip > 1, "above 1, or None to leave it out")
     for name in ("kl_coef", "entropy_coef"):
         value = getattr(given, name)
-        check_values(name, value, -float("inf") < value < float("inf"), "finite")
+        require(name, value, -float("inf") < value < float("inf"), "finite")
     return PolicySettings(*map(float, given))
 
 

@@ -23,12 +23,12 @@ struct ModeSampleArguments {
   const int64_t* mode_ids;  // [num_modes], -1 = any other token
   int64_t num_modes;
   bool only_modes;
-  RowArgument<bool> at_mode;
   const double* bias;  // [rows, num_modes] or null
   RowArgument<double> temperature;
   RowArgument<int64_t> top_k;
   RowArgument<double> top_p;
   RowArgument<double> min_p;
+  RowArgument<bool> at_mode;
   RowArgument<int64_t> seeds;  // a single value s stands for row_seed(s, row)
   RowArgument<int64_t> step;
   RowArgument<double> fast_prob;         // NaN = none

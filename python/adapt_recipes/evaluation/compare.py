@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 import adapt_kernels as ak
 from adapt_recipes.evaluation.frontier import Outcomes, frontier, levels, measure_modes, random_choice, spread_problems
+from adapt_recipes.evaluation.gain import gains, taken
 from adapt_recipes.evaluation.plot import Curve, save_frontiers
 from adapt_recipes.evaluation.report import frontier_table, level_table, save_rows
 from adapt_recipes.models import load_model, load_modes, load_tokenizer, model_folder, require_vocabulary
@@ -82,7 +86,7 @@ def run_eval(config: EvalConfig, out: Path, console: Console | None = None) -> d
                 model, tokenizers[label], modes[label], tasks, config.max_new_tokens, config.rows_per_call,
                 advance=lambda count: progress.advance(bar, count),
             )  # fmt: skip
-    _show(config, measured, len(tasks), out, console)
+    _show(config, measured, [task.family for task in tasks], out, console)
     return measured
 
 
@@ -97,23 +101,35 @@ def _labels(folders: list[Path]) -> dict[str, Path]:
     return {folder.name if names.count(folder.name) == 1 else str(folder): folder for folder in folders}
 
 
-def _show(config: EvalConfig, measured: dict[str, Outcomes], count: int, out: Path, console: Console) -> None:
+def _show(
+    config: EvalConfig, measured: dict[str, Outcomes], families: Sequence[str], out: Path, console: Console
+) -> None:
     base_label, base = next(iter(measured.items()))
     rows, difficulty_rows, curves = [], [], []
     for label, outcomes in measured.items():
         curve = frontier(outcomes, config.biases)
         curves.append(Curve(label, curve))
-        for row in curve:
+        for row, gain in zip(curve, gains(outcomes, base, config.biases), strict=True):
             chance = random_choice(base, row.mean_tokens)
-            rows.append({"model": label, **vars(row), "random_choice": chance})
-        for level in levels(outcomes):
-            flat = {"model": label, "difficulty": level.difficulty, "problems": level.problems, "p_fast": level.p_fast}
-            flat |= {f"{mode}_accuracy": value for mode, value in level.accuracy.items()}
-            difficulty_rows.append(flat | {f"{mode}_tokens": value for mode, value in level.tokens.items()})
+            rows.append({"model": label, **vars(row), "random_choice": chance, "gain_error": gain.error})
+        difficulty_rows += level_rows(label, outcomes, families)
         console.print(level_table(levels(outcomes), label))
     console.print(frontier_table(rows, base_label))
     save_rows(rows, out / "frontier.csv")
     save_rows(difficulty_rows, out / "difficulty.csv")
-    title = f"{config.task}: {count} problems, seed {config.seed}"
+    title = f"{config.task}: {len(families)} problems, seed {config.seed}"
     save_frontiers(curves, lambda tokens: random_choice(base, tokens), out / "frontier.png", title, base_label)
     console.print(f"saved frontier.csv, difficulty.csv and frontier.png in {out}", soft_wrap=True, highlight=False)
+
+
+def level_rows(label: str, outcomes: Outcomes, families: Sequence[str]) -> list[dict[str, Any]]:
+    """What each mode can do by difficulty, as flat rows: over all problems, then by family where there are several."""
+    names, found = np.array(families), []
+    several = sorted(set(families)) if len(set(families)) > 1 else []
+    for family in ("all", *several):
+        for level in levels(outcomes if family == "all" else taken(outcomes, names == family)):
+            row = {"model": label, "family": family, "difficulty": level.difficulty, "problems": level.problems,
+                   "p_fast": level.p_fast}  # fmt: skip
+            row |= {f"{mode}_accuracy": value for mode, value in level.accuracy.items()}
+            found.append(row | {f"{mode}_tokens": value for mode, value in level.tokens.items()})
+    return found

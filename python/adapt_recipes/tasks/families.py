@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from adapt_recipes.tasks import chain_sum, free_form, running_sum
+from adapt_recipes.tasks import chain_sum, free_form, running_sum, words
 from adapt_recipes.tasks.problem import Problem
 
 
@@ -15,7 +16,7 @@ class Family:
 
     difficulties: from easiest to hardest; empty where the family reads its problems from a file.
     problems(n, difficulty, seed) draws, grade(problem, completion) judges, require() raises RuntimeError when a package
-    that they need is missing.
+    that they need is missing. training_problems draws what may be trained on, where that is not all; None: `problems`.
     """
 
     name: str
@@ -23,6 +24,12 @@ class Family:
     problems: Callable[[int, int | None, int], list[Problem]]
     grade: Callable[[Problem, str], bool]
     require: Callable[[], None] = lambda: None
+    training_problems: Callable[[int, int | None, int], list[Problem]] | None = None
+
+
+def _words(name: str) -> Family:
+    drawn, trained = (partial(draw, family=name) for draw in (words.problems, words.training_problems))
+    return Family(name, words.LEVELS, drawn, words.grade, training_problems=trained)
 
 
 FAMILIES = {
@@ -31,6 +38,7 @@ FAMILIES = {
         Family("running_sum", tuple(range(1, running_sum.MAX_DIFFICULTY + 1)), running_sum.problems, running_sum.grade),
         Family(chain_sum.NAME, chain_sum.DIFFICULTIES, chain_sum.problems, chain_sum.grade, chain_sum.require),
         Family(free_form.NAME, (), free_form.problems, free_form.grade, free_form.require),
+        *map(_words, (words.NAME, *words.KINDS)),
     )
 }
 

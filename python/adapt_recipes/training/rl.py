@@ -11,11 +11,12 @@ import torch
 
 import adapt_kernels as ak
 from adapt_recipes import extras
+from adapt_recipes.adapters import base_name, is_adapter, save_adapter
 from adapt_recipes.models import (
     default_length,
-    load_model,
     load_modes,
     load_tokenizer,
+    load_trainable,
     model_folder,
     require_vocabulary,
 )
@@ -43,22 +44,26 @@ def train(
     config: RlConfig,
     out: str | Path,
     resume: bool = False,
-    checkpoint_every: int = 25,
+    checkpoint_every: int | None = None,
     on_step: Callable[[int, float], None] | None = None,
     stop_after: int | None = None,
 ) -> RunResult:
     """Train by `config` and save model, tokenizer, modes, curve.csv and resumable state in the folder `out`.
 
-    Arguments as `sft.train`; on_step gets the mean reward of each step's rollout. Raises ValueError for settings that
-    cannot be honoured and RuntimeError when trl is missing, both before the model is loaded.
+    Arguments as `sft.train`; checkpoint_every: None is 25, and 1 where the model is an adapter, which goes on as one.
+    on_step gets the mean reward of each step's rollout. Raises ValueError for settings that cannot be honoured and
+    RuntimeError when trl is missing, both before the model is loaded.
     """
     out = Path(out)
+    if checkpoint_every is None:
+        checkpoint_every = 1 if is_adapter(model_folder(config.model)) else 25
     check_output(out, resume, checkpoint_every)
     folder, tokenizer, modes, settings = checked(config, out)
     with torch_threads(config.threads), torch.random.fork_rng(devices=[]):
-        model = load_model(folder).train()
+        model = load_trainable(folder).train()
         use_cache = model.config.use_cache
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+        trained = [value for value in model.parameters() if value.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
         done, spent = load_run(out, config, model, optimizer)
         end = config.iterations if stop_after is None else min(stop_after, config.iterations)
         clock = Clock(spent)
@@ -83,9 +88,16 @@ def train(
         if end == config.iterations:
             ak.unpatch(model)
             model.config.use_cache = use_cache  # TRL turns it off
-            for part in (model, tokenizer, modes):
-                part.save_pretrained(out)
+            _save(model, tokenizer, modes, out, folder)
     return RunResult(model.eval(), **clock.spent())
+
+
+def _save(model: Any, tokenizer: Any, modes: ak.Modes, out: Path, start: Path) -> None:
+    if is_adapter(start):
+        save_adapter(model, tokenizer, out, base_name(start))
+        return
+    for part in (model, tokenizer, modes):
+        part.save_pretrained(out)
 
 
 def checked(config: RlConfig, out: Path) -> tuple[Path, Any, ak.Modes, Any]:
@@ -109,7 +121,8 @@ def checked(config: RlConfig, out: Path) -> tuple[Path, Any, ak.Modes, Any]:
 def training_problems(config: RlConfig) -> list[Problem]:
     """The problems of every step in order: `prompts` of them a step, uniform over the difficulties."""
     count = config.iterations * config.prompts
-    return family_of(config.task).problems(count, None, PROMPT_SEED + config.seed)
+    family = family_of(config.task)
+    return (family.training_problems or family.problems)(count, None, PROMPT_SEED + config.seed)
 
 
 def correct(completions: Sequence[Any], problem: Sequence[dict[str, Any]], **_: Any) -> list[float]:

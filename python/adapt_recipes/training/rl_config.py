@@ -12,14 +12,18 @@ from adapt_recipes.tasks.families import family_of
 class RlConfig:
     """Everything that decides the trained weights; the defaults give the shipped checkpoint.
 
-    model: a shipped checkpoint ("sft") or a local model folder with modes. fast, slow: texts that open its modes;
-    None: its modes.json. task: a task family that draws problems. seed: of prompts and rollouts.
+    model: a shipped checkpoint ("sft") or adapter ("smollm2-sft"), or a local folder of either, with modes. fast, slow:
+    texts that open its modes; None: its modes.json. task: a task family that draws problems. seed: of prompts and
+    rollouts.
     iterations: optimiser steps, each on its own rollout of `prompts` problems with `samples` answers each.
     scheme: how the mode token and the response are credited; `adapt schemes` lists them. rollout: "balanced" forces
     both modes equally often, "auto" lets the model choose.
     gamma: accuracy asked of the fast mode; higher favours slow. mode_weight: of the mode token's loss.
     mode_margin_coef: of the penalty on (logit_slow - logit_fast)^2, without which forced modes drive the two apart
-    until no bias moves them; None: the scheme's own. max_new_tokens: None: the model's own. threads: of torch.
+    until no bias moves them; None: the scheme's own.
+    kl: coefficient of the KL term that holds the answers to those of the start; None: 1 for "separate", else 0.
+    max_new_tokens: None: the model's own. passes: equal parts that a rollout is split into for its gradient, which takes
+    their memory one after the other. threads: of torch.
     trainer: any other field of `adapt_kernels.trl.ADaPTConfig`, such as {length_penalty: 1.0}.
     """
 
@@ -37,17 +41,26 @@ class RlConfig:
     gamma: float = 0.5
     mode_weight: float = 3.0
     mode_margin_coef: float | None = 0.15
+    kl: float | None = None
     max_new_tokens: int | None = None
+    passes: int = 1
     threads: int = 1
     trainer: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("iterations", 1), ("prompts", 1), ("samples", 2), ("threads", 1)):
+        for name, least in (("iterations", 1), ("prompts", 1), ("samples", 2), ("passes", 1), ("threads", 1)):
             if getattr(self, name) < least:
                 why = ": one answer has nothing to be compared with" if name == "samples" else ""
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}{why}")
+        if self.prompts * self.samples % self.passes:
+            raise ValueError(
+                f"passes must divide the {self.prompts * self.samples} answers of a step (prompts x samples), "
+                f"got {self.passes}"
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if self.kl is not None and self.kl < 0:
+            raise ValueError(f"kl must be at least 0, got {self.kl}")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma is an accuracy, from 0 to 1, got {self.gamma}")
         if not family_of(self.task).difficulties:

@@ -34,12 +34,14 @@ def trainer_config(config: RlConfig, out: Path, max_completion_length: int) -> A
 
     allowed = {item.name for item in fields(ADaPTConfig) if item.init}
     checkpointing = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in allowed)
+    kl = float(config.scheme == "separate") if config.kl is None else config.kl
     ours = {
         "output_dir": str(out),
         "seed": config.seed,
         "max_steps": config.iterations,
         "num_generations": config.samples,
-        "per_device_train_batch_size": config.prompts * config.samples,
+        "per_device_train_batch_size": config.prompts * config.samples // config.passes,
+        "gradient_accumulation_steps": config.passes,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "constant",
         "scheme": config.scheme,
@@ -47,6 +49,8 @@ def trainer_config(config: RlConfig, out: Path, max_completion_length: int) -> A
         "gamma": config.gamma,
         "mode_weight": config.mode_weight,
         "mode_margin_coef": config.mode_margin_coef,
+        "beta": kl,
+        "use_bias_correction_kl": False,
         "max_completion_length": max_completion_length,
         "shuffle_dataset": False,
         "logging_steps": 1,
@@ -113,7 +117,8 @@ def build_trainer(
         processing_class=tokenizer, optimizers=(optimizer, None), callbacks=[Steps()],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    trainer._step = steps[0]  # a rollout's seeds depend on it, so a resumed run draws what it would have drawn
+    # A rollout's seeds depend on it, so a resumed run draws what it would have drawn.
+    trainer._step = steps[0] * settings.gradient_accumulation_steps
     return trainer
 
 

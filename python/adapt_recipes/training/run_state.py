@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+
+from adapt_recipes.storage import write_tensors
 
 FOLDER = "training"
 SCHEME = "scheme."  # before the names of what a scheme carries from batch to batch
@@ -72,7 +74,7 @@ def save_run(
             tensors[f"optimizer.{key}.{name}"] = moment
     tensors |= {SCHEME + key: value for key, value in (scheme_state or {}).items()}
     name = f"step_{step:06d}.safetensors"
-    save_file({key: value.detach().contiguous() for key, value in tensors.items()}, folder / name)
+    write_tensors(tensors, folder / name)
     state = {"step": step, "tensors": name, "config": asdict(config), "spent": spent}
     aside = folder / (STATE + ".tmp")
     aside.write_text(json.dumps(state, indent=2) + "\n")
@@ -153,7 +155,8 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def _parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
-    return list(model.named_parameters())  # tied weights appear once
+    # Tied weights appear once; what is frozen, as under an adapter, is the base model's.
+    return [(name, value) for name, value in model.named_parameters() if value.requires_grad]
 
 
 def _differences(saved: dict, ours: dict, prefix: str = "") -> str:

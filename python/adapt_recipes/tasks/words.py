@@ -1,0 +1,196 @@
+"""Four families of questions in words for a real language model, with levels 1 to 5: the operations they take.
+
+    sums     What is 3 plus 5 plus 2?                                       3+5=8+2=10
+    legs     How many legs do 3 hens and a dog have?                        3*2=6, 6+4=10
+    stories  Tom has 5 pens. He buys 3 and loses 4. How many pens ...?      5+3=8-4=4
+    swaps    Tom holds the key. Tom and Ann swap what they hold, then ...   Tom and Ann: Ann, Ann and Ben: Ben
+
+`words` draws all four in equal parts. Fast answers at once, slow writes the worked steps on the right first:
+
+    fast   <answer>10
+    slow   <think>3+5=8+2=10</think>10
+
+A fifth of all prompts, chosen by their hash, is kept out of training; what `problems` draws comes from that fifth.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+
+from adapt_recipes.tasks.problem import FAST_TOKEN, SLOW_END_TOKEN, SLOW_TOKEN, Problem, answer_text, require_int
+
+NAME = "words"
+LEVELS = (1, 2, 3, 4, 5)
+MAX_NEW_TOKENS = 64  # no worked answer is longer
+HELD_OUT = 5  # one prompt in so many is never trained on
+LARGEST = 40  # no total of legs is larger
+STOCK = 18  # no stock in a story is larger
+
+_LEGS = {"hen": 2, "duck": 2, "dog": 4, "cat": 4, "cow": 4, "ant": 6, "bee": 6, "spider": 8}
+_PEOPLE = {"Tom": "he", "Ben": "he", "Sam": "he", "Max": "he", "Ann": "she", "Eva": "she", "Mia": "she", "Amy": "she"}
+_ITEMS = ("pens", "eggs", "cards", "coins", "books", "apples")
+_GAINS, _LOSSES = ("buys", "finds", "gets"), ("gives away", "loses", "sells")
+_TREASURES = ("key", "ring", "ball", "hat")
+_CHAT_END = re.compile(r"(<\|im_end\|>|<\|endoftext\|>|\s)+$")
+
+
+@dataclass(frozen=True)
+class Worked:
+    """A problem and the steps that solve it."""
+
+    problem: Problem
+    steps: str
+
+    def response(self, slow: bool) -> str:
+        """The completion that teaches a mode."""
+        if not slow:
+            return FAST_TOKEN + self.problem.answer
+        return f"{SLOW_TOKEN}{self.steps}{SLOW_END_TOKEN}{self.problem.answer}"
+
+
+def problems(n: int, difficulty: int | None = None, seed: int = 0, family: str = NAME) -> list[Problem]:
+    """Draw `n` problems that no training sees; the same arguments give the same problems on every machine.
+
+    difficulty: 1 to 5, None draws it uniformly for each problem. Draws are independent, so easy ones repeat.
+    """
+    return [worked.problem for worked in _checked_draw(n, difficulty, seed, family, held_out=True)]
+
+
+def training_problems(n: int, difficulty: int | None = None, seed: int = 0, family: str = NAME) -> list[Problem]:
+    """As `problems`, of the prompts that may be trained on."""
+    return [worked.problem for worked in _checked_draw(n, difficulty, seed, family, held_out=False)]
+
+
+def _checked_draw(n: int, difficulty: int | None, seed: int, family: str, held_out: bool) -> list[Worked]:
+    require_int("n", n, minimum=0)
+    require_int("seed", seed)
+    if difficulty is not None:
+        require_int("difficulty", difficulty, LEVELS[0], LEVELS[-1], alternative="None (uniform)")
+    source = random.Random(f"adapt-words {family} {seed} {difficulty} {held_out}")
+    weights = (1.0,) * len(LEVELS) if difficulty is None else tuple(float(level == difficulty) for level in LEVELS)
+    drawn = draw(source, weights, kinds_of(family), held_out)
+    return [next(drawn) for _ in range(n)]
+
+
+def draw(
+    source: random.Random, level_weights: tuple[float, ...], kinds: tuple[str, ...], held_out: bool = False
+) -> Iterator[Worked]:
+    """Worked problems without end: kinds in turn, levels by their weights, and none of the other side of the split."""
+    while True:
+        for kind in kinds:
+            (level,) = source.choices(LEVELS, level_weights)
+            while True:
+                prompt, answer, steps = _KINDS[kind](source, level)
+                if is_held_out(prompt) == held_out:
+                    break
+            yield Worked(Problem(prompt, answer, level, kind), steps)
+
+
+def kinds_of(family: str) -> tuple[str, ...]:
+    """The kinds that the family called `family` draws in turn: all of them for "words". ValueError for any other."""
+    if family != NAME and family not in _KINDS:
+        raise ValueError(f"task must be one of {', '.join((NAME, *_KINDS))} (questions in words), got {family!r}")
+    return KINDS if family == NAME else (family,)
+
+
+def is_held_out(prompt: str) -> bool:
+    """Whether `prompt` is kept out of training."""
+    return sha256(prompt.encode()).digest()[0] % HELD_OUT == 0
+
+
+def grade(problem: Problem, completion: str) -> bool:
+    """Whether exactly the answer follows the mode token or the closed trace in `completion`; chat ends are ignored."""
+    return answer_text(_CHAT_END.sub("", completion)) == problem.answer
+
+
+def _sums(source: random.Random, level: int) -> tuple[str, str, str]:
+    terms = [source.randint(1, 6) for _ in range(level + 1)]
+    total, steps = _chain(terms[0], terms[1:])
+    asked = source.choice((
+        f"What is {' plus '.join(map(str, terms))}?",
+        f"The dice show {_listed(map(str, terms))}. What is the sum?",
+    ))  # fmt: skip
+    return asked, total, steps
+
+
+def _legs(source: random.Random, level: int) -> tuple[str, str, str]:
+    """A kind takes a product, every further one a sum; at even levels one animal is alone, and takes no product."""
+    total = LARGEST + 1
+    while total > LARGEST:
+        animals = source.sample(sorted(_LEGS), level // 2 + 1)
+        counts = [source.randint(2, 5) for _ in animals]
+        if level % 2 == 0:
+            counts[source.randrange(len(counts))] = 1
+        total = sum(count * _LEGS[animal] for count, animal in zip(counts, animals, strict=True))
+    herd = _listed(_counted(count, animal) for count, animal in zip(counts, animals, strict=True))
+    steps, so_far = [], None
+    for count, animal in zip(counts, animals, strict=True):
+        legs = count * _LEGS[animal]
+        if count > 1:
+            steps.append(f"{count}*{_LEGS[animal]}={legs}")
+        if so_far is not None:
+            steps.append(f"{so_far}+{legs}={so_far + legs}")
+        so_far = legs + (so_far or 0)
+    asked = source.choice((f"How many legs do {herd} have?", f"A farm has {herd}. How many legs is that?"))
+    return asked, str(total), ", ".join(steps)
+
+
+def _stories(source: random.Random, level: int) -> tuple[str, str, str]:
+    name, item = source.choice(sorted(_PEOPLE)), source.choice(_ITEMS)
+    first = stock = source.randint(2, 9)
+    changes, told = [], []
+    for _ in range(level):
+        gains = source.random() < 0.5 if 1 < stock < STOCK else stock <= 1
+        change = source.randint(1, min(9, STOCK - stock)) if gains else -source.randint(1, min(9, stock - 1))
+        changes.append(change)
+        told.append(f"{source.choice(_GAINS if gains else _LOSSES)} {abs(change)}")
+        stock += change
+    total, steps = _chain(first, changes)
+    who = _PEOPLE[name]
+    asked = f"{name} has {first} {item}. {who.title()} {_listed(told)}. How many {item} does {who} have?"
+    return asked, total, steps
+
+
+def _swaps(source: random.Random, level: int) -> tuple[str, str, str]:
+    people = source.sample(sorted(_PEOPLE), 3)
+    holder, treasure = source.choice(people), source.choice(_TREASURES)
+    asked = f"{holder} holds the {treasure}. "
+    pairs, steps = [], []
+    for _ in range(level):
+        pair = source.sample(people, 2)
+        if holder in pair:
+            holder = pair[1 - pair.index(holder)]
+        pairs.append(" and ".join(pair))
+        steps.append(f"{pairs[-1]}: {holder}")
+    later = "".join(f", then {pair}" for pair in pairs[1:])
+    asked += f"{pairs[0]} swap what they hold{later}. Who holds the {treasure}?"
+    return asked, holder, ", ".join(steps)
+
+
+_KINDS: dict[str, Callable[[random.Random, int], tuple[str, str, str]]] = {
+    "sums": _sums, "legs": _legs, "stories": _stories, "swaps": _swaps,
+}  # fmt: skip
+KINDS = tuple(_KINDS)
+
+
+def _chain(first: int, changes: list[int]) -> tuple[str, str]:
+    total, steps = first, str(first)
+    for change in changes:
+        total += change
+        steps += f"{change:+d}={total}"
+    return str(total), steps
+
+
+def _listed(parts: Iterator[str] | list[str]) -> str:
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _counted(count: int, animal: str) -> str:
+    if count > 1:
+        return f"{count} {animal}s"
+    return f"an {animal}" if animal[0] in "aeiou" else f"a {animal}"

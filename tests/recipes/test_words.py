@@ -1,0 +1,138 @@
+"""Questions in words: every worked solution is right, levels are operations, and no evaluated prompt is trained on."""
+
+import random
+import re
+from collections import Counter
+
+import pytest
+
+import adapt_recipes as ar
+from adapt_recipes.evaluation.frontier import spread_problems
+from adapt_recipes.tasks import words
+from adapt_recipes.tasks.families import family_of
+from adapt_recipes.training.rl import training_problems
+from adapt_recipes.training.rl_config import RlConfig
+
+
+def worked(kind, level, count=60):
+    weights = tuple(float(each == level) for each in words.LEVELS)
+    drawn = words.draw(random.Random(f"{kind} {level}"), weights, (kind,))
+    return [next(drawn) for _ in range(count)]
+
+
+CASES = [(kind, level) for kind in words.KINDS for level in words.LEVELS]
+LEGS = {"hen": 2, "duck": 2, "dog": 4, "cat": 4, "cow": 4, "ant": 6, "bee": 6, "spider": 8}
+
+
+def answer_by_reading(prompt, kind):
+    """The answer from the text of the question, by another way than the one that wrote it."""
+    if kind == "sums":
+        return str(sum(map(int, re.findall(r"\d+", prompt))))
+    if kind == "legs":
+        found = re.findall(r"(\d+|an?) (hen|duck|dog|cat|cow|ant|bee|spider)", prompt)
+        return str(sum((int(count) if count.isdigit() else 1) * LEGS[animal] for count, animal in found))
+    if kind == "stories":
+        first, *changes = re.findall(r"(?:(has|buys|finds|gets|gives away|loses|sells) )(\d+)", prompt)
+        signs = {"buys": 1, "finds": 1, "gets": 1, "gives away": -1, "loses": -1, "sells": -1}
+        return str(int(first[1]) + sum(signs[verb] * int(number) for verb, number in changes))
+    holder = prompt.split()[0]
+    for one, other in re.findall(r"(\w+) and (\w+)", prompt):
+        holder = {one: other, other: one}.get(holder, holder)
+    return holder
+
+
+@pytest.mark.parametrize(("kind", "level"), CASES)
+def test_worked_solutions_are_right(kind, level):
+    for each in worked(kind, level):
+        problem = each.problem
+        assert problem.answer == answer_by_reading(problem.prompt, kind)
+        assert (problem.difficulty, problem.family) == (level, kind)
+        steps = re.findall(r"(-?\d+)([+*-])(\d+)(?==(\d+))", each.steps.replace("=", "=="))
+        if kind == "swaps":
+            assert each.steps.count(":") == level and each.steps.endswith(f": {problem.answer}")
+        else:
+            assert each.steps.count("=") == level and each.steps.endswith(f"={problem.answer}")
+            for left, sign, right, result in steps:
+                assert eval(f"{left}{sign}{right}", {"__builtins__": {}}) == int(result)
+        assert ar.grade(problem, each.response(slow=False)) and ar.grade(problem, each.response(slow=True))
+
+
+@pytest.mark.parametrize("kind", words.KINDS)
+def test_numbers_stay_small(kind):
+    for level in words.LEVELS:
+        for each in worked(kind, level):
+            assert all(0 <= int(number) <= words.LARGEST for number in re.findall(r"\d+", each.steps))
+
+
+def test_known_problems():
+    """Frozen: other problems would make every committed figure another one."""
+    drawn = [(problem.prompt, problem.answer, problem.family) for problem in ar.problems(4, 2, seed=7, family="words")]
+    assert drawn == [
+        ("What is 5 plus 2 plus 3?", "10", "sums"),
+        ("How many legs do a cat and 5 ants have?", "34", "legs"),
+        ("Amy has 7 coins. She finds 9 and buys 1. How many coins does she have?", "17", "stories"),
+        ("Ann holds the hat. Ann and Sam swap what they hold, then Ben and Sam. Who holds the hat?", "Ben", "swaps"),
+    ]
+
+
+@pytest.mark.parametrize("family", [words.NAME, *words.KINDS])
+def test_what_is_evaluated_is_never_trained_on(family):
+    evaluated = {problem.prompt for problem in ar.problems(400, seed=3, family=family)}
+    trained = {problem.prompt for problem in words.training_problems(400, seed=3, family=family)}
+    assert not evaluated & trained and all(map(words.is_held_out, evaluated))
+    assert family_of(family).training_problems(5, None, 1) == words.training_problems(5, seed=1, family=family)
+
+
+def test_reinforcement_trains_on_the_training_side():
+    drawn = training_problems(RlConfig(task="words", iterations=3, prompts=8))
+    assert len(drawn) == 24 and not any(words.is_held_out(problem.prompt) for problem in drawn)
+    assert {problem.family for problem in drawn} == set(words.KINDS)
+
+
+def test_levels_and_kinds_are_spread_evenly():
+    drawn = spread_problems("words", 100, seed=5)
+    assert Counter(problem.difficulty for problem in drawn) == dict.fromkeys(words.LEVELS, 20)
+    assert Counter(problem.family for problem in drawn) == dict.fromkeys(words.KINDS, 25)
+    assert drawn == spread_problems("words", 100, seed=5) != spread_problems("words", 100, seed=6)
+    assert ar.problems(0, family="words") == []
+
+
+SUM = ar.Problem("What is 5 plus 1?", "6", 1, "sums")
+
+
+@pytest.mark.parametrize(
+    ("completion", "right"),
+    [
+        ("<answer>6", True),
+        ("<answer>6<|im_end|>", True),
+        ("<think>5+1=6</think>6<|im_end|>\n<|im_end|>", True),
+        ("<think>5+1=7</think> 6", True),
+        ("5+1=6</think>6", True),
+        ("6", True),
+        ("<answer>7", False),
+        ("<answer>6 6", False),
+        ("<answer>61", False),
+        ("<think>5+1=6", False),
+        ("<think>5+1=6</think>", False),
+        ("<answer>6<think>5+1=6</think>6", False),
+        ("<|im_end|><answer>6 pens", False),
+        ("", False),
+    ],
+)
+def test_grader(completion, right):
+    assert ar.grade(SUM, completion) is right
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((1, 6, 0), r"difficulty must be an integer from 1 to 5 or None \(uniform\), got 6"),
+        ((-1, None, 0), "n must be an integer of at least 0, got -1"),
+        ((1, None, "a"), "seed must be an integer, got 'a'"),
+    ],
+)
+def test_arguments_that_are_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        words.problems(*arguments)
+    with pytest.raises(ValueError, match="task must be one of words, sums, legs, stories, swaps"):
+        words.problems(1, family="math")
