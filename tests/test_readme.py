@@ -94,7 +94,7 @@ def test_the_tour_names_every_folder_and_no_other():
     if kept.returncode != 0:
         pytest.skip("not a git checkout: folders that are not the project's cannot be told apart")
     folders = {Path(line).parent.as_posix() for line in kept.stdout.splitlines()} - {".", "python"}
-    folders = {name for name in folders if not re.match("adapt_kernels/ops/.|python/adapt_recipes/checkpoints/.", name)}
+    folders = {name for name in folders if not re.match("adapt_kernels/ops/.|python/adapt_recipes/(checkpoints|adapters)/.", name)}
     assert named - {"python/adapt_recipes/checkpoints"} == folders
 
 
