@@ -32,6 +32,7 @@ TEST = [
     "hypothesis>=6.100",
     "scipy>=1.11",
     "ruff>=0.9",
+    "mypy>=2.0",
     "packaging>=23.0",
     "peft>=0.18",  # adapters under patch and in the trainer
     "gradio>=6.20,<7",

@@ -62,6 +62,7 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
     loss or gradients (RuntimeError) are not finite.
     """
 
+    reward_weights: torch.Tensor
     _tag_names = ["trl", "grpo", "adapt"]
     _name = "ADaPT"
 
@@ -178,6 +179,7 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
         return row_arguments(self.args, self.modes, training, index, *place) | self._steering
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        assert self._rollout is not None
         chosen = self._rollout.modes.tolist()
         inputs = [{**x, "mode": self.modes.names[mode]} for x, mode in zip(inputs, chosen, strict=True)]
         with checked_rewards(self):
@@ -205,6 +207,7 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         self._is_fresh = self.model.training
         rollout = self._rollout
+        assert rollout is not None
         at_mode, drawn = rollout.segments(self.modes, batch["completion_ids"].shape[1])
         response = drawn
         if self.args.mask_truncated_completions:
@@ -227,6 +230,7 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
         if self._crediting.needs_entropy or (self.args.old_logprobs == "policy" and scored is None):
             scored, self._entropy = self._policy_scores(batch)
         old = scored if self.args.old_logprobs == "policy" else old
+        assert self._rollout is not None
         mode = self._rollout.mode_logprobs
         if self.args.method.uniform_old and self._forces_modes:
             mode = torch.full_like(mode, 1 / len(self.modes)).log()
@@ -245,21 +249,23 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
 
     def _credit(self, batch, inputs, at_mode, drawn) -> Advantages:
         """Advantages of this rank's rows, from the groups of all ranks."""
-        rows = self._crediting.rows(self._rollout, batch, inputs, drawn, self._entropy, self.eos_token_ids)
+        rollout, rewards = self._rollout, self._rewards
+        assert rollout is not None and rewards is not None
+        rows = self._crediting.rows(rollout, batch, inputs, drawn, self._entropy, self.eos_token_ids)
         everyone: RolloutRows = self.accelerator.gather(rows)
         steps = None if self._steps is None else gather_object(among_drawn(self._steps, at_mode | drawn))
-        outcome = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
-        correct = verdicts(self._rewards[:, self._crediting.correct], self.args.correct_threshold)
+        outcome = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        correct = verdicts(rewards[:, self._crediting.correct], self.args.correct_threshold)
         correct = correct.masked_fill(everyone.cut, torch.nan)  # as if they were not graded
         training = self.model.training
         size = self.num_generations if training else self.num_generations_eval
         done = self.state.global_step / max(self.state.max_steps, 1), self.state.global_step
-        scored = self._rewards, outcome, correct, size, done, steps
+        scored = rewards, outcome, correct, size, done, steps
         found = self._crediting.advantages(everyone, *scored, training)
         self._log(mode_metrics(self.modes, everyone.modes, everyone.mode_probs, correct, everyone.lengths))
         log_rows(self._logs, self.modes, everyone.modes, (found.mode, found.rest))
         own = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
-        return Advantages(*(None if part is None else part[own] for part in found))
+        return Advantages._make(None if part is None else part[own] for part in found)
 
     def _compute_loss(self, model, inputs):
         head = self._policy_head(inputs)
