@@ -63,6 +63,9 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
     """
 
     reward_weights: torch.Tensor
+    # Of the rollout that was generated last.
+    _rollout: Rollout
+    _rewards: torch.Tensor
     _tag_names = ["trl", "grpo", "adapt"]
     _name = "ADaPT"
 
@@ -107,8 +110,6 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
         self.generation_config.return_dict_in_generate = True
         # Ours keeps the mode token; TRL's would hide the whole row.
         self.mask_truncated_completions = False
-        self._rollout: Rollout | None = None
-        self._rewards: torch.Tensor | None = None
         self._entropy: torch.Tensor | None = None
         self._steps: list | None = None
         self._evaluated_batches = 0
@@ -179,7 +180,6 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
         return row_arguments(self.args, self.modes, training, index, *place) | self._steering
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        assert self._rollout is not None
         chosen = self._rollout.modes.tolist()
         inputs = [{**x, "mode": self.modes.names[mode]} for x, mode in zip(inputs, chosen, strict=True)]
         with checked_rewards(self):
@@ -207,7 +207,6 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         self._is_fresh = self.model.training
         rollout = self._rollout
-        assert rollout is not None
         at_mode, drawn = rollout.segments(self.modes, batch["completion_ids"].shape[1])
         response = drawn
         if self.args.mask_truncated_completions:
@@ -230,7 +229,6 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
         if self._crediting.needs_entropy or (self.args.old_logprobs == "policy" and scored is None):
             scored, self._entropy = self._policy_scores(batch)
         old = scored if self.args.old_logprobs == "policy" else old
-        assert self._rollout is not None
         mode = self._rollout.mode_logprobs
         if self.args.method.uniform_old and self._forces_modes:
             mode = torch.full_like(mode, 1 / len(self.modes)).log()
@@ -249,9 +247,8 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
 
     def _credit(self, batch, inputs, at_mode, drawn) -> Advantages:
         """Advantages of this rank's rows, from the groups of all ranks."""
-        rollout, rewards = self._rollout, self._rewards
-        assert rollout is not None and rewards is not None
-        rows = self._crediting.rows(rollout, batch, inputs, drawn, self._entropy, self.eos_token_ids)
+        rewards = self._rewards
+        rows = self._crediting.rows(self._rollout, batch, inputs, drawn, self._entropy, self.eos_token_ids)
         everyone: RolloutRows = self.accelerator.gather(rows)
         steps = None if self._steps is None else gather_object(among_drawn(self._steps, at_mode | drawn))
         outcome = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
