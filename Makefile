@@ -7,7 +7,7 @@ ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal --benchmark-disable
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all test-versions mutants bench gpu demo docs dist clean
+.PHONY: help install lint test test-all test-versions mutants bench gpu demo docs dist hub-kernel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -16,8 +16,8 @@ install: ## Install both packages in editable form with everything the tests nee
 	$(PYTHON) -m pip install -c constraints-cpu.txt -e '.[test]'
 
 lint: ## Check the code and its layout with ruff, and the engine's types with mypy
-	$(PYTHON) -m ruff check setup.py adapt_kernels python benchmarks tests
-	$(PYTHON) -m ruff format --check -q setup.py adapt_kernels python benchmarks tests
+	$(PYTHON) -m ruff check .ci setup.py adapt_kernels python benchmarks tests
+	$(PYTHON) -m ruff format --check -q .ci setup.py adapt_kernels python benchmarks tests
 	$(PYTHON) -m mypy
 
 test: lint ## Lint, then run the tests that README and CI run (20 minutes at most on 2 cores)
@@ -51,6 +51,9 @@ docs: ## Build the API reference from the docstrings into build/docs (extra rele
 
 dist: ## Build sdist and wheel (extra release), install each in a new environment and run the demo (2 GB, minutes)
 	PYTHON=$(PYTHON) .ci/dist $(ARGS)
+
+hub-kernel: ## Lay the PyTorch and Triton ops out for the Hugging Face kernels hub, in build/hub-kernel
+	$(PYTHON) .ci/hub_kernel.py build/hub-kernel
 
 clean: ## Delete build output and tool caches
 	rm -rf build dist *.egg-info python/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks .versions

@@ -8,10 +8,12 @@ from types import ModuleType
 
 import torch
 
-from adapt_kernels.native import jit, kernels
-
+# Modules are named from here on down: the kernels hub gives this package another name.
+_PACKAGE = __package__
 # An op's folder has reference.py and those of the others that it is written for.
 _FILES = {"reference": "reference", "native": "native", "triton": "triton_kernel"}
+# Tells whether a backend can run here. Not imported before it is asked for: importing triton takes a second.
+_DRIVERS = {"native": "native.jit", "triton": "triton_driver"}
 # The first that an op has.
 _FASTEST = {"cpu": ("native",), "cuda": ("triton", "native")}
 
@@ -33,8 +35,9 @@ def unavailable_reason(backend: str) -> str | None:
     """None if `backend` can run here, else the reason and the remedy."""
     if backend == "reference":
         return None
-    # Not before it is asked for: importing triton takes a second.
-    return (jit if backend == "native" else import_module("adapt_kernels.triton_driver")).unavailable_reason()
+    if backend == "native" and find_spec(f"{_PACKAGE}.native") is None:
+        return "this copy of the ops comes without C++: pip install adapt_kernels"
+    return import_module(f"{_PACKAGE}.{_DRIVERS[backend]}").unavailable_reason()
 
 
 def choose(op: str, backend: str, logits, stacklevel: int = 8) -> ModuleType:
@@ -90,13 +93,13 @@ def _serves(op: str, backend: str, device: str) -> bool:
 
 @cache
 def _backends_of(op: str) -> tuple[str, ...]:
-    return tuple(name for name, file in _FILES.items() if find_spec(f"adapt_kernels.ops.{op}.{file}"))
+    return tuple(name for name, file in _FILES.items() if find_spec(f"{_PACKAGE}.ops.{op}.{file}"))
 
 
 @cache
 def backend_module(op: str, backend: str) -> ModuleType:
     """The file of `op` that holds `backend`."""
-    return import_module(f"adapt_kernels.ops.{op}.{_FILES[backend]}")
+    return import_module(f"{_PACKAGE}.ops.{op}.{_FILES[backend]}")
 
 
 @cache
@@ -107,8 +110,10 @@ def _fastest(op: str, device: str, stacklevel: int) -> ModuleType:
         return backend_module(op, "reference")  # what was left out of C++ is not slow without it
     try:
         return _runnable(op, name, device)
-    except (BackendError, jit.NativeBuildError) as error:
-        reason = error.reason
+    except RuntimeError as error:
+        reason = getattr(error, "reason", None)  # a BackendError's or a NativeBuildError's
+        if reason is None:
+            raise
     warnings.warn(
         f"{op} falls back to backend='reference', which is slow: backend={name!r} cannot run here: {reason}",
         RuntimeWarning,
@@ -121,7 +126,7 @@ def _fastest(op: str, device: str, stacklevel: int) -> ModuleType:
 def _runnable(op: str, backend: str, device: str) -> ModuleType:
     if backend == "native":
         # Of several GPUs the current one; a call loads what its own tensors need.
-        kernels.load(torch.device(device))
+        import_module(f"{_PACKAGE}.native.kernels").load(torch.device(device))
     elif reason := unavailable_reason(backend):
         raise BackendError(backend, reason)
     return backend_module(op, backend)

@@ -2,7 +2,7 @@
 
 import torch
 
-from adapt_kernels.philox_reference import (
+from adapt_kernels.philox_purposes import (
     GROUP_SIZE,
     PURPOSE_GROUP,
     PURPOSE_KEEP,
@@ -10,7 +10,7 @@ from adapt_kernels.philox_reference import (
     PURPOSE_RULE,
     PURPOSE_TOKEN,
 )
-from adapt_kernels.philox_reference import row_seed as row_seed
+from adapt_kernels.philox_purposes import row_seed as row_seed
 
 __all__ = [
     "GROUP_SIZE",

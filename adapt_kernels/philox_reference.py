@@ -26,12 +26,31 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); 
 
 import numpy as np
 
-GROUP_SIZE = 128
-PURPOSE_GROUP = 0
-PURPOSE_TOKEN = 1
-PURPOSE_RULE = 2
-PURPOSE_PATH = 3
-PURPOSE_KEEP = 4
+from adapt_kernels.philox_purposes import (
+    GROUP_SIZE,
+    PURPOSE_GROUP,
+    PURPOSE_KEEP,
+    PURPOSE_PATH,
+    PURPOSE_RULE,
+    PURPOSE_TOKEN,
+    row_seed,
+)
+
+__all__ = [
+    "GROUP_SIZE",
+    "PURPOSE_GROUP",
+    "PURPOSE_KEEP",
+    "PURPOSE_PATH",
+    "PURPOSE_RULE",
+    "PURPOSE_TOKEN",
+    "draw",
+    "gumbel",
+    "gumbel_from_bits",
+    "philox4x32",
+    "random_bits",
+    "row_seed",
+    "uniform",
+]
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_STEPS = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
@@ -91,21 +110,6 @@ def draw(y, kept, seed, step: int = 0) -> int:
     token_ids = group * GROUP_SIZE + np.arange(GROUP_SIZE)
     lane = int(np.argmax(grouped[group] + gumbel(seed, step, PURPOSE_TOKEN, token_ids)))
     return group * GROUP_SIZE + lane
-
-
-def row_seed(seed: int, row: int) -> int:
-    """The seed of row ``row`` under one call seed: ``row_seed(s, 0) == s``, other rows a 64-bit mix (signed int64)."""
-    if row == 0:
-        return seed
-    mixed = _mix64((_mix64(seed % 2**64) + row * 0x9E3779B97F4A7C15) % 2**64)
-    return mixed - 2**64 if mixed >= 2**63 else mixed
-
-
-def _mix64(z: int) -> int:
-    # The finaliser of splitmix64: a bijection on 64 bits, so two rows of a call never share a seed.
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
-    return z ^ (z >> 31)
 
 
 def _as_uint64(value):

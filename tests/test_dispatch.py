@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import adapt_kernels as ak
 from adapt_kernels import dispatch
-from adapt_kernels.native import toolchain_cuda
+from adapt_kernels.native import jit, kernels, toolchain_cuda
 from adapt_kernels.ops.mode_sample import reference
 
 LOGITS = torch.zeros(1, 4)
@@ -52,7 +52,7 @@ def on_cuda():
 @pytest.mark.parametrize("op", CREDIT_OPS)
 def test_cuda_takes_the_native_kernels_of_a_credit_op(op, monkeypatch):
     asked = []
-    monkeypatch.setattr(dispatch.kernels, "load", asked.append)
+    monkeypatch.setattr(kernels, "load", asked.append)
     for backend in ("auto", "native"):
         dispatch._fastest.cache_clear()
         dispatch._runnable.cache_clear()
@@ -116,7 +116,7 @@ def test_the_warning_points_at_the_caller_of_a_credit_op(monkeypatch):
 
     dispatch._fastest.cache_clear()
     dispatch._runnable.cache_clear()
-    monkeypatch.setattr(dispatch.jit, "load", fail)
+    monkeypatch.setattr(jit, "load", fail)
     for call in (ak.token_logprobs, lambda x, ids: ak.policy_loss(x, ids, 0.0, 1.0)):
         with pytest.warns(RuntimeWarning, match="falls back") as caught:
             call(LOGITS, torch.zeros(1, dtype=torch.int64))
@@ -140,7 +140,7 @@ def test_a_backend_that_cannot_run_raises_only_when_named(monkeypatch):
 
     dispatch._fastest.cache_clear()
     dispatch._runnable.cache_clear()
-    monkeypatch.setattr(dispatch.jit, "load", fail)
+    monkeypatch.setattr(jit, "load", fail)
     with pytest.warns(RuntimeWarning, match=r"falls back to backend='reference'.*no compiler: apt install g\+\+"):
         assert dispatch.choose("mode_sample", "auto", LOGITS) is reference
     with pytest.raises(RuntimeError, match=r"backend='native'.*no compiler: apt install g\+\+"):

@@ -128,6 +128,8 @@ def test_sdist_builds_the_same_wheel(sdist, wheel, tmp_path):
         ".ci/run",
         ".ci/versions",
         ".ci/dist",
+        ".ci/hub_kernel.py",
+        "build.toml",
     ):
         assert (unpacked / name).is_file(), name
     assert (unpacked / "tests/test_packaging.py").is_file()

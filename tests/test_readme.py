@@ -85,6 +85,19 @@ def test_folder_table_matches_the_tree():
     assert sentence in section("Folders").replace("\n", " ")
 
 
+def test_the_tour_names_every_folder_and_no_other():
+    """An op's folder goes with `ops/`."""
+    document = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    tour = re.search(r"^## Rooms\n(.*?)(?=^## )", document, re.M | re.S)[1]
+    named = {name for cell in re.findall(r"^\| (`.*?) \|", tour, re.M) for name in re.findall("`(.*?)/`", cell)}
+    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if kept.returncode != 0:
+        pytest.skip("not a git checkout: folders that are not the project's cannot be told apart")
+    folders = {Path(line).parent.as_posix() for line in kept.stdout.splitlines()} - {".", "python"}
+    folders = {name for name in folders if not re.match("adapt_kernels/ops/.|python/adapt_recipes/checkpoints/.", name)}
+    assert named - {"python/adapt_recipes/checkpoints"} == folders
+
+
 def headings(path):
     """The anchors of a document, as GitHub names them."""
     prose = re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.M | re.S)
