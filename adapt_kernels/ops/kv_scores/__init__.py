@@ -4,6 +4,7 @@ import torch
 
 from adapt_kernels.dispatch import choose
 from adapt_kernels.ops.kv_scores import reference
+from adapt_kernels.ops.kv_scores.by_attention import by_queries
 
 __all__ = ["NAMES", "kv_scores"]
 
@@ -67,9 +68,9 @@ def kv_scores(
             f" got {tuple(given)}"
         )
     scale = width**-0.5 if scale is None else scale
-    chosen = choose("kv_scores", backend, keys) if name == "r_kv" else reference
+    similarity = choose("kv_scores", backend, keys).mean_similarity if name == "r_kv" else None
     rows = [
-        chosen.by_queries(name, keys[i], queries[i], None if mask is None else mask[i], scale, softcap)
+        by_queries(name, keys[i], queries[i], None if mask is None else mask[i], scale, softcap, similarity)
         for i in range(slots)
     ]
     empty = (0, length) if name == "tova" else (0, heads, length)
