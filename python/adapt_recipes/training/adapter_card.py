@@ -20,8 +20,9 @@ its tokenizer.
 """
 _DATA = """\
 Generated questions in words: sums, legs, stories, swaps, in equal parts; the level (1 to 5) is the number of
-operations. Worked solutions are made by program. A fifth of all prompts, by their hash, is kept out of training, and only those are
-measured below. Prompts use the model's chat format without its default system message. An example of each:
+operations. Worked solutions are made by program. A fifth of all prompts, by their hash, is kept out of training, and
+only those are measured below. Prompts use the model's chat format without its default system message. An example of
+each:
 """
 _LIMITS = """\
 English questions of these four forms, with small numbers and eight first names; other wordings, larger numbers and
