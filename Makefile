@@ -15,9 +15,10 @@ help: ## Show this list
 install: ## Install both packages in editable form with everything the tests need
 	$(PYTHON) -m pip install -c constraints-cpu.txt -e '.[test]'
 
-lint: ## Check the code and its layout with ruff
+lint: ## Check the code and its layout with ruff, and the engine's types with mypy
 	$(PYTHON) -m ruff check .ci setup.py adapt_kernels python benchmarks tests
 	$(PYTHON) -m ruff format --check -q .ci setup.py adapt_kernels python benchmarks tests
+	$(PYTHON) -m mypy
 
 test: lint ## Lint, then run the tests that README and CI run (20 minutes at most on 2 cores)
 	$(PYTEST) -m "not full and not gpu" $(ARGS)
@@ -55,5 +56,5 @@ hub-kernel: ## Lay the PyTorch and Triton ops out for the Hugging Face kernels h
 	$(PYTHON) .ci/hub_kernel.py build/hub-kernel
 
 clean: ## Delete build output and tool caches
-	rm -rf build dist *.egg-info python/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks .versions
+	rm -rf build dist *.egg-info python/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks .versions
 	find adapt_kernels python benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -34,6 +34,7 @@ TEST = [
     "hypothesis>=6.100",
     "scipy>=1.11",
     "ruff>=0.9",
+    "mypy>=2.0",
     "packaging>=23.0",
     "gradio>=6.20,<7",
     "playwright>=1.50",  # the page in a browser, where there is a Chromium

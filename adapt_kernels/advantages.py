@@ -31,7 +31,7 @@ class Advantages(NamedTuple):
         """[B, num_tokens] float32: `mode` at position 0, `rest` after it, 0 from each sequence's length on."""
         position = torch.arange(num_tokens, device=self.mode.device)
         whole = torch.where(position == 0, self.mode[:, None], self.rest[:, None])
-        if self.answer is not None:
+        if self.answer is not None and self.answer_start is not None:
             within = position >= self.answer_start[:, None].clamp(min=1)
             whole = torch.where(within, self.answer[:, None], whole)
         if self.tokens is not None:

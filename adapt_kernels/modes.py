@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 from adapt_kernels.mode_tokens import mode_ids
 from adapt_kernels.presets import PRESETS, THOUGHTS
@@ -58,18 +59,18 @@ class Mode:
         if self.max_new_tokens is None:
             raise ValueError("Mode.closing is forced after max_new_tokens: give that too")
         if isinstance(self.ids, tuple):
-            self._check_closing()
+            self._check_closing(self.ids, self.max_new_tokens)
 
-    def _check_closing(self) -> None:
-        if self.max_new_tokens < len(self.ids):
+    def _check_closing(self, ids: tuple[int, ...], limit: int) -> None:
+        if limit < len(ids):
             raise ValueError(
-                f"Mode.max_new_tokens={self.max_new_tokens} would force the closing inside the mode's own"
-                f" {len(self.ids)} ids: give at least {len(self.ids)}"
+                f"Mode.max_new_tokens={limit} would force the closing inside the mode's own"
+                f" {len(ids)} ids: give at least {len(ids)}"
             )
         width = len(self.closing) if isinstance(self.closing, tuple) else 0
-        if width and any(self.ids[i : i + width] == self.closing for i in range(len(self.ids))):
+        if width and any(ids[i : i + width] == self.closing for i in range(len(ids))):
             raise ValueError(
-                f"a mode's ids {self.ids} hold its closing {self.closing}, so max_new_tokens would never act: leave"
+                f"a mode's ids {ids} hold its closing {self.closing}, so max_new_tokens would never act: leave"
                 " out closing to end rows there"
             )
 
@@ -90,14 +91,14 @@ class Modes:
         given = {**(modes or {}), **named}
         self._modes = {name: value if isinstance(value, Mode) else Mode(value) for name, value in given.items()}
         _check_names(self._modes)
-        listed = {name: mode.ids for name, mode in self._modes.items() if mode.ids is not None}
+        listed = {name: mode.ids for name, mode in self._modes.items() if isinstance(mode.ids, tuple)}
         self.names: tuple[str, ...] = tuple(self._modes)
         self.prefix: tuple[int, ...] = _common_prefix(list(listed.values())) if len(listed) == len(given) else ()
         _check_distinct(listed, len(self.prefix), any_other=len(listed) < len(given))
         gate = len(self.prefix)
-        self.token_ids = tuple(None if m.ids is None else m.ids[gate] for m in self._modes.values())
+        self.token_ids = tuple(listed[name][gate] if name in listed else None for name in self.names)
         self.spans: dict[str, dict] = {}
-        self.suffixes = tuple(() if m.ids is None else m.ids[gate + 1 :] for m in self._modes.values())
+        self.suffixes = tuple(listed.get(name, ())[gate + 1 :] for name in self.names)
         self.prompt_tokens: PromptTokens | None = None
 
     @classmethod
@@ -108,12 +109,14 @@ class Modes:
         (Qwen3's `<think>\\n\\n</think>\\n\\n`) is a multi-token mode. Raises ValueError that shows how the text was
         tokenised and the `add_special_tokens` call that mends it.
         """
-        resolved, vocabulary = {}, Vocabulary(tokenizer)
+        resolved: dict[str, Mode] = {}
+        vocabulary = Vocabulary(tokenizer)
         for name, value in {**(modes or {}), **named}.items():
             mode = value if isinstance(value, Mode) else Mode(value)
             texts = {field: getattr(mode, field) for field in TOKEN_FIELDS}
             texts = {field: text for field, text in texts.items() if isinstance(text, str)}
-            mode = replace(mode, **{f: mode_ids(tokenizer, name, text, f) for f, text in texts.items()})
+            ids: dict[str, Any] = {f: mode_ids(tokenizer, name, text, f) for f, text in texts.items()}
+            mode = replace(mode, **ids)
             resolved[name] = _with_ends(mode, vocabulary)
         made = cls(resolved)
         made.prompt_tokens = vocabulary.prompt_tokens(list(made._modes.values()))
@@ -132,7 +135,7 @@ class Modes:
     def save_pretrained(self, directory) -> None:
         """Write `modes.json` into directory (made when missing)."""
         Path(directory).mkdir(parents=True, exist_ok=True)
-        content = {"modes": [{"name": name, **asdict(mode)} for name, mode in self._modes.items()]}
+        content: dict[str, object] = {"modes": [{"name": name, **asdict(mode)} for name, mode in self._modes.items()]}
         if self.spans:
             content["spans"] = self.spans
         if self.prompt_tokens is not None:
@@ -163,6 +166,12 @@ class Modes:
 
     def __getitem__(self, name: str) -> Mode:
         return self._modes[self.names[self.index(name)]]
+
+    def tokens(self, name: str, field: str = "ids") -> tuple[int, ...] | None:
+        """The ids in a field of a mode, one of `TOKEN_FIELDS`: here they are never text."""
+        ids = getattr(self[name], field)
+        assert ids is None or isinstance(ids, tuple)
+        return ids
 
     def __len__(self) -> int:
         return len(self.names)
@@ -261,6 +270,6 @@ def _is_int(value) -> bool:
 
 
 def _shown(mode: Mode) -> str:
-    ids = mode.ids[0] if mode.ids is not None and len(mode.ids) == 1 else mode.ids
+    ids = mode.ids[0] if isinstance(mode.ids, tuple) and len(mode.ids) == 1 else mode.ids
     limits = {k: v for k, v in asdict(mode).items() if k != "ids" and v is not None}
     return repr(ids) if not limits else f"Mode({ids!r}, " + ", ".join(f"{k}={v}" for k, v in limits.items()) + ")"

@@ -62,9 +62,9 @@ def openings(modes: Modes) -> dict[str, tuple[int, ...] | None]:
     """The ids that open each mode wherever they come; None: a word, or any other token, opens it only at the gate."""
     told, shown = modes.prompt_tokens, _without_white_space(modes)
     if told is None:
-        return {name: modes[name].ids for name in modes}
+        return {name: modes.tokens(name) for name in modes}
     other = None if told.opener is None else (told.opener,)
-    return {name: _tag_or_all(modes[name].ids, shown[name], told) if name in shown else other for name in modes}
+    return {name: _tag_or_all(modes.tokens(name), shown[name], told) if name in shown else other for name in modes}
 
 
 class _Reader:
@@ -78,11 +78,12 @@ class _Reader:
         self._opener = () if told.opener is None else (told.opener,)
         self._shown, self._openings = _without_white_space(modes), openings(modes)
         self._prefix = tuple(i for i in modes.prefix if i not in self._blank)
-        own = {i for name in modes for i in (modes[name].ids or ()) + (modes[name].closing or ())}
+        own = {i for name in modes for field in ("ids", "closing") for i in modes.tokens(name, field) or ()}
         self.turns = {*eos_ids, *told.turns} - own - self._blank
         #: a prompt without one of these has entered no mode
         self.first = [*self._tags, *(ids[0] for ids in (*self._shown.values(), self._prefix, self._opener) if ids)]
-        self._reply, self._marked, self._sure = [], False, True
+        self._reply: list[int] = []
+        self._marked, self._sure = False, True
 
     def read(self, reply: list[int], marked: bool) -> None:
         """Take the reply that a prompt begins; marked: after a turn, else the whole prompt."""
@@ -104,12 +105,14 @@ class _Reader:
 
     def content(self, name: str, entered: bool) -> int:
         """Where what a mode with a closing holds begins, from the end of the prompt; CLOSED where it is not open."""
-        mode, opening = self._modes[name], self._openings[name]
+        opening = self._openings[name]
         if opening is None:
             return 0 if entered else CLOSED
         start, end = self._last(self._shown.get(name, opening))
         held = self._reply[end:]
-        ended = _last_run(held, mode.close or mode.closing)[0] >= 0 or bool(set(mode.breaks or ()) & set(held))
+        close, breaks = (self._modes.tokens(name, field) for field in ("close", "breaks"))
+        closed = _last_run(held, close or self._modes.tokens(name, "closing"))[0] >= 0
+        ended = closed or bool(set(breaks or ()) & set(held))
         return CLOSED if start < 0 or ended else end - len(self._reply)
 
     def _last(self, ids) -> tuple[int, int]:
@@ -166,7 +169,7 @@ def _reply_begins(ids, turns) -> list[int]:
 def _without_white_space(modes: Modes) -> dict[str, tuple[int, ...]]:
     """The ids of each mode that has any, white space left out unless that alone tells it from another."""
     blank = () if modes.prompt_tokens is None else modes.prompt_tokens.white_space
-    listed = {name: modes[name].ids for name in modes if modes[name].ids is not None}
+    listed = {name: ids for name in modes if (ids := modes.tokens(name)) is not None}
     shown = {name: tuple(i for i in ids if i not in blank) for name, ids in listed.items()}
     values = list(shown.values())
     return {name: ids if ids and values.count(ids) == 1 else listed[name] for name, ids in shown.items()}

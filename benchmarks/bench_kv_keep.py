@@ -5,6 +5,7 @@ budget of 512 positions, of which 384 stay, by score. All rows make every token;
 lets attention over a long cache cost as much as the rest of a step.
 """
 
+import time
 from functools import cache
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import adapt_kernels as ak
+from adapt_kernels.hf.kv.keep import Keeper
 
 ROWS, PROMPT, BUDGET = 8, 32, 512
 SIZES = {
@@ -61,3 +63,27 @@ def test_kv_keep(measure, benchmark, length, peer):
     if peer == "full" or peer in SCORES:
         stats = ak.last_stats(chosen)
         benchmark.extra_info |= {"kv_bytes": stats.kv_bytes_peak, "evictions": stats.kv_evictions}
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_cost_of_scoring(benchmark, monkeypatch, score):
+    """The share of a call's time that its evictions take, from scores to the KV that moves: `evict_share`.
+
+    Of 8 rows x 1200 new tokens, six evictions. Two calls cannot be subtracted: they differ by more than this.
+    """
+    chosen, spent, plain = ak.patch(model("llama"), ak.Modes(fast=5, slow=6)), [], Keeper.evict
+
+    def timed(*arguments):
+        start = time.process_time()
+        plain(*arguments)
+        spent.append(time.process_time() - start)
+
+    monkeypatch.setattr(Keeper, "evict", timed)
+    ids = torch.randint(8, 1000, (ROWS, PROMPT), generator=torch.Generator().manual_seed(0))
+    call = {"attention_mask": torch.ones_like(ids), "do_sample": True, "top_k": 0, "eos_token_id": None}
+    call |= settings(score)
+    chosen.generate(ids, max_new_tokens=BUDGET + 2, **call)  # kernels compile on first use
+    spent.clear()
+    benchmark.pedantic(lambda: chosen.generate(ids, max_new_tokens=1200, **call), rounds=1, iterations=1)
+    ak.unpatch(chosen)
+    benchmark.extra_info["evict_share"] = sum(spent) / benchmark.stats.stats.total

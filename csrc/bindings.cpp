@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "adapt/credit_numbers.h"
+#include "adapt/kv_scores.h"
 #include "adapt/mode_sample.h"
 #include "adapt/steer.h"
 
@@ -42,6 +43,13 @@ int mode_sample_cpu(Address logits, int32_t logits_type, int64_t rows, int64_t i
       at<float>(tempered_logprobs), at<float>(mode_probs), at<int32_t>(kept), at<int32_t>(flags),
       threads};
   return adapt_mode_sample_cpu(&arguments);
+}
+
+int similar_keys_cpu(Address unit, Address mean, int64_t heads, int64_t length, int64_t width, int64_t padded,
+                     double similar, int32_t threads) {
+  const SimilarKeysArguments arguments{at<const float>(unit), at<float>(mean), heads, length, width, padded, similar,
+                                       threads};
+  return adapt_similar_keys_cpu(&arguments);
 }
 
 // A function of numbers, called with a tuple of them: a signature of forty costs seconds to compile.
@@ -155,6 +163,7 @@ PYBIND11_MODULE(adapt_native, module) {
   module.def("logit_gradient_cpu",
              from_tuple(adapt::from_numbers(adapt::logit_gradient_arguments, adapt_logit_gradient_cpu)));
   module.def("policy_loss_cpu", from_tuple(adapt::from_numbers(adapt::policy_loss_arguments, adapt_policy_loss_cpu)));
+  module.def("similar_keys_cpu", from_tuple(&similar_keys_cpu));
   pybind11::class_<steer::Tables>(module, "SteerTables").def(pybind11::init(&steer_tables));
   module.def("steer_advance_cpu", &steer_advance_cpu);
   module.def("steer_probe_cpu",

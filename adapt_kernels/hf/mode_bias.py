@@ -74,7 +74,7 @@ class ModeBias(LogitsProcessor):
 
     def _spread(self, rows: int):
         # Values may be per prompt; every beam or sample of a prompt then takes its value.
-        given = {len(v) for v in self._values() if isinstance(v, (list, tuple)) or getattr(v, "ndim", 0)}
+        given = {len(v) for v in self._values() if isinstance(v, (list, tuple)) or bool(getattr(v, "ndim", False))}
         prompts = given.pop() if len(given) == 1 else rows
         if not prompts or rows % prompts:
             prompts = rows

@@ -6,6 +6,7 @@ merged, moved or dropped would meet another row's entry.
 """
 
 from functools import cache, partial
+from typing import Any
 
 from torch.nn.modules import module as torch_module
 from transformers import AttentionInterface
@@ -57,7 +58,8 @@ def row_hook_reason(model) -> str | None:
         for hook in getattr(torch_module, names).values():
             if not row_independent_hook(hook):
                 return f"the forward hook {shown(hook)} of all modules may index rows"
-    homes = _packages(type(model))
+    model_class: Any = type(model)
+    homes = _packages(model_class)
     for name, module in model.named_modules():
         own = vars(module)
         for hooks in _HOOKS if module is not model else ():
@@ -67,8 +69,9 @@ def row_hook_reason(model) -> str | None:
         if "forward" in own and not _is_row_independent(own["forward"], _FORWARDS):
             where = f" of {name}" if name else ""
             return f"the forward{where} was replaced with {shown(own['forward'])}, which may index rows"
-        if module is not model and not _is_of_the_model(type(module), homes):
-            return f"{name} is a {type(module).__qualname__}, whose forward may index rows"
+        layer: Any = type(module)
+        if module is not model and not _is_of_the_model(layer, homes):
+            return f"{name} is a {layer.__qualname__}, whose forward may index rows"
     return _attention_reason(model, homes)
 
 
@@ -88,7 +91,7 @@ def _attention_reason(model, homes) -> str | None:
 
 
 @cache
-def _is_of_the_model(layer: type, homes: frozenset[str]) -> bool:
+def _is_of_the_model(layer: Any, homes: frozenset[str]) -> bool:
     """Whether a layer's code is its model's, by the packages of both, or known to treat every row alike."""
     if getattr(layer, "row_independent", False):
         return True

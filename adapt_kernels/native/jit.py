@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adapt_kernels.native.build_cache import cache_folder, explained, locked, make_private, refuse_untrusted
 from adapt_kernels.native.toolchain import (
@@ -42,7 +42,9 @@ class Extension(NamedTuple):
     folder: Path
     architecture: str = ""  # of the GPU, where there is GPU code in it
 
-    expected_seconds = 15
+    @property
+    def expected_seconds(self) -> int:
+        return 15
 
     def sources(self) -> list[Path]:
         """What is compiled, one object each."""
@@ -57,15 +59,15 @@ class Extension(NamedTuple):
         flags = (*COMPILE_FLAGS, *BINDINGS_FLAGS, *LINK_FLAGS)
         return (self.name, *flags, str(sysconfig.get_config_var("SOABI")), describe_cpu())
 
-    def find_tools(self) -> Toolchain:
+    def find_tools(self) -> Any:
         """What compiles it; has `ninja`. Raises NativeBuildError."""
         return find_toolchain()
 
-    def describe_tools(self, tools: Toolchain) -> str:
+    def describe_tools(self, tools: Any) -> str:
         """Versions of the tools. Raises NativeBuildError."""
         return describe_tools(tools)
 
-    def ninja_file(self, tools: Toolchain) -> str:
+    def ninja_file(self, tools: Any) -> str:
         """The build description ninja runs."""
         includes = [f"-I{self.folder / 'include'}", *(f"-isystem{folder}" for folder in tools.includes)]
         lines = [
@@ -84,7 +86,7 @@ class Extension(NamedTuple):
         lines.append(f"build {self.name}.so: link {' '.join(objects)}")
         return "\n".join(lines) + "\n"
 
-    def compile_error(self, tools: Toolchain, output: str) -> NativeBuildError:
+    def compile_error(self, tools: Any, output: str) -> NativeBuildError:
         """The error for sources that the compiler refused."""
         return NativeBuildError(
             "the C++ sources do not compile",
@@ -157,7 +159,9 @@ def import_built(extension: Extension, path: Path) -> ModuleType:
     """The compiled file as a module."""
     loader = importlib.machinery.ExtensionFileLoader(extension.name, str(path))
     try:
-        module = importlib.util.module_from_spec(importlib.util.spec_from_loader(extension.name, loader))
+        spec = importlib.util.spec_from_loader(extension.name, loader)
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
     except ImportError as error:
         raise NativeBuildError(

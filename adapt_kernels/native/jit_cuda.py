@@ -23,7 +23,10 @@ class CudaExtension(jit.Extension):
     """The kernels of `cuda/` and their binding, for one architecture such as "sm_90"."""
 
     __slots__ = ()
-    expected_seconds = 30
+
+    @property
+    def expected_seconds(self) -> int:
+        return 30
 
     def sources(self) -> list[Path]:
         """What is compiled, one object each."""

@@ -43,6 +43,7 @@ class LmHead(NamedTuple):
     def pull_back(self, gradient: torch.Tensor, logits: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         """Gradient of `project`'s logits to that of the plain product; `logits` are needed with a softcap."""
         if self.softcap:
+            assert logits is not None
             slope = logits.div_(self.softcap).square_().neg_().add_(1).mul_(self.logit_scale)
             gradient = gradient.mul_(slope).to(dtype)
         return gradient
@@ -77,7 +78,9 @@ class HeadGradients:
     def results(self) -> tuple[torch.Tensor | None, ...]:
         """Gradients of hidden states, weight and bias in their own dtypes."""
         weight = None if self.weight is None else self.weight.to(self.head.weight.dtype)
-        return self.hidden, weight, None if self.bias is None else self.bias.to(self.head.bias.dtype)
+        if self.bias is None or self.head.bias is None:
+            return self.hidden, weight, None
+        return self.hidden, weight, self.bias.to(self.head.bias.dtype)
 
 
 def check_head(hidden, weight, bias, softcap, logit_scale, chunk_rows) -> LmHead:
@@ -102,7 +105,7 @@ def check_head(hidden, weight, bias, softcap, logit_scale, chunk_rows) -> LmHead
     for name, value in (("softcap", softcap), ("logit_scale", logit_scale)):
         if name == "softcap" and value is None:
             continue
-        if not isinstance(value, Real) or not 0 < value < float("inf"):
+        if not isinstance(value, Real) or not 0 < float(value) < float("inf"):
             raise ValueError(f"{name} must be a number above 0 and finite; got {value!r}")
     if chunk_rows is not None and (not isinstance(chunk_rows, int) or chunk_rows < 1):
         raise ValueError(f"chunk_rows must be an integer of at least 1, or None; got {chunk_rows!r}")

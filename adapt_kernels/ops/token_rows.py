@@ -20,7 +20,7 @@ class TokenRows(NamedTuple):
     temperature_rows: torch.Tensor | None  # [N] float64, contiguous; stands in for `temperature`
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]  # nobody counts entries of this tuple
         """N."""
         return self.logits.shape[0] * self.logits.shape[1]
 
@@ -52,7 +52,7 @@ def token_rows(logits, ids, mask, temperature, vocab_size=None) -> TokenRows:
 
 def row_tensor(name: str, value, leading: torch.Size, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """A number or a tensor of shape `leading` (or [B] for [B, T]) as a contiguous [N] tensor of `dtype`."""
-    if isinstance(value, Real):
+    if isinstance(value, (int, float)):
         return torch.full((leading.numel(),), value, dtype=dtype, device=device)
     value = as_tensor(name, value)
     if value.is_complex():

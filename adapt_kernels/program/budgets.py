@@ -28,10 +28,10 @@ def budget(
     if soft < 0:
         raise ValueError(f"preset 'budget': soft must be >= 0, a share of tokens; got {soft}")
     span, end = thought(tokenizer, think), eos(tokenizer, eos_ids)
-    cap = {"force": closing, "when": {"in": "think", "count": [tokens, None]}}
+    cap: dict = {"force": closing, "when": {"in": "think", "count": [tokens, None]}}
     if int(tokens * soft) > 0:
         cap["settle"] = {"on": {"ends": "\n"}, "within": int(tokens * soft)}
-    rules = [cap]
+    rules: list[dict] = [cap]
     if answer_tokens is not None:
         rules.append({"force": closing, "when": {"in": "think", "left": [0, answer_tokens]}})
     if end is not None:

@@ -1,6 +1,6 @@
 """Programs that cannot mean what they say, refused when they are built."""
 
-from adapt_kernels.program.clauses import Range, When
+from adapt_kernels.program.clauses import Range, RowInput, When
 from adapt_kernels.program.resolved import RuleTokens, SpanTokens, registers_of
 from adapt_kernels.program.rules import Bias, Force, Gate, Probe, Rule, label_of
 
@@ -61,7 +61,7 @@ def _check_ends(label: str, rule: Force, own: RuleTokens, spans: dict[str, SpanT
 
 
 def _check_gate(label: str, gate: Gate, own: RuleTokens, rules, tokens) -> None:
-    ids = dict(zip(own.modes, own.modes.token_ids, strict=True))
+    ids = dict(zip(own.choices, own.choices.token_ids, strict=True))
     banned: set[int | None] = {ids[name] for name in ids if gate.bias.get(name) == float("-inf")}
     for rule, other in zip(rules, tokens, strict=True):
         if isinstance(rule, Bias) and rule.action == "ban" and _may_meet(rule, gate):
@@ -87,8 +87,10 @@ def _may_meet(ban: Bias, gate: Gate) -> bool:
 def _overlap(one: Range | None, two: Range | None) -> bool:
     if one is None or two is None:
         return True
-    bounds = (one.low, one.high, two.low, two.high)
-    if any(not isinstance(each, (int, float, type(None))) for each in bounds):
+    lows, highs = (one.low or 0, two.low or 0), (one.high, two.high)
+    known = [each for each in lows if not isinstance(each, RowInput)]
+    ends = [each for each in highs if not isinstance(each, RowInput)]
+    # What a row brings may be anything.
+    if len(known) + len(ends) < 4:
         return True
-    low = max(one.low or 0, two.low or 0)
-    return all(high is None or low < high for high in (one.high, two.high))
+    return all(high is None or max(known) < high for high in ends)

@@ -113,7 +113,7 @@ def parse_chance(given, label: str) -> float | Ramp | None:
             if low == high:
                 raise ValueError(f"{label}: the two ends of a ramp must differ; got {low} twice")
             return Ramp(_register(parts[0], label), low, high)
-    elif isinstance(given, Real) and not isinstance(given, bool) and 0 <= given <= 1:
+    elif isinstance(given, Real) and not isinstance(given, bool) and 0 <= float(given) <= 1:
         return float(given)
     raise ValueError(f"{label}: 'p' must be in [0, 1] or {{'ramp': [register, low, high]}}; got {given!r}")
 
@@ -157,7 +157,7 @@ def row_input(given, label: str) -> RowInput | None:
     if not isinstance(given, Mapping):
         return None
     check_keys(given, {"input"}, label)
-    return RowInput(_name(given.get("input"), f"{label} 'input'", needed=True))
+    return RowInput(_given_name(given.get("input"), f"{label} 'input'"))
 
 
 def _bound(given, label: str, at_least: int = 0):
@@ -204,12 +204,14 @@ def _check_order(low, high, label: str, given) -> None:
 
 
 def _register(given, label: str) -> Register:
-    return Register(_name(given, f"{label}: a register", needed=True))
+    return Register(_given_name(given, f"{label}: a register"))
 
 
-def _name(given, label: str, needed: bool = False) -> str | None:
-    if given is None and not needed:
-        return None
+def _name(given, label: str) -> str | None:
+    return None if given is None else _given_name(given, label)
+
+
+def _given_name(given, label: str) -> str:
     if not isinstance(given, str) or not given:
         raise ValueError(f"{label} must be a name; got {given!r}")
     return given

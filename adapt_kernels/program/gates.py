@@ -25,7 +25,7 @@ def arm(tokenizer, bias: float | dict = 0.0, prob: float | None = None):
 
 def adacot(tokenizer, skip, bias: float | dict = 0.0, prob: float | None = None, opening: str = "<think>"):
     """AdaCoT, arXiv 2505.11896: the first token after `<think>` decides; the empty block's, `skip`, is not public."""
-    after = {"text": [opening, f"{opening}\n"]}
+    after: dict = {"text": [opening, f"{opening}\n"]}
     if opening in tokenizer.get_vocab():
         after = {"seq": [[opening], [opening, "\n"]]}
     return {"rules": [_gate({"skip": skip, "think": None}, bias, prob, after=after, times=1)]}
@@ -54,9 +54,10 @@ def avr(
     """AVR, arXiv 2604.14568: `<answer>` or `<perception>` first, and `<answer>` or `<reasoning>` after that."""
     first = {name: _opening(tokenizer, f"<{name}>") for name in ("answer", "perception")}
     tags = {name: f"<{name}>" for name in ("answer", "reasoning")}
+    second: dict = tags
     if all(tag in tokenizer.get_vocab() for tag in tags.values()):
         # Tags of their own: the choice is made where the separator ends.
-        after, second = {"text": [f"</perception>{each}" for each in separators if each]}, tags
+        after = {"text": [f"</perception>{each}" for each in separators if each]}
     else:
         after = {"text": [f"</perception>{each}<" for each in separators]}
         second = {name: {"seq": [list(tokenizer.encode(name, add_special_tokens=False))]} for name in tags}

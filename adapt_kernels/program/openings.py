@@ -45,7 +45,7 @@ def opened_modes(modes: Modes, new_tokens: torch.Tensor) -> torch.Tensor:
     found = torch.full((new_tokens.shape[0],), -1, dtype=torch.int8, device=new_tokens.device)
     if None in modes.token_ids and new_tokens.shape[1]:
         found.fill_(modes.token_ids.index(None))
-    for index, ids in enumerate(modes[name].ids for name in modes):
+    for index, ids in enumerate(map(modes.tokens, modes)):
         if ids is not None and len(ids) <= new_tokens.shape[1]:
             starts = (new_tokens[:, : len(ids)] == torch.tensor(ids, device=new_tokens.device)).all(1)
             found = found.masked_fill(starts, index)

@@ -41,19 +41,19 @@ class PathRun:
         self.scores = torch.full((rows,), math.nan, device=device)
         self._confidences = Windows(rows, paths.group_tokens, device)
         self._logprobs = torch.zeros(rows, dtype=torch.float64, device=device)
-        self._answers = {prompt: Counter() for prompt in prompts.tolist()}
+        self._answers: dict[int, Counter] = {prompt: Counter() for prompt in prompts.tolist()}
         self._asked = torch.zeros(rows, dtype=torch.bool)
         self._bars = torch.full((rows,), -math.inf, dtype=torch.float64, device=device)
-        self._warming = self._warm_ups() if isinstance(paths.below, Bar) else {}
+        self._warming = self._warm_ups(paths.below.warmup) if isinstance(paths.below, Bar) else {}
         if paths.below is not None and not isinstance(paths.below, Bar):
             self._bars.fill_(paths.below)
         self._chose = self._judged = self._voted = False
         self._stages: list[int] = []  # numbers of new tokens at which unfinished rows were scored
 
-    def _warm_ups(self) -> dict[int, list[int]]:
+    def _warm_ups(self, count: int) -> dict[int, list[int]]:
         """The warm-up rows of each prompt that has more rows than those."""
         rows = {p: (self.prompts == p).nonzero()[:, 0].tolist() for p in self.prompts.unique().tolist()}
-        return {p: own[: self.paths.below.warmup] for p, own in rows.items() if len(own) > self.paths.below.warmup}
+        return {p: own[:count] for p, own in rows.items() if len(own) > count}
 
     @property
     def reads_ends(self) -> bool:
@@ -111,8 +111,8 @@ class PathRun:
     def _below(self, alive, moment: Moment):
         if self.paths.below is None:
             return None
-        if self._warming:
-            self._raise_bars(alive.cpu(), moment.lengths)
+        if isinstance(self.paths.below, Bar) and self._warming:
+            self._raise_bars(self.paths.below, alive.cpu(), moment.lengths)
         if moment.new_tokens < self.paths.group_tokens:
             return None
         if not self._judged:
@@ -121,7 +121,7 @@ class PathRun:
         leaving = self._confidences.lowest < self._bars
         return leaving if leaving.device.type != "cpu" or bool((leaving & alive).any()) else None
 
-    def _raise_bars(self, living, lengths) -> None:
+    def _raise_bars(self, below: Bar, living, lengths) -> None:
         """Of the prompts whose warm-up rows have all ended; those that were cut off count for nothing."""
         for prompt, warm in list(self._warming.items()):
             if living[warm].any() or not living.any():
@@ -130,18 +130,18 @@ class PathRun:
             whole = [row for row in warm if not self.codes[row]]
             if whole:
                 lowest = self._confidences.groups(lengths)[whole]
-                bar = torch.quantile(lowest, self.paths.below.percentile / 100)
+                bar = torch.quantile(lowest, below.percentile / 100)
                 judged = (self.prompts == prompt).index_fill(0, torch.tensor(warm), False)
                 self._bars[judged.to(self.device)] = bar
 
     def _chosen(self, alive, moment: Moment):
         paths = self.paths
-        if paths.keep is None or moment.new_tokens not in paths.at:
+        if paths.keep is None or moment.new_tokens not in paths.looks:
             return None
         rows = alive.nonzero()[:, 0]
         if not len(rows):
             return None
-        stage = paths.at.index(moment.new_tokens)
+        stage = paths.looks.index(moment.new_tokens)
         self._stages.append(moment.new_tokens)
         modes = moment.modes[rows].tolist() if paths.per_mode else [0] * len(rows)
         groups = list(zip(self.prompts[rows.cpu()].tolist(), modes, strict=True))
@@ -161,12 +161,14 @@ class PathRun:
         if paths.score == "logprob":
             return self._logprobs[rows] / moment.new_tokens
         if paths.score == "random":
+            assert self.seeds is not None  # rng="hf" was refused
             seeds = self.seeds[rows]
             step = torch.full_like(seeds, moment.new_tokens)
             return uniform(seeds, step, PURPOSE_PATH, torch.zeros_like(seeds))
+        assert callable(paths.score)
         return _checked_scores(paths.score(moment.view(rows)), len(rows))
 
-    def sums(self, rows):
+    def sums(self, rows) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """(log-prob sums, confidence sums) of rows, None where nothing reads them."""
         if not self.paths.reads_tokens:
             return None, None
@@ -184,7 +186,7 @@ class PathRun:
     def _idle(self) -> Iterator[str]:
         paths = self.paths
         if paths.keep is not None and not self._stages:
-            yield f"keep={paths.keep}: no row was unfinished at {paths.at[0]} new tokens"
+            yield f"keep={paths.keep}: no row was unfinished at {paths.looks[0]} new tokens"
         elif paths.keep is not None and not self._chose:
             where = "mode of a prompt" if paths.per_mode else "prompt"
             yield f"keep={paths.keep}: no {where} had more unfinished rows at {self._stages} new tokens"
@@ -224,5 +226,5 @@ def _told(what: str, moment: Moment):
             " is ready for the next call"
         )
         with suppress(AttributeError):
-            error.sequences = moment.ids.cpu()
+            error.sequences = moment.ids.cpu()  # type: ignore[attr-defined]  # any exception takes attributes
         raise

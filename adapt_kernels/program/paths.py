@@ -91,14 +91,19 @@ class Paths:
             _check_count("Paths: window", self.window)
 
     @property
+    def looks(self) -> tuple[int, ...]:
+        """`at`: the numbers of new tokens at which rows are judged."""
+        return self.at if isinstance(self.at, tuple) else ()
+
+    @property
     def group_tokens(self) -> int:
         """Tokens of one window of the confidence."""
-        return self.window or min((GROUP_TOKENS, *(self.at or ())))
+        return self.window or min((GROUP_TOKENS, *self.looks))
 
     @property
     def last_look(self) -> float:
         """New tokens after which no token's confidence or log-prob is asked for."""
-        return math.inf if self.below is not None else max(self.at or (0,))
+        return math.inf if self.below is not None else max(self.looks, default=0)
 
     @property
     def reads_confidence(self) -> bool:
@@ -123,8 +128,9 @@ class Paths:
 
     def kept_of(self, stage: int, unfinished: int) -> int:
         """How many of a prompt's unfinished rows live on after `at[stage]`."""
+        assert self.keep is not None
         if isinstance(self.keep, Integral):
-            return int(self.keep) << (len(self.at) - 1 - stage)
+            return int(self.keep) << (len(self.looks) - 1 - stage)
         return max(1, math.floor(self.keep * unfinished + _SLACK))
 
 
@@ -134,12 +140,13 @@ def _check_keep(keep) -> None:
     if isinstance(keep, Integral):
         if keep < 1:
             raise ValueError(f"Paths: keep must be at least 1 row; got {keep}")
-    elif not 0 < keep < 1:
+    elif not 0 < float(keep) < 1:
         raise ValueError(f"Paths: keep as a share must lie inside (0, 1); got {keep} (a number of rows is an integer)")
 
 
 def _rising(at) -> tuple[int, ...]:
-    steps = tuple(at.tolist() if hasattr(at, "tolist") and getattr(at, "ndim", 0) else at) if _several(at) else (at,)
+    listed = hasattr(at, "tolist") and bool(getattr(at, "ndim", False))
+    steps = tuple(at.tolist() if listed else at) if _several(at) else (at,)
     for step in steps:
         _check_count("Paths: at", step)
     if not steps or any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):

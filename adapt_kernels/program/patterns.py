@@ -134,9 +134,7 @@ class Resolver:
         parts, form, argument = _parts(pattern, label)
         if form == "text":
             vocabulary = self._needs(label, f"{pattern!r}")
-            texts = [argument] if isinstance(argument, str) else argument
-            if not _is_list(texts) or not texts or not all(isinstance(each, str) and each for each in texts):
-                raise ValueError(f"{label}: 'text' takes a text or a list of them, none empty; got {argument!r}")
+            texts = _texts(form, argument, label)
             return automata.union([automata.text(t.encode(), vocabulary.bytes, counted=counted) for t in texts])
         if form == "seq":
             return automata.sequences(self._seq(argument, label))
@@ -152,9 +150,7 @@ class Resolver:
         return [tuple(self._id(token, label) for token in each) for each in argument]
 
     def _spelled(self, form: str, argument, label: str) -> list[int]:
-        texts = [argument] if isinstance(argument, str) else argument
-        if not _is_list(texts) or not texts or not all(isinstance(each, str) and each for each in texts):
-            raise ValueError(f"{label}: {form!r} takes a text or a list of them, none empty; got {argument!r}")
+        texts = _texts(form, argument, label)
         spelled = self._needs(label, f"{{{form!r}: ...}}").bytes
         if form == "ends":
             ends = tuple(text.encode() for text in texts)
@@ -166,7 +162,7 @@ class Resolver:
         return found
 
     def _words(self, words, spelled: Mapping[int, bytes]) -> list[int]:
-        wanted = {word.lower(): [] for word in words}
+        wanted: dict[str, list[int]] = {word.lower(): [] for word in words}
         for token, own in spelled.items():
             word = own.lstrip(b" \t").decode(errors="replace").lower()
             if word in wanted:
@@ -176,7 +172,7 @@ class Resolver:
 
     def _blank_starts(self, ids: tuple[int, ...]) -> list[Automaton]:
         spelled = self._endings if self._vocabulary is None else self._vocabulary.bytes
-        texts = []
+        texts: list[bytes] = []
         for token in ids:
             own = spelled.get(token, b"")
             if not own or own.strip(b" \t\r\n\f\v"):
@@ -199,6 +195,13 @@ def _parts(pattern, label: str) -> tuple[list, str, object]:
             raise ValueError(f"{label}: a pattern must hold at least one token; got {pattern!r}")
         return list(pattern), "", None
     return [pattern], "", None
+
+
+def _texts(form: str, argument, label: str) -> list[str]:
+    texts = [argument] if isinstance(argument, str) else argument
+    if not _is_list(texts) or not texts or not all(isinstance(each, str) and each for each in texts):
+        raise ValueError(f"{label}: {form!r} takes a text or a list of them, none empty; got {argument!r}")
+    return list(texts)
 
 
 def _is_list(value) -> bool:

@@ -88,7 +88,7 @@ def deer(
     ends = {"measure": "mean_prob", "until": {"text": "}"}, "skip": 1}
     if kind == "qwen3":
         ends = {"measure": "geometric_prob", "until": span.close, "skip": 1, "complete": True}
-    wait = {"in": "think", "drawn": {"word": ["wait"]}}
+    wait: dict = {"in": "think", "drawn": {"word": ["wait"]}}
     probe = {"probe": "\n**Final Answer**\n\\boxed", "max": 20, **ends, "into": "sure", "when": {**wait, "times": 10}}
     sure = {"force": closing, "when": {**wait, "if": {"sure": [threshold, None]}}}
     cap = [] if tokens is None else [{"force": closing, "when": {"in": "think", "count": [tokens, None]}}]

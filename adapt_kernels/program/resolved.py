@@ -33,10 +33,16 @@ class RuleTokens:
     modes: Modes | None = None
 
     @property
+    def choices(self) -> Modes:
+        """Of a gate."""
+        assert self.modes is not None
+        return self.modes
+
+    @property
     def largest_id(self) -> int:
         """-1 = none."""
         automata = [each for each in (self.after, self.drawn, self.settle, self.until) if each is not None]
-        opened = [] if self.modes is None else [i for name in self.modes for i in self.modes[name].ids or ()]
+        opened = [] if self.modes is None else [i for name in self.modes for i in self.modes.tokens(name) or ()]
         return max([*(each.largest_id for each in automata), *self.ids, *self.sequence, *opened], default=-1)
 
 

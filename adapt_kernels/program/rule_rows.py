@@ -56,7 +56,8 @@ class RuleRows:
 
     def _span(self, program: Program, name: str) -> tuple[int, int, int, int]:
         own = program.span_tokens[name]
-        return (*map(self._pattern, (own.open, own.close, own.breaks)), int(program.spans[name].prompt))
+        parts = self._pattern(own.open), self._pattern(own.close), self._pattern(own.breaks)
+        return (*parts, int(program.spans[name].prompt))
 
     def _waits(self, index: int, place: int) -> bool:
         when, (owner, name) = self.rules[index].when, self.spans[place]
@@ -71,7 +72,7 @@ class RuleRows:
         row[RuleField.INSIDE] = int(when.inside)
         row[RuleField.AFTER], row[RuleField.DRAWN] = self._pattern(own.after), self._pattern(own.drawn)
         row[RuleField.TIMES] = UNBOUNDED if when.times is None else when.times
-        row[RuleField.HOLD] = UNBOUNDED if rule.hold == "span" else rule.hold
+        row[RuleField.HOLD] = rule.hold if isinstance(rule.hold, int) else UNBOUNDED  # "span"
         row[RuleField.HOLD_SPAN] = int(rule.hold == "span")
         row[RuleField.CHANCE] = 2 if isinstance(rule.chance, Ramp) else int(rule.chance is not None)
         if isinstance(rule.chance, Ramp):
@@ -93,21 +94,16 @@ class RuleRows:
             self.conditions.append((index, self._register(register), low, high))
         if rule.when.mode is None:
             return
-        gates = [
-            i
-            for i in self._mode_columns
-            if self._owner[i] == self._owner[index] and rule.when.mode in self.rules[i].modes
-        ]
+        modes = {i: list(self.tokens[i].choices) for i in self._mode_columns if self._owner[i] == self._owner[index]}
+        gates = [i for i, names in modes.items() if rule.when.mode in names]
         for gate in gates:
-            mode = list(self.rules[gate].modes).index(rule.when.mode)
+            mode = modes[gate].index(rule.when.mode)
             self.mode_clauses.append((index, self._mode_columns[gate], mode))
         if not gates and rule.when.mode in self._outer_modes:
             self.outer_mode = self._column(-1) if self.outer_mode is None else self.outer_mode
             self.mode_clauses.append((index, self.outer_mode, self._outer_modes.index(rule.when.mode)))
         elif not gates:
-            own = [
-                name for i in self._mode_columns if self._owner[i] == self._owner[index] for name in self.rules[i].modes
-            ]
+            own = [name for names in modes.values() for name in names]
             known = ", ".join(map(repr, dict.fromkeys([*own, *self._outer_modes]))) or "none"
             raise ValueError(f"{label_of(index, rule)}: no gate has the mode {rule.when.mode!r}; the modes are {known}")
 
@@ -123,9 +119,10 @@ class RuleRows:
                 row[RuleField.DUE] = self._column(-1)
         elif isinstance(rule, Gate):
             row[RuleField.MODE] = self._mode_columns[index]
-            if own.modes.prefix:
-                row[RuleField.SEQUENCE] = self._sequence(own.modes.prefix, index, Role.PREFIX)
-            for mode, (token, suffix) in enumerate(zip(own.modes.token_ids, own.modes.suffixes, strict=True)):
+            choices = own.choices
+            if choices.prefix:
+                row[RuleField.SEQUENCE] = self._sequence(choices.prefix, index, Role.PREFIX)
+            for mode, (token, suffix) in enumerate(zip(choices.token_ids, choices.suffixes, strict=True)):
                 following = self._sequence(suffix, index, Role.SUFFIX) if suffix else -1
                 self.gate_modes.append((index, mode, -1 if token is None else token, following))
         elif isinstance(rule, Sample) and rule.surprise is not None:

@@ -22,6 +22,7 @@ KINDS = ("gate", "force", "sample", "probe", "bias")  # a rule's kind is the fir
 MEASURES = ("mean_prob", "geometric_prob", "certainty")
 STOPS = ("hold", "end")
 _BESIDE = {"when", "p", "hold"}
+Shared = tuple[When, float | Ramp | None, int | str]  # the fields of a Rule
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def label_of(index: int, rule: Rule) -> str:
     return f"rules[{index}] ({type(rule).__name__.lower()})"
 
 
-def _gate(given, shared, label: str) -> Gate:
+def _gate(given, shared: Shared, label: str) -> Gate:
     modes = given["gate"]
     if not isinstance(modes, Mapping) or len(modes) < 2:
         raise ValueError(f"{label}: a gate is an object of at least two modes, name: token or null; got {modes!r}")
@@ -189,7 +190,7 @@ def _prob(given, modes, label: str) -> float | None:
     return float(prob)
 
 
-def _force(given, shared, label: str) -> Force:
+def _force(given, shared: Shared, label: str) -> Force:
     stop = _flag(given, "stop", label)
     sequence = row_input(given["force"], label) or given["force"]
     if not isinstance(sequence, (str, list, tuple, RowInput)):
@@ -208,7 +209,7 @@ def _force(given, shared, label: str) -> Force:
     return Force(*shared, sequence, settle["on"], whole(settle["within"], f"{label} 'within'"), stop)
 
 
-def _sample(given, shared, label: str) -> Sample:
+def _sample(given, shared: Shared, label: str) -> Sample:
     settings = given["sample"]
     allowed = {"temperature", "top_k", "top_p", "min_p", "surprise", "rate", "renormalise", "zipf"}
     if not isinstance(settings, Mapping) or not settings:
@@ -241,7 +242,7 @@ def _sample(given, shared, label: str) -> Sample:
     return Sample(*shared, **values)
 
 
-def _probe(given, shared, label: str) -> Probe:
+def _probe(given, shared: Shared, label: str) -> Probe:
     missing = [key for key in ("max", "measure", "into") if key not in given]
     if missing:
         raise ValueError(f"{label} needs {missing[0]!r}")
@@ -258,7 +259,7 @@ def _probe(given, shared, label: str) -> Probe:
     return Probe(*shared, given["probe"], most, given.get("until"), given["measure"], given["into"], skip, complete)
 
 
-def _bias(given, shared, label: str) -> Bias:
+def _bias(given, shared: Shared, label: str) -> Bias:
     by = given.get("by")
     if by in ("ban", "only"):
         return Bias(*shared, given["bias"], by)

@@ -97,7 +97,7 @@ class ProgramRun:
             elif name in self.signals:
                 registers[:, column] = float("nan")
         for index, column in compiled.surprise.items():
-            registers[:, column] = 2 * compiled.rules[index].surprise
+            registers[:, column] = 2 * compiled.mirostat(index)[0]
         return SteerState(
             torch.zeros(rows, len(tables.transitions), dtype=torch.uint8, device=self.device),
             torch.zeros(rows, len(tables.spans) + len(tables.rules), dtype=torch.uint8, device=self.device),
@@ -162,9 +162,9 @@ class ProgramRun:
     def _adapt(self, decision: Decision, surprise, replaced) -> None:
         registers = self.state.registers.clone()
         for index, column in self.compiled.surprise.items():
-            rule = self.compiled.rules[index]
+            wanted, rate = self.compiled.mirostat(index)
             drew = (decision.sample == index) & ~replaced
-            moved = registers[:, column] - rule.rate * (surprise - rule.surprise)
+            moved = registers[:, column] - rate * (surprise - wanted)
             registers[:, column] = torch.where(drew, moved, registers[:, column])
         self.state = self.state._replace(registers=registers)
 
@@ -191,8 +191,9 @@ class ProgramRun:
         """[slots] bool: rows inside a span in which stop strings sleep."""
         holds = [self.compiled.programs[owner].spans[name].stops == "hold" for owner, name in self.compiled.spans]
         inside = self.state.flags[:, : len(holds)].bool()
-        own = [[owner in each for owner, _ in self.compiled.spans] for each in self._of_rows]
-        own = torch.tensor(own, dtype=torch.bool, device=self.device).reshape(len(own), len(holds))[self.slots.index]
+        listed = [[owner in each for owner, _ in self.compiled.spans] for each in self._of_rows]
+        own = torch.tensor(listed, dtype=torch.bool, device=self.device).reshape(len(listed), len(holds))
+        own = own[self.slots.index]
         return (inside & own & torch.tensor(holds, dtype=torch.bool, device=self.device)).any(1)
 
     def bind(self, max_new_tokens: int, seeds: torch.Tensor | None) -> None:

@@ -1,5 +1,7 @@
 """Which row of a call each slot of its batch holds: the only map between the two."""
 
+from typing import overload
+
 import torch
 
 
@@ -37,7 +39,13 @@ class Slots:
         """per_row [rows, ...] with the entries of the slots replaced by per_slot [slots, ...]."""
         return per_slot if self.in_order else per_row.index_copy(0, self.index, per_slot)
 
-    def spread(self, per_slot: torch.Tensor | None, elsewhere) -> torch.Tensor | None:
+    @overload
+    def spread(self, per_slot: torch.Tensor, elsewhere) -> torch.Tensor: ...
+
+    @overload
+    def spread(self, per_slot: None, elsewhere) -> None: ...
+
+    def spread(self, per_slot, elsewhere):
         """[rows, ...] from [slots, ...] (None stays None); `elsewhere`, a number or a scalar tensor, for rows that have
         left (None where none can have left)."""
         if self.in_order or per_slot is None:

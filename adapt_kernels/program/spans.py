@@ -49,7 +49,7 @@ def visits(compiled, state: SteerState, of_rows, tokens, lengths, forced) -> lis
 
 
 def _of_row(name: str, span: int, flags, finished, breaks, forced, length: int) -> list[Visit]:
-    found, start = [], 0 if flags[0][span] else None
+    found, start = [], 0
     for position in range(length):
         before, after = flags[position][span], flags[position + 1][span]
         if before and not after:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -90,7 +90,7 @@ class SteerRequest:
         return self.program
 
     def _budgets(self):
-        value = self.thinking_budget
+        value: Any = self.thinking_budget
         value = value.tolist() if hasattr(value, "tolist") else value
         several = isinstance(value, (list, tuple))
         for each in value if several else [value]:
@@ -107,17 +107,17 @@ def thought_spans(modes: Modes, spans: Mapping[str, Span]) -> dict[str, Thought]
 
     A mode's span opens with its tag, or its ids, and closes with the tag of its closing.
     """
-    closings = [modes[name].closing for name in modes if modes[name].closing is not None]
+    closings = [ids for name in modes if (ids := modes.tokens(name, "closing")) is not None]
     told = () if modes.prompt_tokens is None else modes.prompt_tokens.endings
     endings = {token: text.encode() for text, ids in told for token in ids}
     if "think" in spans:
         return {"think": _thought(spans["think"], closings, endings)}
     opened, found = openings(modes), {}
-    for name, mode in ((name, modes[name]) for name in modes):
-        ids = opened[name] or mode.ids
-        if mode.closing is not None and ids is not None:
-            close, breaks = _pattern(mode.close or mode.closing), list(mode.breaks or ()) or None
-            found[name] = Thought(Span(_pattern(ids), close, breaks), mode.closing, endings)
+    for name in modes:
+        ids, closing = opened[name] or modes.tokens(name), modes.tokens(name, "closing")
+        if closing is not None and ids is not None:
+            close, breaks = modes.tokens(name, "close") or closing, list(modes.tokens(name, "breaks") or ()) or None
+            found[name] = Thought(Span(_pattern(ids), _pattern(close), breaks), closing, endings)
     if not found and "think" in modes.spans:
         return {"think": _thought(parse_span("think", modes.spans["think"]), closings, endings)}
     return {"think": next(iter(found.values()))} if len(found) == 1 else found

@@ -11,7 +11,7 @@ from adapt_kernels.program.clauses import Ramp, RowInput
 from adapt_kernels.program.program import Program
 from adapt_kernels.program.resolved import RuleTokens
 from adapt_kernels.program.rule_rows import RuleRows
-from adapt_kernels.program.rules import Rule, label_of
+from adapt_kernels.program.rules import Rule, Sample, label_of
 
 _RANGES = {"at": Limit.AT, "count": Limit.COUNT, "total": Limit.TOTAL, "entry": Limit.ENTRY, "left": Limit.LEFT}
 
@@ -34,6 +34,12 @@ class Compiled:
     surprise: Mapping[int, int]
     outer_mode: int | None
     fresh: torch.Tensor
+
+    def mirostat(self, index: int) -> tuple[float, float]:
+        """Surprise and rate of the rule `rules[index]`, one of `surprise`."""
+        rule = self.rules[index]
+        assert isinstance(rule, Sample) and rule.surprise is not None and rule.rate is not None
+        return rule.surprise, rule.rate
 
     def rule_tokens(self, index: int) -> RuleTokens:
         """Automata and ids of the rule `rules[index]`."""
@@ -156,4 +162,4 @@ def _checked(ids, vocab_size: int, name: str) -> list[int]:
         type(token) is not int or not 0 <= token < vocab_size for token in ids
     ):
         raise ValueError(f"the row input {name!r} must hold ids below the vocabulary of {vocab_size}; got {ids}")
-    return ids
+    return list(ids)

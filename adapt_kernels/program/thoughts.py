@@ -16,7 +16,8 @@ class ThoughtFlags:
         seeds = torch.zeros(len(tails), dtype=torch.int64, device=device)
         self._run = ProgramRun([program] * len(tails), vocab_size=vocab_size, max_new_tokens=1, seeds=seeds)
         self._run.begin(tails)
-        self._spans, self._history = len(program.spans), []
+        self._spans = len(program.spans)
+        self._history: list[torch.Tensor] = []
         self._before = self._inside()
 
     def _inside(self) -> torch.Tensor:

@@ -37,7 +37,7 @@ class Vocabulary:
             )
         self.tokenizer = tokenizer
         pieces = tokenizer.get_vocab()
-        added = getattr(tokenizer, "get_added_vocab", dict)()
+        added: dict[str, int] = getattr(tokenizer, "get_added_vocab", dict)()
         spell = _speller(tokenizer, [piece for piece in pieces if piece not in added])
         self.bytes: dict[int, bytes] = {token_id: spell(piece) for piece, token_id in pieces.items()}
         self.bytes.update((token_id, text.encode()) for text, token_id in added.items())

@@ -1,7 +1,7 @@
 """Votes of a prompt's samples: when they agree enough for the others to stop, and who has won."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -26,7 +26,7 @@ class Agree:
     k: int | None = None
     beta: float | None = None
     share: float | None = None
-    answer: Callable | None = None
+    answer: Callable = None  # type: ignore[assignment]  # required, behind fields that are not
     least: int = 4
 
     def __post_init__(self):
@@ -41,7 +41,8 @@ class Agree:
                 raise ValueError(f"Agree: {name} must be an integer of at least 1; got {value!r}")
         for name in ("beta", "share"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1):
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value <= 1):
                 raise ValueError(f"Agree: {name} must lie in (0, 1]; got {value!r}")
 
     def holds(self, counts: Sequence[int]) -> bool:
@@ -53,6 +54,7 @@ class Agree:
             return first >= self.k
         if self.beta is not None:
             return majority_chance(first, second) >= self.beta
+        assert self.share is not None
         return sum(counts) >= self.least and first >= self.share * sum(counts)
 
 
@@ -111,13 +113,13 @@ def vote(out, answer: Callable, weights=None) -> list:
     ends = out.path_ends or ["finished"] * len(prompts)
     voters = [row for row, end in enumerate(ends) if end in VOTERS]
     weight = _weights(out, weights, prompts, voters)
-    totals = {prompt: {} for prompt in prompts}
+    totals: dict[int, dict] = {prompt: {} for prompt in prompts}
     for row in voters:
         given = answer_of(answer, new_tokens[row, : lengths[row]], row)
         if given is not None:
             tally = totals[prompts[row]]
             tally[given] = tally.get(given, 0.0) + weight[row]
-    return [max(tally, key=tally.get) if tally else None for tally in totals.values()]
+    return [max(tally, key=tally.__getitem__) if tally else None for tally in totals.values()]
 
 
 def _weights(out, weights, prompts: list[int], voters: list[int]) -> list[float]:
@@ -142,7 +144,8 @@ def _weights(out, weights, prompts: list[int], voters: list[int]) -> list[float]
 
 def _filled(scores: list[float], prompts: list[int], voters: list[int]) -> list[float]:
     """Scores with a prompt's mean (1 where it has none) for the rows that have none."""
-    sums, counts = Counter(), Counter()
+    sums: dict[int, float] = defaultdict(float)
+    counts: Counter[int] = Counter()
     for row in voters:
         if not math.isnan(scores[row]):
             sums[prompts[row]] += scores[row]

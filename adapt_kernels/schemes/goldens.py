@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -74,18 +75,18 @@ def _bands(right: int, earning: tuple[float, ...]) -> Golden:
     )  # fmt: skip
 
 
-_AVR = {
+_AVR: dict[str, Any] = {
     "correct": (1, 1, 1, 0, 1, 0, 1, 0), "lengths": (20, 20, 20, 20, 100, 100, 450, 50), "num_modes": 3,
     "modes": (0, 0, 0, 0, 1, 1, 2, -1),
 }  # fmt: skip
-_HBPO = {
+_HBPO: dict[str, Any] = {
     "correct": (1, 1, 1, 0), "lengths": (400, 1500, 1500, 3000), "modes": (0, 0, 2, 2), "num_modes": 4,
     "rewards": (3.923141, 3.115027, 2.828422, 0),
 }  # fmt: skip
-_LASER_STATE = {
+_LASER_STATE: dict[str, Any] = {
     "laser_targets": (1024.0,) * 3, "laser_recent": ((1.0, 0, 900),), "laser_recent_batches": 1.0,
 }  # fmt: skip
-_ONE_AND_A_HALF = {"correct": (1, 1, 1, 0), "lengths": (1000, 2000, 3000, 1500)}
+_ONE_AND_A_HALF: dict[str, Any] = {"correct": (1, 1, 1, 0), "lengths": (1000, 2000, 3000, 1500)}
 _EASY, _MEDIUM, _HARD = (1, 1, 0), (1, 0), (1, 0, 0, 0)
 
 GOLDENS: dict[str, tuple[Golden, ...]] = {

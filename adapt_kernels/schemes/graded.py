@@ -4,7 +4,7 @@ import torch
 
 from adapt_kernels.schemes.groups import Groups, by_band
 from adapt_kernels.schemes.rollouts import Rollouts, Steps
-from adapt_kernels.schemes.settings import SchemeSettings
+from adapt_kernels.schemes.settings import SchemeSettings, now
 from adapt_kernels.schemes.state import State
 from adapt_kernels.schemes.table import scheme
 
@@ -23,7 +23,7 @@ def arlcp(rollouts: Rollouts, settings: SchemeSettings, state: State) -> torch.T
         std = torch.where(groups.size(right) == 1, 1.0, groups.std(values, right))
         return torch.sigmoid((values - groups.mean(values, right)) / (std + 1e-6))
 
-    beyond = sum((reflections > count).long() for count in settings.arlcp_counts)
+    beyond = torch.stack([reflections > count for count in settings.arlcp_counts]).sum(0)
     first = by_band(beyond, settings.arlcp_weights)
     second = settings.arlcp_total - first
     return right * (1 - first * share(reflections) - second * share(rollouts.lengths.double()))
@@ -42,7 +42,7 @@ def fapo(rollouts: Rollouts, settings: SchemeSettings, state: State) -> torch.Te
 )  # fmt: skip
 def crf(rollouts: Rollouts, settings: SchemeSettings, state: State) -> torch.Tensor:
     """c (1 + alpha k (s + d)): conciseness k, difficulty d, annealing s."""
-    urgency = settings.crf_annealing + rollouts.signal("difficulty")
+    urgency = now(settings.crf_annealing) + rollouts.signal("difficulty")
     return rollouts.correct * (1 + settings.crf_alpha * rollouts.signal("conciseness") * urgency)
 
 
@@ -62,6 +62,7 @@ def step_rewards(accuracies: list[float], decay: float = 0.7, ahead: int = 4) ->
 
 
 def _placed(rollouts: Rollouts, settings: SchemeSettings) -> Steps:
+    assert rollouts.steps is not None  # checked before
     rows, positions, accuracies = rollouts.steps
     values = torch.zeros_like(accuracies, dtype=torch.float64)
     for row in rows.unique().tolist():

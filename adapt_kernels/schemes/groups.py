@@ -57,7 +57,7 @@ def accuracy(rollouts: Rollouts) -> torch.Tensor:
 
 def bands(values: torch.Tensor, *cuts: float) -> torch.Tensor:
     """[B] int64: how many of the cuts, rising, each value reaches."""
-    return sum((values >= cut).long() for cut in cuts)
+    return torch.stack([values >= cut for cut in cuts]).sum(0)
 
 
 def by_band(band: torch.Tensor, values) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from adapt_kernels.schemes.groups import Groups, accuracy, by_band
 from adapt_kernels.schemes.rollouts import Rollouts
-from adapt_kernels.schemes.settings import SchemeSettings
+from adapt_kernels.schemes.settings import SchemeSettings, now
 from adapt_kernels.schemes.state import State
 from adapt_kernels.schemes.table import scheme
 
@@ -78,7 +78,7 @@ def e1(rollouts: Rollouts, settings: SchemeSettings, state: State) -> torch.Tens
 )
 def train_long(rollouts: Rollouts, settings: SchemeSettings, state: State) -> torch.Tensor:
     """correct + weight * triangle(L): L / B up to the budget B, (2B - L) / B up to 2B, then 0; B falls by steps."""
-    relative = rollouts.lengths.double() / settings.train_long_budget
+    relative = rollouts.lengths.double() / now(settings.train_long_budget)
     return rollouts.correct + settings.train_long_weight * torch.minimum(relative, 2 - relative).clamp(min=0)
 
 

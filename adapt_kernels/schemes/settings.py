@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from adapt_kernels.schemes.baselines import BASELINES
 
@@ -146,7 +147,7 @@ class SchemeSettings:
                 low, high = _RANGES.get(field.name, (None, None))
                 if low == _ABOVE and not number > 0:
                     raise ValueError(f"{field.name} must be above 0; got {getattr(self, field.name)}")
-                if low == 0 and not 0 <= number <= high:
+                if high is not None and not 0 <= number <= high:
                     limit = f"in [0, {high}]" if high < math.inf else "at least 0"
                     raise ValueError(f"{field.name} must be {limit}; got {getattr(self, field.name)}")
 
@@ -158,8 +159,8 @@ class SchemeSettings:
     def at(self, progress: float, step: int) -> "SchemeSettings":
         """These settings with every schedule's value of now."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        now = {name: value.at(progress, step) for name, value in found.items() if isinstance(value, Schedule)}
-        return replace(self, **now) if now else self
+        values: dict[str, Any] = {n: v.at(progress, step) for n, v in found.items() if isinstance(v, Schedule)}
+        return replace(self, **values) if values else self
 
 
 _ABOVE = "above 0"
@@ -174,6 +175,12 @@ _RANGES = {
     **dict.fromkeys(_SHARES.split(), (0, 1)),
     **dict.fromkeys(_AT_LEAST_0.split(), (0, math.inf)),
 }
+
+
+def now(value: float | Schedule) -> float:
+    """A constant of `SchemeSettings.at`, which holds no schedules."""
+    assert not isinstance(value, Schedule)
+    return value
 
 
 def _ends(value) -> tuple:

@@ -1,6 +1,7 @@
 """What a checkpoint of ADaPTTrainer holds beside TRL's: modes, the rollout being trained on, the scheme's state."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -8,9 +9,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from adapt_kernels.trl.kept_rollouts import load_rollouts, save_rollouts
 from adapt_kernels.trl.scheme_state import load_state, save_state
 
+_BeforeATrainer: Any = object  # whose methods `super()` finds
 
-class Checkpoints:
+
+class Checkpoints(_BeforeATrainer):
     """Before the trainer whose `super()` it calls."""
+
+    _step: int
+    _buffered_inputs: Any
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)

@@ -1,6 +1,7 @@
 """What ADaPTTrainer refuses, before a model is loaded where that can be told."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import trl
 from accelerate.utils import get_int_from_env, parse_flag_from_env
@@ -89,7 +90,7 @@ def steer_arguments(args: ADaPTConfig, modes: Modes, tokenizer) -> dict:
     Raises ValueError or TypeError for what it would refuse, and for rules that make the rollout's log-probs no
     log-probs of the policy.
     """
-    program = args.program
+    program: Any = args.program
     if isinstance(program, str):
         program = Program.from_pretrained(program, tokenizer)
     elif isinstance(program, Mapping):
@@ -130,7 +131,7 @@ def check_model(model, modes: Modes, args: ADaPTConfig) -> None:
     settings = args.model_init_kwargs or {}
     config = AutoConfig.from_pretrained(model, **settings) if isinstance(model, str) else model.config
     config = config.get_text_config()
-    outside = [i for name in modes for i in modes[name].ids or () if i >= config.vocab_size]
+    outside = [i for name in modes for i in modes.tokens(name) or () if i >= config.vocab_size]
     if outside:
         raise ValueError(
             f"token id {outside[0]} of {modes} is outside the model's vocabulary of {config.vocab_size}: after"

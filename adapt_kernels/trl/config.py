@@ -234,7 +234,7 @@ class ADaPTConfig(GRPOConfig):
 
     def _check_paths(self) -> None:
         if isinstance(self.paths, Mapping):
-            self.paths = Paths(**self.paths)
+            self.paths = Paths(**self.paths)  # type: ignore[assignment]  # the field says what YAML can give
         if self.paths is None:
             return
         if not isinstance(self.paths, Paths):

@@ -122,7 +122,7 @@ def credited(
         answer_start=everyone.answer_start[graded],
     )
     found = args.method.advantages(rollouts, args.scheme_settings, state)
-    found = Advantages(*(None if part is None else _spread(part, graded) for part in found))
+    found = Advantages._make(None if part is None else _spread(part, graded) for part in found)
     check_advantages(outcome, torch.stack([found.mode, found.rest]), args.scheme)
     return found
 

@@ -1,6 +1,7 @@
 """Randomness of the training mode, which makes the loss score another policy than the one that rolled out."""
 
 import warnings
+from typing import Any
 
 import torch
 from trl.trainer.utils import maybe_gather_lm_head_ctx
@@ -65,7 +66,7 @@ def _settings(module: torch.nn.Module):
             yield name, value
 
 
-def _draws_in_training(model: torch.nn.Module) -> bool:
+def _draws_in_training(model: Any) -> bool:
     """By a forward of two tokens in training and one at rest; the random state is put back."""
     if any(parameter.is_meta for parameter in model.parameters()):
         return bool(rates(model))  # FSDP loads the weights on one rank

@@ -29,12 +29,13 @@ def _with_nan_marked(function: Callable) -> Callable:
         return function
     if is_async_callable(function):
 
-        async def scored(*args, **kwargs):
+        async def awaited(*args, **kwargs):
             return marked(await function(*args, **kwargs))
-    else:
 
-        def scored(*args, **kwargs):
-            return marked(function(*args, **kwargs))
+        return awaited
+
+    def scored(*args, **kwargs):
+        return marked(function(*args, **kwargs))
 
     return scored
 

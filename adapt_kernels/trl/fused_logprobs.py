@@ -80,7 +80,7 @@ def _selective_with_entropy(original):
         if not _served(logits, index):
             return original(logits, index, entropy_requires_grad, temperature, row_mask)
         logprobs, entropy = token_logprobs(logits, index, row_mask, temperature, entropy=True)
-        return logprobs, entropy if entropy_requires_grad else entropy.detach()
+        return logprobs, entropy if entropy_requires_grad or entropy is None else entropy.detach()
 
     return selective_log_softmax_and_entropy
 

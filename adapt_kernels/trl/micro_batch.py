@@ -15,7 +15,8 @@ def policy_head(
     lm_head: `logit_settings` of the model. settings: arguments of `linear_policy_loss` beside the clips.
     """
     mask = batch["loss_mask"]
-    weights = loss_weights(mask, gate, args.loss_type, args.method.mode_mean, args.degrpo_alpha, counts)
+    loss_type = args.loss_type or args.method.loss_type
+    weights = loss_weights(mask, gate, loss_type, args.method.mode_mean, args.degrpo_alpha, counts)
     margin_weights = args.margin_coef * weights[:, gate]
     weights[:, gate] *= args.mode_weight
     kinds = torch.full(mask.shape, args.kinds[1], device=mask.device)

@@ -190,8 +190,9 @@ class LogprobHead:
             for rows in head.chunks(self.mask.flatten().nonzero()[:, 0], None):
                 logits = head.project(hidden[rows])
                 divisor = head.divisor(self.temperature)
-                found = token_logprobs(logits, ids[rows], temperature=divisor, entropy=self.entropy)
-                scores.flatten(0, 1)[rows] = torch.stack(found[: 1 + self.entropy], 1).float()
+                logprobs, entropy = token_logprobs(logits, ids[rows], temperature=divisor, entropy=self.entropy)
+                found = [logprobs] if entropy is None else [logprobs, entropy]
+                scores.flatten(0, 1)[rows] = torch.stack(found, 1).float()
         return scores if self.entropy else scores[..., 0]
 
 

@@ -63,6 +63,10 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
     loss or gradients (RuntimeError) are not finite.
     """
 
+    reward_weights: torch.Tensor
+    # Of the rollout that was generated last.
+    _rollout: Rollout
+    _rewards: torch.Tensor
     _tag_names = ["trl", "grpo", "adapt"]
     _name = "ADaPT"
 
@@ -107,8 +111,6 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
         self.generation_config.return_dict_in_generate = True
         # Ours keeps the mode token; TRL's would hide the whole row.
         self.mask_truncated_completions = False
-        self._rollout: Rollout | None = None
-        self._rewards: torch.Tensor | None = None
         self._entropy: torch.Tensor | None = None
         self._steps: list | None = None
         self._evaluated_batches = 0
@@ -247,21 +249,22 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
 
     def _credit(self, batch, inputs, at_mode, drawn) -> Advantages:
         """Advantages of this rank's rows, from the groups of all ranks."""
+        rewards = self._rewards
         rows = self._crediting.rows(self._rollout, batch, inputs, drawn, self._entropy, self.eos_token_ids)
         everyone: RolloutRows = self.accelerator.gather(rows)
         steps = None if self._steps is None else gather_object(among_drawn(self._steps, at_mode | drawn))
-        outcome = (self._rewards * self.reward_weights.to(self._rewards.device)).nansum(1)
-        correct = verdicts(self._rewards[:, self._crediting.correct], self.args.correct_threshold)
+        outcome = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        correct = verdicts(rewards[:, self._crediting.correct], self.args.correct_threshold)
         correct = correct.masked_fill(everyone.cut, torch.nan)  # as if they were not graded
         training = self.model.training
         size = self.num_generations if training else self.num_generations_eval
         done = self.state.global_step / max(self.state.max_steps, 1), self.state.global_step
-        scored = self._rewards, outcome, correct, size, done, steps
+        scored = rewards, outcome, correct, size, done, steps
         found = self._crediting.advantages(everyone, *scored, training)
         self._log(mode_metrics(self.modes, everyone.modes, everyone.mode_probs, correct, everyone.lengths))
         log_rows(self._logs, self.modes, everyone.modes, (found.mode, found.rest))
         own = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
-        return Advantages(*(None if part is None else part[own] for part in found))
+        return Advantages._make(None if part is None else part[own] for part in found)
 
     def _compute_loss(self, model, inputs):
         head = self._policy_head(inputs)

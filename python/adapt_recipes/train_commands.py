@@ -84,6 +84,20 @@ def rl(
         _finish(out, chosen.task, result.wall_s, result.cpu_s)
 
 
+@train_app.command()
+def card(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished training of an adapter.")],
+    measured: Annotated[Path, typer.Argument(help="The difficulty.csv that `adapt eval` wrote.")],
+    adapter: Annotated[Path | None, typer.Option(help="Folder for the card, if not that of the training.")] = None,
+) -> None:
+    """Write the model card of an adapter (its README.md) with measured results."""
+    with plain_errors():
+        from adapt_recipes.training.adapter_card import write_card
+
+        path = write_card(run, measured, adapter)
+    console.print(f"wrote {path}", soft_wrap=True, highlight=False)
+
+
 @contextmanager
 def _bar(total: int, value: str) -> Iterator[Any]:
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn(value + " {task.fields[shown]}"),
@@ -105,13 +119,19 @@ def _finish(folder: Path, task: str, wall_s: float, cpu_s: float) -> None:
     """Say what the run took, and what the model in `folder` can do."""
     import adapt_kernels as ak
     from adapt_recipes.adapters import is_adapter
+    from adapt_recipes.evaluation.compare import level_rows
     from adapt_recipes.evaluation.frontier import levels, measure_modes, spread_problems
-    from adapt_recipes.evaluation.report import level_table
+    from adapt_recipes.evaluation.report import level_table, save_rows
     from adapt_recipes.models import load, load_modes
+    from adapt_recipes.training.adapter_card import write_card
 
     console.print(f"saved {folder}: {wall_s:.0f} s wall time, {cpu_s:.0f} s CPU time", soft_wrap=True)
     model, tokenizer = load(folder)
     modes = load_modes(folder, tokenizer, None, None)
     ak.patch(model, modes)
     tasks = spread_problems(task, count=MEASURED_ADAPTED if is_adapter(folder) else MEASURED, seed=1)
-    console.print(level_table(levels(measure_modes(model, tokenizer, modes, tasks)), folder.name))
+    found = measure_modes(model, tokenizer, modes, tasks)
+    console.print(level_table(levels(found), folder.name))
+    if is_adapter(folder):
+        save_rows(level_rows(folder.name, found, [each.family for each in tasks]), folder / "difficulty.csv")
+        write_card(folder, folder / "difficulty.csv")

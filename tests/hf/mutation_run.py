@@ -132,7 +132,7 @@ def tests_of(mutant) -> list[str]:
     inside = [n for n in functions if n.lineno <= mutant.line <= n.end_lineno]
     texts = [code.splitlines()[mutant.line - 1], *(ast.get_source_segment(code, n) for n in inside), mutant.file, code]
     files = {
-        path: Counter(_words(path.stem + " " + path.read_text())) for path in (ROOT / "tests/hf").glob("test_*.py")
+        path: Counter(_words(path.stem + " " + path.read_text())) for path in (ROOT / "tests/hf").rglob("test_*.py")
     }
     spread = Counter(word for words in files.values() for word in words)
 

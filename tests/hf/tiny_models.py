@@ -6,6 +6,8 @@ from functools import cache
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+import adapt_kernels as ak
+
 VOCAB = 97  # prime, not a multiple of any block
 PAD, EOS = 0, 1
 FAST, SLOW = 5, 6
@@ -155,3 +157,18 @@ def left_padded(ids: torch.Tensor, lengths) -> dict:
     """`generate` arguments for the same prompts cut to their last `lengths` tokens."""
     keep = torch.arange(ids.shape[1]) >= ids.shape[1] - torch.tensor(lengths)[:, None]
     return {"input_ids": ids.where(keep, PAD), "attention_mask": keep.long()}
+
+
+def read_its_cache(model, monkeypatch):
+    """The model, whose attention then looks at the cache beside what `update` gives it."""
+    attention = model.model.layers[1].self_attn
+    forward = attention.forward
+
+    @ak.row_independent
+    def reading(*args, **kwargs):
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        assert cache.layers[0].keys.shape[-2] == cache.get_seq_length(0)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "forward", reading)
+    return model

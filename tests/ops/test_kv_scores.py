@@ -80,10 +80,28 @@ def test_snap(states):
         close(found[slot], pooled)
 
 
-def test_r_kv(states):
+def test_backends_agree_on_r_kv(native):
+    """Lengths around the native kernel's blocks of columns, duplicates near and far, padding."""
+    generator = torch.Generator().manual_seed(2)
+    for length in (1, 63, 64, 65, 200):
+        keys = torch.randn(2, 3, length, 24, generator=generator)
+        keys[:, :, length // 3] = keys[:, :, length // 2] = keys[:, :, 0] * 3
+        queries, mask = torch.randn(2, 6, 1, 24, generator=generator), torch.ones(2, length, dtype=torch.bool)
+        mask[1, : length // 4] = False
+        for own in (None, mask):
+            plain = kv_scores("r_kv", keys, queries=queries, mask=own, backend="reference")
+            torch.testing.assert_close(
+                kv_scores("r_kv", keys, queries=queries, mask=own, backend=native), plain, atol=1e-7, rtol=1e-5
+            )  # sums of `length` floats
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_r_kv(states, backend):
     keys, _, queries, mask = states
+    if backend == "auto":
+        keys, queries = keys.float(), queries.float()
     keys[:, :, 6] = keys[:, :, 4] * 2  # similar ones: the newer of them is forgiven
-    found = kv_scores("r_kv", keys, queries=queries, mask=mask)
+    found = kv_scores("r_kv", keys, queries=queries, mask=mask, backend=backend)
     for slot in range(SLOTS):
         weights = torch.tensor(all_weights(keys, queries, mask, slot), dtype=torch.float64).mean(2).amax(1).tolist()
         for head in range(HEADS):

@@ -28,23 +28,6 @@ from adapt_recipes.training.rl_config import RlConfig
 WEIGHTS = "adapter_model.safetensors"
 
 
-@pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    return save_base(tmp_path_factory.mktemp("base") / "base")
-
-
-@pytest.fixture(scope="session")
-def config(base):
-    return AdapterConfig(base=str(base), steps=5, problems=4, passes=2, rank=2, alpha=4.0, warmup_steps=1, threads=1)
-
-
-@pytest.fixture(scope="session")
-def trained(config, tmp_path_factory):
-    out = tmp_path_factory.mktemp("adapter") / "adapter"
-    adapter_sft.train(config, out)
-    return out
-
-
 @pytest.fixture
 def copied(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "copy")
@@ -66,7 +49,7 @@ def test_training_leaves_a_small_adapter_that_loads(trained, base):
     assert len(losses) == 5 and losses[-1] < losses[0]
 
 
-def test_what_is_loaded_is_what_was_trained(trained, config):
+def test_what_is_loaded_is_what_was_trained(trained, adapter_config):
     """Up to bf16: the logits of the merged model, and those of the adapter beside its base."""
     merged, tokenizer = load(trained)
     apart = load_trainable(trained)
@@ -74,15 +57,15 @@ def test_what_is_loaded_is_what_was_trained(trained, config):
     assert {value.dtype for value in apart.parameters()} == {torch.float32}
     ids = tokenizer("Tom has <think> 3", return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        untrained = load_model(config.base)(ids[:, :4]).logits
+        untrained = load_model(adapter_config.base)(ids[:, :4]).logits
         torch.testing.assert_close(merged(ids).logits, apart(ids).logits, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(merged(ids[:, :4]).logits[..., : untrained.shape[-1]], untrained, atol=1e-3)
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(trained, config, tmp_path):
-    adapter_sft.train(config, tmp_path / "out", stop_after=3)
+def test_a_stopped_run_goes_on_to_the_same_bits(trained, adapter_config, tmp_path):
+    adapter_sft.train(adapter_config, tmp_path / "out", stop_after=3)
     assert not (tmp_path / "out" / WEIGHTS).exists()
-    adapter_sft.train(config, tmp_path / "out", resume=True)
+    adapter_sft.train(adapter_config, tmp_path / "out", resume=True)
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (trained / WEIGHTS).read_bytes()
     assert Curve.rows(tmp_path / "out") == Curve.rows(trained)
     assert (tmp_path / "out" / "adapter_config.json").read_bytes() == (trained / "adapter_config.json").read_bytes()
@@ -102,12 +85,13 @@ main()
 """
 
 
-def test_the_command_goes_on_after_kill_9(trained, config, tmp_path):
+def test_the_command_goes_on_after_kill_9(trained, adapter_config, tmp_path):
     settings = [
-        f"{name}={getattr(config, name)}" for name in ("steps", "problems", "rank", "alpha", "warmup_steps", "threads")
+        f"{name}={getattr(adapter_config, name)}"
+        for name in ("steps", "problems", "rank", "alpha", "warmup_steps", "threads")
     ]
     arguments = ["train", "sft", "--config", "smollm2", "--out", str(tmp_path / "out"), "--checkpoint-every", "3"]
-    arguments += [part for setting in [f"base={config.base}", *settings] for part in ("--set", setting)]
+    arguments += [part for setting in [f"base={adapter_config.base}", *settings] for part in ("--set", setting)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     result = CliRunner().invoke(commands.app, [*arguments, "--resume"])
@@ -116,7 +100,7 @@ def test_the_command_goes_on_after_kill_9(trained, config, tmp_path):
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (trained / WEIGHTS).read_bytes()
 
 
-def test_another_base_is_refused(copied, config, tmp_path):
+def test_another_base_is_refused(copied, adapter_config, tmp_path):
     told = json.loads((copied / "base.json").read_text())
     (copied / "base.json").write_text(json.dumps(told | {"base": str(save_base(tmp_path / "other", seed=1))}))
     with pytest.raises(ValueError, match="was trained on another model than the one in .*other .*put that model"):
@@ -193,12 +177,12 @@ def test_settings_that_are_refused(settings, said):
         AdapterConfig(**settings)
 
 
-def test_a_task_without_worked_solutions_is_refused(config, tmp_path):
+def test_a_task_without_worked_solutions_is_refused(adapter_config, tmp_path):
     with pytest.raises(ValueError, match="task must be one of words, sums, legs, stories, swaps .*got 'running_sum'"):
-        adapter_sft.train(replace(config, task="running_sum"), tmp_path / "out")
+        adapter_sft.train(replace(adapter_config, task="running_sum"), tmp_path / "out")
 
 
-def test_missing_peft_is_one_line(config, tmp_path):
+def test_missing_peft_is_one_line(adapter_config, tmp_path):
     script = (
         "import sys; from adapt_recipes import extras\n"
         "extras.find_spec = lambda name: None if name == 'peft' else True\n"
@@ -206,7 +190,7 @@ def test_missing_peft_is_one_line(config, tmp_path):
         "sys.argv = ['adapt', 'train', 'sft', '--config', 'smollm2', '--set', 'base=' + base, '--out', out]\n"
         "from adapt_recipes.cli import main; main()"
     )
-    command = [sys.executable, "-c", script, config.base, str(tmp_path / "out")]
+    command = [sys.executable, "-c", script, adapter_config.base, str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip() == "adapt: training an adapter needs peft: pip install 'adapt-kernels[lora]'"

@@ -4,6 +4,7 @@ import hashlib
 import time
 
 import pytest
+from safetensors import SafetensorError
 
 import adapt_kernels as ak
 from adapt_recipes import smollm2
@@ -95,3 +96,18 @@ def test_default_directory(monkeypatch, tmp_path):
     monkeypatch.delenv("ADAPT_KERNELS_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert smollm2.default_directory() == tmp_path / "xdg/adapt_kernels/smollm2-135m-instruct"
+
+
+@pytest.mark.usefixtures("converters")
+@pytest.mark.parametrize("error", [SafetensorError("No space left on device"), OSError(28, "No space left on device")])
+def test_a_full_disk_is_said(tmp_path, monkeypatch, error):
+    def convert(gguf, out):
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+        raise error
+
+    monkeypatch.setattr(smollm2, "_download", lambda scratch: scratch / "model.gguf")
+    monkeypatch.setattr(smollm2, "_convert", convert)
+    with pytest.raises(OSError, match="cannot write SmolLM2 to .*: .*No space left on device; it takes 700 MB"):
+        smollm2.fetch(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """The subclass that `patch` gives a model; copies and pickles of the model are of the original class."""
 
 import functools
+from typing import Any
 
 from adapt_kernels.hf.call.generate import ModeGenerate
 
@@ -39,5 +40,5 @@ def _reduce_unpatched(self, protocol):
     return _rebuild, (type(self).original_class,), self.__dict__.copy()
 
 
-def _rebuild(original: type):
+def _rebuild(original: Any):
     return original.__new__(original)

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from adapt_kernels.hf.call.arguments import by_name
 from adapt_kernels.hf.call.generate_call import OWN_ARGUMENTS, GenerateCall
@@ -15,7 +16,10 @@ from adapt_kernels.program.steer_request import SteerRequest
 _ACTIVE: ContextVar[GenerateCall | None] = ContextVar("adapt_kernels_generate_call", default=None)
 
 
-class ModeGenerate:
+_BeforeAModel: Any = object  # whose methods `super()` finds
+
+
+class ModeGenerate(_BeforeAModel):
     """Mixin put in front of a model's class by `patch`; `original_class` is what it was."""
 
     original_class: type

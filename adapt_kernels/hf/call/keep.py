@@ -1,5 +1,7 @@
 """What `kv_keep` of a call asks for, checked before anything is computed."""
 
+from typing import Any
+
 import torch
 
 from adapt_kernels.hf.call.programs import vocab_size
@@ -41,8 +43,9 @@ def checked_thoughts(call, prompt, ids, samples: int) -> ThoughtFlags | None:
 def _check(model, settings, prompt, mask) -> None:
     if not isinstance(settings, KeepKV):
         raise TypeError(f"kv_keep must be an adapt_kernels.KeepKV; got {settings!r}")
+    scorer: Any = settings.score
     if settings.by_head:
-        settings.score.check_model(model)
+        scorer.check_model(model)
     if prompt is not None:
         length = prompt.shape[1]
         fits = torch.is_tensor(mask) and mask.ndim == 2 and mask.shape[1] == length

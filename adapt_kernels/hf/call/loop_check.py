@@ -43,8 +43,9 @@ def _difference(loop) -> str | None:
                 ours = _shown(model, {**call, "rng": "hf"} if call["do_sample"] else call)
                 if not _equal(ours, theirs[name]):
                     return f"{name} decoding differs"
-                if name == "greedy" and STATES[model].last_stats.plan != "full":
-                    return f"it kept every row: {STATES[model].last_stats.reason}"
+                stats = STATES[model].last_stats
+                if name == "greedy" and stats is not None and stats.plan != "full":
+                    return f"it kept every row: {stats.reason}"
         except Exception as error:  # whatever a release has changed
             return f"{type(error).__name__}: {error}"
     return None

@@ -4,6 +4,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import torch
 from transformers import cache_utils
@@ -138,7 +139,8 @@ def _cache_reason(model, config, model_kwargs) -> str | None:
     other = [type(layer).__name__ for layer in kv_cache.layers if type(layer) not in _REORDERABLE_LAYERS]
     if other:
         return f"cache layers of type {other[0]} are not known to reorder"
-    if model._is_stateful and not _keeps_states_in_cache(type(model)):
+    model_class: Any = type(model)
+    if model._is_stateful and not _keeps_states_in_cache(model_class):
         return f"{model.config.model_type} keeps its state on its modules, out of reach of the cache"
     if model._valid_auto_compile_criteria(model_kwargs, config):
         return "the compiled forward needs one batch size"

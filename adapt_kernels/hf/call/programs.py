@@ -70,8 +70,8 @@ def _check_no_choice(run: ProgramRun, request: ModeRequest) -> None:
     writes = (decision.forced >= 0) | (decision.gate >= 0) | (decision.ends > 0)
     if writes.any():
         row = int(writes.nonzero()[0, 0])
-        gate = int(decision.gate[row])
-        who = "the program" if gate < 0 else f"the gate {list(rules[gate].modes)}"
+        rule = rules[int(decision.gate[row])] if decision.gate[row] >= 0 else None
+        who = f"the gate {list(rule.modes)}" if isinstance(rule, Gate) else "the program"
         raise _both_choose(f"{who} of row {row}")
 
 

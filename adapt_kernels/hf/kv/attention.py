@@ -10,6 +10,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from functools import cache, partial
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
@@ -96,7 +97,7 @@ class KeyMarks(list):
 
 
 class _Mark:
-    read = False
+    read, shown_values = False, None
 
 
 @contextmanager
@@ -164,7 +165,7 @@ def _mask(plain, *args, **kwargs):
     return mask
 
 
-def _root(tensor) -> torch.Tensor:
+def _root(tensor) -> Any:
     return tensor if tensor._base is None else tensor._base
 
 
@@ -185,7 +186,8 @@ def _segments_or_sdpa(module, query, key, value, attention_mask, **settings):
 
 
 def _segments_or_eager(module, query, key, value, attention_mask, **settings):
-    plain = partial(_eager_function(type(module)), module, query, key, value, attention_mask, **settings)
+    attention_class: Any = type(module)
+    plain = partial(_eager_function(attention_class), module, query, key, value, attention_mask, **settings)
     return _read(query, key, value, attention_mask, settings, plain)
 
 

@@ -1,5 +1,7 @@
 """A bounded KV cache while decoding: what each row's layers hold, and what goes when it is too much."""
 
+from typing import Any
+
 import torch
 
 from adapt_kernels.ops.kv_scores import kv_scores
@@ -24,13 +26,15 @@ class Keeper:
         self.start = 0 if counts_prompt else prompt_length  # held position where counting begins
         self._prompt = prompt_length if counts_prompt else 0
         self._mask = prompt_mask
-        self._held, self._seen_at = None, 0  # [rows(, heads), n] of each store after the last eviction
+        self._held: list | None = None  # [rows(, heads), n] of each store after the last eviction
+        self._seen_at = 0
         self._head_scores: list[torch.Tensor] = []
         self.evictions = self.held_peak = 0
 
     def note_hidden(self, hidden, slots: Slots) -> None:
         """hidden [slots, h]: of the tokens whose KV was just written."""
-        self._head_scores.append(slots.spread(self.settings.score.token_scores(hidden), 0.0))
+        scorer: Any = self.settings.score
+        self._head_scores.append(slots.spread(scorer.token_scores(hidden), 0.0))
 
     def must_evict(self, stores) -> bool:
         """Whether one position more than the budget is held."""
@@ -92,7 +96,7 @@ class Keeper:
     def _tables(self, slots: Slots, seen: int, gone) -> tuple[torch.Tensor, torch.Tensor]:
         """(no padding, never dropped) bool [slots, seen] by counted position."""
         place = torch.arange(seen, device=slots.index.device).expand(len(slots), -1)
-        real, first = torch.ones_like(place, dtype=torch.bool), 0
+        real, first = torch.ones_like(place, dtype=torch.bool), torch.zeros_like(place[:, :1])
         if self._prompt and self._mask is not None:
             real = torch.cat([slots.take(self._mask) != 0, real[:, self._prompt :]], 1)
             first = (~real).sum(1, keepdim=True)
@@ -104,7 +108,7 @@ class Keeper:
 
     def _scores(self, number: int, store, watch, where, slots: Slots, real) -> torch.Tensor:
         """[slots, held] or [slots, heads, held]: higher stays."""
-        score = self.settings.score
+        score: Any = self.settings.score
         if score == "recent":
             return where.float()
         if score == "random":

@@ -135,6 +135,7 @@ class KeptBatch(BranchedBatch):
 
     def _next_mask(self, stores) -> torch.Tensor:
         held = self._keeper.held_mask(self.slots, stores)
+        assert held is not None  # whoever asks has a mask
         return torch.cat([held, held.new_ones(len(held), 1)], 1)
 
     def _prove(self, input_ids, stores) -> None:

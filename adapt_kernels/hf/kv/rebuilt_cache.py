@@ -82,7 +82,7 @@ class Witness(NamedTuple):
         for index, held in self.held.items():
             keys = row_keys(cache.layers[index], self.row)
             found = row_states(cache.layers[index], self.row) if keys is None else [keys]
-            pairs = zip(held, found, strict=True)
+            pairs = list(zip(held, found, strict=True))
             if keys is not None:
                 pairs = [self._comparable(*pair) for pair in pairs]
             if not all(self._close(had, got, 1e-2 if keys is None else 1e-3) for had, got in pairs):

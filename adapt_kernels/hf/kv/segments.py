@@ -152,7 +152,8 @@ class SegmentedLayer(DynamicLayer, KVStore):
         for buffer in self._buffers:
             self._ledger.release(buffer)
         self._hide()
-        self._buffers, self._layouts = [], []
+        self._buffers.clear()
+        self._layouts.clear()
         self.is_initialized, self._length, self.seen = False, 0, 0
 
     def detach(self) -> DynamicLayer:
@@ -185,7 +186,7 @@ class SegmentedLayer(DynamicLayer, KVStore):
 
     def _hide(self) -> None:
         """Before the buffers go: no view keeps them."""
-        self.keys = self.values = None
+        self.keys = self.values = None  # type: ignore[assignment]  # until they are shown again
 
     def _view(self, i: int, start: int, width: int) -> torch.Tensor:
         """Positions of buffer i. Every layer makes four per step: as_strided takes half the time of a slice."""

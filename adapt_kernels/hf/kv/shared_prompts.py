@@ -9,7 +9,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from adapt_kernels.hf.kv.segments import SegmentedLayer
-from adapt_kernels.ops.segment_attention import Segment, group_rows, segment_attention
+from adapt_kernels.ops.segment_attention import RowGroups, Segment, group_rows, segment_attention
 
 
 class PromptRows:
@@ -18,7 +18,8 @@ class PromptRows:
     def __init__(self, num_prompts: int, starts, device="cpu"):
         """starts [P] int64: the first position of each prompt that is no padding; None = 0."""
         self._held, self._prompt_starts, self._device = torch.arange(num_prompts), starts, device
-        self.groups = self.starts = None
+        self.groups: RowGroups
+        self.starts: torch.Tensor | None = None
         self.padded = starts is not None  # whether a slot may have padding; known only to a GPU's memory there
 
     def place(self, prompts, drop_at: float = 0.0):
@@ -32,8 +33,8 @@ class PromptRows:
         groups = group_rows(torch.searchsorted(self._held, prompts), len(self._held))
         self.groups = groups.to(self._device)
         if self._prompt_starts is not None:
-            self.starts = self._prompt_starts[prompts.to(self._device, non_blocking=True)]
-            self.padded = self.starts.is_cuda or bool(self.starts.any())
+            starts = self._prompt_starts[prompts.to(self._device, non_blocking=True)]
+            self.starts, self.padded = starts, starts.is_cuda or bool(starts.any())
         return kept
 
 
@@ -80,7 +81,8 @@ class SharedPromptLayer(SegmentedLayer):
     def attend(self, query, **settings) -> torch.Tensor:
         """[slots, Hq, Dv] for query [slots, Hq, D]; settings of `segment_attention`."""
         self.unread = False
-        segments = (Segment(*self._prompt, self.rows.groups), Segment(*self._own))
+        keys, values = self._prompt
+        segments = (Segment(keys, values, self.rows.groups), Segment(*self._own))
         return segment_attention(query, segments, starts=self.rows.starts, **settings)
 
     def _show(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +90,7 @@ class SharedPromptLayer(SegmentedLayer):
         return self._own
 
     def _hide(self) -> None:
-        self._own = self.shown_values = None
+        self._own = self.shown_values = None  # type: ignore[assignment]  # until they are shown again
 
     def row_keys(self, slot: int) -> torch.Tensor:
         return torch.cat([self._prompt[0][self.rows.groups.group_of_row[slot]], self._own[0][slot]], 1)

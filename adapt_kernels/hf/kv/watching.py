@@ -16,9 +16,11 @@ class LayerWatch:
     """
 
     def __init__(self, queries: int, hidden: int):
-        self._queries, self._hidden = deque(maxlen=queries), deque(maxlen=hidden)
+        self._queries: deque[torch.Tensor] = deque(maxlen=queries)
+        self._hidden: deque[torch.Tensor] = deque(maxlen=hidden)
         self._wants_hidden = hidden > 0
-        self.module, self.scale, self.softcap, self.kwargs, self.calls = None, None, None, {}, 0
+        self.module, self.scale, self.softcap, self.calls = None, None, None, 0
+        self.kwargs: dict = {}
 
     def attach(self, layer) -> None:
         """Let the keys that a cache layer returns carry this watch."""

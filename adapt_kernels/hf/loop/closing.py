@@ -46,7 +46,7 @@ class Closings:
             )
             for index, name, mode in listed
         ]
-        self._first = min((span.limit for span in self._spans), default=None)
+        self._first = min((span.limit for span in self._spans), default=0)
         longest = max((len(mode.closing) for *_, mode in listed), default=0)
         padded = [mode.closing + (-1,) * (longest - len(mode.closing)) for *_, mode in listed]
         self._closings = ids(padded).view(len(listed), longest)

@@ -128,9 +128,17 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
 
 def _stats(call, batch, kv_bytes, new_tokens, more: dict) -> GenerateStats:
     plan, rows = batch.plan, len(new_tokens)
-    counts = batch.row_steps, rows * (new_tokens.shape[1] - 1), batch.prefill_tokens, kv_bytes
-    layout = {"kv_layout": plan.layout, "kv_layout_reason": plan.layout_reason} if plan.full else {}
-    return GenerateStats(plan.name, plan.reason, *counts, **more, **layout, **_keep_report(batch, call))
+    more |= {"kv_layout": plan.layout, "kv_layout_reason": plan.layout_reason} if plan.full else {}
+    return GenerateStats(
+        plan.name,
+        plan.reason,
+        batch.row_steps,
+        rows * (new_tokens.shape[1] - 1),
+        batch.prefill_tokens,
+        kv_bytes,
+        **more,
+        **_keep_report(batch, call),
+    )
 
 
 def _probed(probes) -> dict:
@@ -166,11 +174,12 @@ class _Record:
 
     def __init__(self, config):
         asked = config.return_dict_in_generate
-        self.scores = () if asked and config.output_scores else None
-        self._logits = () if asked and config.output_logits else None
-        self._attentions = () if asked and config.output_attentions else None
-        self._hidden_states = () if asked and config.output_hidden_states else None
-        self._logprobs, self._forced = [], []
+        self.scores: tuple | None = () if asked and config.output_scores else None
+        self._logits: tuple | None = () if asked and config.output_logits else None
+        self._attentions: tuple | None = () if asked and config.output_attentions else None
+        self._hidden_states: tuple | None = () if asked and config.output_hidden_states else None
+        self._logprobs: list[torch.Tensor] = []
+        self._forced: list[torch.Tensor] = []
 
     def add(self, outputs, logits, scores) -> None:
         if self.scores is not None:

@@ -20,7 +20,10 @@ def path_steps(model, call, batch, selector, input_ids):
 class NoPaths:
     """`PathSteps` of a call that lets every row live."""
 
-    reads_ends = False
+    @property
+    def reads_ends(self) -> bool:
+        """Whether the host must know after every step which rows have ended."""
+        return False
 
     def close(self) -> None:
         pass
@@ -54,14 +57,14 @@ class PathSteps(NoPaths):
         self.run = PathRun(paths, batch.prompts, selector.seeds, device)
         self._model, self._selector, self._prompt_length = model, selector, prompt_length
         self.score_tokens = 0
-        self._hidden, self._hook, self._thread = None, None, threading.get_ident()
+        self._hidden: torch.Tensor | None = None
+        self._hook, self._thread = None, threading.get_ident()
         head = model.get_output_embeddings() if paths.own_function else None
         if head is not None:
             self._hook = head.register_forward_pre_hook(self._keep_hidden)
 
     @property
     def reads_ends(self) -> bool:
-        """Whether the host must know after every step which rows have ended."""
         return self.run.reads_ends
 
     def _keep_hidden(self, module, inputs) -> None:
@@ -88,7 +91,7 @@ class PathSteps(NoPaths):
         ids = input_ids[:, self._prompt_length :]
         leaving = self.run.end(ends.alive, Moment(new_tokens, ends.new_tokens, self._selector.modes, ids, view))
         ends.leave(leaving)
-        return leaving is not None and (leaving.device.type == "cpu" or new_tokens in (self.run.paths.at or ()))
+        return leaving is not None and (leaving.device.type == "cpu" or new_tokens in self.run.paths.looks)
 
     def _view(self, rows, input_ids, ends, batch) -> PathView:
         hidden = None if self._hidden is None else batch.of_rows(self._hidden)[rows]

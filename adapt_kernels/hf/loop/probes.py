@@ -37,8 +37,8 @@ class _Answer:
         values = (self.certainties if rule.measure == "certainty" else self.probs)[rule.skip :]
         if not values or (rule.complete and not self.found):
             return 0.0
-        values = torch.tensor(values, dtype=torch.float64)
-        return float(values.log().mean().exp() if rule.measure == "geometric_prob" else values.mean())
+        found = torch.tensor(values, dtype=torch.float64)
+        return float(found.log().mean().exp() if rule.measure == "geometric_prob" else found.mean())
 
 
 class Probes:
@@ -55,8 +55,8 @@ class Probes:
     def fill(self, decision=None, tokens=None) -> None:
         """Run the probes that hold now, and write their registers; arguments as in `ProgramRun.wanted_probes`."""
         for index, wanted in self._run.wanted_probes(decision, tokens):
-            if wanted.any():
-                rule = self._run.compiled.rules[index]
+            rule = self._run.compiled.rules[index]
+            if isinstance(rule, Probe) and wanted.any():
                 self._run.fill({rule.into: self._values(index, rule, wanted)}, wanted)
 
     def _values(self, index: int, rule: Probe, wanted) -> torch.Tensor:

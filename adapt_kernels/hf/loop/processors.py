@@ -86,7 +86,8 @@ def refused_by_memory(head: LogitsProcessorList, input_ids, logits, shaped, toke
 
 def _fused_arguments(tail: list) -> dict | None:
     order = [_FUSED.index(type(p)) if type(p) in _FUSED else None for p in tail]
-    if None in order or order != sorted(set(order)):
+    known = [place for place in order if place is not None]
+    if known != order or known != sorted(set(known)):
         return None
     arguments = {}
     for processor in tail:

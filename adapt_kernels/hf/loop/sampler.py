@@ -48,13 +48,17 @@ class TokenSelector:
         self.mode_probs = torch.nn.functional.one_hot(self.modes.clamp(min=0).long(), len(modes)).float()
         self.mode_probs[self.modes < 0] = 0
         self.mode_logprobs = torch.zeros(len(self.modes), device=device) if return_logprobs else None
-        self.forced = None  # [slots] bool with return_logprobs or programs: whose latest token was written, not drawn
+        self.forced: torch.Tensor | None = (
+            None  # [slots] bool with return_logprobs or programs: whose latest token was written, not drawn
+        )
         self.steering: Steering | None = None
+        self.lost: torch.Tensor | None = None
         self._on_prefix = self.modes < 0
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
         self._openings = Openings(modes, device)
         self._closings = Closings(modes, prompt.contents, device)
-        self._slot_seeds, self._head, self._edits = self.seeds, self.processors.head, {}
+        self._slot_seeds, self._head = self.seeds, self.processors.head
+        self._edits: dict = {}
         self.slots = Slots(len(self.modes), device)
 
     def place(self, slots: Slots) -> None:
@@ -100,8 +104,8 @@ class TokenSelector:
         tokens, scores, logprobs = self._select(step, input_ids, shaped, gate, forced, settings)
         if self.steering is not None:
             drawn = self.steering.choose(step, shaped, tokens, scores, logprobs, settings, self._slot_seeds)
-            tokens, scores, logprobs = self._settle(step, logits, shaped, settings, alive, *drawn)
-        if at_gate and self.return_logprobs:
+            tokens, scores, logprobs = self._settle(self.steering, logits, shaped, settings, alive, *drawn)
+        if at_gate and self.mode_logprobs is not None:
             drawn = token_logprobs(logits, tokens, self.slots.take(self._on_prefix), self._temperature or 1.0)[0]
             self.mode_logprobs = self.slots.put(self.mode_logprobs, drawn.float())
         self._record_modes(step, tokens, logits.shape[1], alive)
@@ -115,12 +119,11 @@ class TokenSelector:
                 f"the model gave NaN logits in {rows} of {len(self._flags)} rows; they count as -inf", stacklevel=2
             )
 
-    def _settle(self, step: int, logits, shaped, settings, alive, tokens, scores, logprobs):
+    def _settle(self, steering: Steering, logits, shaped, settings, alive, tokens, scores, logprobs):
         """The same after the rules that look at what was drawn, which is then committed."""
-        steering = self.steering
         tokens = steering.settle(tokens, shaped, settings)
         if steering.replaced is not None:
-            self.forced = self.forced | steering.replaced
+            self.forced = steering.replaced if self.forced is None else self.forced | steering.replaced
             if logprobs is not None:
                 logprobs = torch.where(steering.replaced, self._tempered(shaped, {}, tokens, settings), logprobs)
         steering.commit(tokens, logits, self.slots.take(alive))
@@ -138,6 +141,7 @@ class TokenSelector:
     def _select(self, step: int, input_ids, shaped, gate: dict, forced, settings=None):
         scores = None if self._fuses(gate) else self._scores(input_ids, shaped, gate)
         if self.seeds is None:
+            assert scores is not None  # only our own stream is fused
             if gate:
                 self._refuse_masked_modes((scores == float("-inf")).all(1), forced)
             # A forced row may have no token left to draw, and is not drawn anyway.
@@ -152,11 +156,11 @@ class TokenSelector:
         if scores is not None and not gate and settings is None:
             sample = mode_sample(scores, temperature=float(not self.greedy), **drawn)
         else:
-            fused = {"temperature": 0.0} if self.greedy else self.processors.fused
-            own = {"temperature": self._temperature, **gate} if gate else fused if settings is None else settings
-            sample = mode_sample(shaped, **own, **drawn)
+            fused = {"temperature": 0.0} if self.greedy else self.processors.fused or {}
+            given = {"temperature": self._temperature, **gate} if gate else fused if settings is None else settings
+            sample = mode_sample(shaped, **given, **drawn)
         self._note_flags(sample.flags, drawn=not gate and not (self.greedy and settings is None), forced=forced)
-        if self._edits:
+        if self.steering is not None and self._edits:
             self.steering.check_some_left(shaped, (sample.flags & FLAG_EMPTY) != 0)
         if gate:
             self._refuse_masked_modes((sample.flags & FLAG_EMPTY) != 0, forced)
@@ -205,7 +209,9 @@ class TokenSelector:
 
     def _forced_tokens(self, step: int, input_ids, opening, logits, alive):
         """[slots] int64, -1 = draw; None when no row is forced at this step."""
-        ruled = None if self.steering is None else self._ruled_tokens(step, input_ids, opening, logits, alive)
+        ruled = None
+        if self.steering is not None:
+            ruled = self._ruled_tokens(self.steering, step, input_ids, opening, logits, alive)
         forced = either(opening, ruled)
         busy = None if forced is None else forced >= 0
         closing = self._closings.tokens(step, input_ids, self.slots.take(self.modes), self.slots, busy)
@@ -213,7 +219,7 @@ class TokenSelector:
             self.steering.give_way(closing)
         return either(forced, closing)
 
-    def _ruled_tokens(self, step: int, input_ids, opening, logits, alive):
+    def _ruled_tokens(self, steering: Steering, step: int, input_ids, opening, logits, alive):
         """[slots] int64: what rules write, but where a mode is opened or being closed; -1 = draw."""
         modes = self.slots.take(self.modes)
         held = self._closings.under_way(self.slots)
@@ -221,17 +227,17 @@ class TokenSelector:
             held = torch.ones_like(modes, dtype=torch.bool)
         elif opening is not None:
             held = opening >= 0 if held is None else held | (opening >= 0)
-        self.steering.run.tell_modes(modes)
-        if self.steering.probes is not None:
-            self.steering.probes.input_ids = input_ids
-        return self.steering.decide(logits, self.slots.take(alive), held)
+        steering.run.tell_modes(modes)
+        if steering.probes is not None:
+            steering.probes.input_ids = input_ids
+        return steering.decide(logits, self.slots.take(alive), held)
 
     def _observe(self, logits) -> None:
         ids = self.definition.token_ids
         if None not in ids:
             # Only these columns count.
-            logits, ids = logits[:, list(ids)], range(len(ids))
-        own = mode_probs(logits.double().masked_fill(logits.isnan(), float("-inf")), tuple(ids)).float()
+            logits, ids = logits[:, list(ids)], tuple(range(len(ids)))
+        own = mode_probs(logits.double().masked_fill(logits.isnan(), float("-inf")), ids).float()
         seen = torch.where(self.slots.take(self._on_prefix)[:, None], own, self.slots.take(self.mode_probs))
         self.mode_probs = self.slots.put(self.mode_probs, seen)
 

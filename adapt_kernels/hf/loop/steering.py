@@ -1,13 +1,14 @@
 """Programs inside the decode loop: what rules write, bias, choose and sample, and which rows they end."""
 
 import math
+from typing import Any
 
 import torch
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 from adapt_kernels.hf.loop.processors import SplitProcessors
 from adapt_kernels.ops.mode_sample import FLAG_EMPTY, ModeSample, class_edited, gated_logits, mode_sample
-from adapt_kernels.ops.steer import ENDS_BEFORE, POSITION
+from adapt_kernels.ops.steer import ENDS_BEFORE, POSITION, Decision
 from adapt_kernels.program.clauses import RowInput
 from adapt_kernels.program.rules import Bias, Force, Probe, Sample, label_of
 from adapt_kernels.program.run import ProgramRun
@@ -37,11 +38,15 @@ class Steering:
     """
 
     def __init__(self, run: ProgramRun, processors: SplitProcessors, config, criteria):
-        self.run, self.decision, self.ended, self.replaced, self.sleeps = run, None, None, None, None
-        self.probes = None  # `Probes`, where a program has such rules
+        self.run = run
+        self.decision: Decision
+        self.ended: torch.Tensor | None = None
+        self.replaced: torch.Tensor | None = None
+        self.sleeps: torch.Tensor | None = None
+        self.probes: Any = None  # `Probes`, where a program has such rules
         rules = run.compiled.rules
         self._gates = run.gates()
-        self._gate_modes = {index: run.compiled.rule_tokens(index).modes for index in self._gates}
+        self._gate_modes = {index: run.compiled.rule_tokens(index).choices for index in self._gates}
         self._biases = any(isinstance(rule, Bias) for rule in rules)
         self._samples = any(isinstance(rule, Sample) for rule in rules)
         drawn = any(isinstance(rule, (Force, Probe)) and rule.when.drawn is not None for rule in rules)
@@ -230,7 +235,8 @@ class Steering:
         drawn = mode_sample(shaped, seeds=0, forced_tokens=tokens, **settings)
         bits = -drawn.tempered_logprobs
         for index in self.run.compiled.surprise:
-            if self.run.compiled.rules[index].renormalise:
+            rule = self.run.compiled.rules[index]
+            if isinstance(rule, Sample) and rule.renormalise:
                 bits = torch.where(self.decision.sample == index, -drawn.logprobs, bits)
         return bits / math.log(2)
 

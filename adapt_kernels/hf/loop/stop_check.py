@@ -19,7 +19,8 @@ class StopCheck:
         self._most_new, self._late, self._step = most_new, late, 0
         flags = torch.zeros(3, rows, dtype=torch.bool)
         flags[0] = True
-        self._latest = [(flags, None)]  # ([alive, gone, lost], the event of their arrival), of the last two steps
+        # ([alive, gone, lost], the event of their arrival), of the last two steps
+        self._latest: list[tuple[torch.Tensor, torch.cuda.Event | None]] = [(flags, None)]
 
     def put(self, ends, step: int) -> None:
         """Take the flags of `RowEnds` after `step` new tokens."""

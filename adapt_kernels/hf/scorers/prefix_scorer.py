@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -63,7 +64,7 @@ class PrefixScorer:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"PrefixScorer: {name} must be an integer of at least 1; got {value!r}")
         self.model, alpha = model, 2 * rank if alpha is None else alpha
-        self.settings = {"rank": rank, "alpha": alpha, "dropout": dropout, "num_tokens": num_tokens}
+        self.settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout, "num_tokens": num_tokens}
         self.settings["targets"] = list(targets)
         table = model.get_input_embeddings().weight.detach()
         first = table.float().mean(0) if init_token is None else table[init_token].float()

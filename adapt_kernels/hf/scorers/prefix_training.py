@@ -81,12 +81,15 @@ class _Run:
     def __init__(self, scorer, settings: Fit, digest: str):
         self.scorer, self.settings, self.digest = scorer, settings, digest
         self.names, self.parameters = zip(*scorer.parameters.items(), strict=True)
-        rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
-        self.optimizer = torch.optim.AdamW(self.parameters, **rates)
-        self.epoch, self.history, self.best = 0, [], None
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.epoch = 0
+        self.history: list[dict] = []
+        self.best: dict[str, torch.Tensor] = {}  # empty before the first epoch
         self._folder = None if settings.folder is None else Path(settings.folder)
         if self._folder is not None and (self._folder / _PROGRESS).exists():
-            self._resume()
+            self._resume(self._folder)
 
     def one_epoch(self, prefixes, labels, step) -> dict:
         """Returns {"loss", "validation"}; step() is called after each batch."""
@@ -104,14 +107,15 @@ class _Run:
                 losses.append(loss.item() * len(chosen))
                 step()
         self.scorer.adapter.train(False)
-        told = {"loss": sum(losses) / len(prefixes), "validation": self._validation()}
-        if not math.isfinite(told["loss"]):
-            raise ValueError(f"fit: the loss of epoch {self.epoch} is {told['loss']}: lower learning_rate")
+        mean, error = sum(losses) / len(prefixes), self._validation()
+        if not math.isfinite(mean):
+            raise ValueError(f"fit: the loss of epoch {self.epoch} is {mean}: lower learning_rate")
         self.epoch += 1
+        told = {"loss": mean, "validation": error}
         self.history.append({"epoch": self.epoch, **told})
-        self._note_best(told["validation"])
+        self._note_best(error)
         if self._folder is not None:
-            self._save()
+            self._save(self._folder)
         return told
 
     def _validation(self) -> float | None:
@@ -127,35 +131,35 @@ class _Run:
             self.best = {n: p.detach().clone() for n, p in zip(self.names, self.parameters, strict=True)}
 
     def keep_best(self) -> None:
-        if self.best is not None:
+        if self.best:
             self.scorer.load(self.best)
 
-    def _save(self) -> None:
+    def _save(self, folder: Path) -> None:
         tensors = {f"best.{name}": tensor for name, tensor in self.best.items()}
         for name, parameter in zip(self.names, self.parameters, strict=True):
             tensors[f"now.{name}"] = parameter.detach()
             tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
-        self._folder.mkdir(parents=True, exist_ok=True)
-        part = self._folder / f"{_STATE}.part"
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f"{_STATE}.part"
         # Cloned: parameters may share memory, which safetensors refuses.
         save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, part)
         stem = f"{self.epoch}.{_STATE}"
-        os.replace(part, self._folder / stem)
+        os.replace(part, folder / stem)
         told = {"digest": self.digest, "state": stem, "history": self.history}
         part.write_text(json.dumps(told), "utf-8")
-        os.replace(part, self._folder / _PROGRESS)
-        for old in self._folder.glob(f"*.{_STATE}"):
+        os.replace(part, folder / _PROGRESS)
+        for old in folder.glob(f"*.{_STATE}"):
             if old.name != stem:
                 old.unlink()
 
     @torch.no_grad()
-    def _resume(self) -> None:
-        told = json.loads((self._folder / _PROGRESS).read_text("utf-8"))
+    def _resume(self, folder: Path) -> None:
+        told = json.loads((folder / _PROGRESS).read_text("utf-8"))
         if told["digest"] != self.digest:
             raise ValueError(
-                f"fit: {self._folder} holds a run of other data or settings: pass another folder, or delete that one"
+                f"fit: {folder} holds a run of other data or settings: pass another folder, or delete that one"
             )
-        tensors = load_file(self._folder / told["state"])
+        tensors = load_file(folder / told["state"])
         self.history, self.epoch = told["history"], len(told["history"])
         self.best = {name: tensors[f"best.{name}"] for name in self.names}
         for name, parameter in zip(self.names, self.parameters, strict=True):

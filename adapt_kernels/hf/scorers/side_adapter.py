@@ -91,7 +91,8 @@ def _lora_layers(found: dict, targets, rank: int, alpha: int, dropout: float) ->
         *path, own = name.split(".")
         parent = tree
         for part in path:
-            parent = parent._modules.setdefault(part, nn.Module())
+            parent._modules.setdefault(part, nn.Module())
+            parent = parent.get_submodule(part)
         parent._modules[own] = layer
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
     inject_adapter_in_model(config, tree, "prefix_scorer")

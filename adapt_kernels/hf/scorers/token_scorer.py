@@ -50,7 +50,7 @@ class TokenScorer(torch.nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., outputs] float32 > 0 for hidden [..., h] of any floating dtype."""
-        scores = hidden.to(self.layers[0].weight.dtype)
+        scores = hidden.to(next(self.parameters()).dtype)
         for layer in self.layers:
             scores = functional.softplus(layer(scores))
         return scores.float()
@@ -96,7 +96,7 @@ class TokenScorer(torch.nn.Module):
         torch.nn.Module.__init__(scorer)
         scorer.identity, scorer._checked = settings["model"], lambda: None
         scorer.check_model(model)
-        scorer.__init__(model, tuple(settings["widths"]), settings["per_layer"])
+        cls.__init__(scorer, model, tuple(settings["widths"]), settings["per_layer"])
         scorer.load_state_dict(load_file(Path(folder) / _WEIGHTS))
         return scorer
 

@@ -83,7 +83,7 @@ def answer_attention(model, example: Example, layers: Sequence[int] | None = Non
     if layers is None:
         labels = torch.stack([each for each in found if each is not None]).mean(0)[:, None]
     else:
-        labels = torch.stack([found[number] for number in layers], 1)
+        labels = torch.stack([each for number in layers if (each := found[number]) is not None], 1)
     inside = slice(example.start, example.end)
     return Prepared(hidden[-1][0, inside].cpu(), labels[inside].cpu())
 
@@ -208,7 +208,7 @@ def _resume(folder: Path, run: TrainingRun, scorer, optimizer) -> list[float]:
                 f"checkpoint {folder} was written with {name}={record['run'][name]}, and this run has {given}: use the"
                 " same settings, or another folder"
             )
-    parts = {name.split(".", 1)[0]: {} for name in tensors}
+    parts: dict[str, dict] = {name.split(".", 1)[0]: {} for name in tensors}
     for name, tensor in tensors.items():
         owner, rest = name.split(".", 1)
         parts[owner][rest] = tensor

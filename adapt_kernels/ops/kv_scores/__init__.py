@@ -2,7 +2,9 @@
 
 import torch
 
+from adapt_kernels.dispatch import choose
 from adapt_kernels.ops.kv_scores import reference
+from adapt_kernels.ops.kv_scores.by_attention import by_queries
 
 __all__ = ["NAMES", "kv_scores"]
 
@@ -12,7 +14,14 @@ _BY_QUERIES = ("snap", "tova", "r_kv")
 
 @torch.no_grad()
 def kv_scores(
-    name: str, keys, values=None, queries=None, mask=None, scale: float | None = None, softcap: float | None = None
+    name: str,
+    keys,
+    values=None,
+    queries=None,
+    mask=None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """float32 [S, H, T], or [S, T] for "tova": higher matters more.
 
@@ -32,8 +41,10 @@ def kv_scores(
         queries: [S, Hq, w, D], Hq a multiple of H, w <= T: those of the newest w positions, for snap, tova and r_kv.
         mask: bool [S, T], False = padding that nothing counts (its own score means nothing), or None.
         scale: factor of q.k, None = D ** -.5. softcap: c of c * tanh(. / c), None = none.
+        backend: of r_kv, by a name of `adapt_kernels.backends()`, or "auto": native on a CPU, where no T x T matrix is
+            made; else reference. The other scores have one form.
 
-    Deterministic, no host sync, no randomness. Temporaries are one slot's: no T x S matrix of several rows.
+    Deterministic, no host sync, no randomness. Temporaries are one slot's: no T x T matrix of several rows.
 
     Raises ValueError or TypeError naming the argument, what was given and what is allowed.
     """
@@ -57,8 +68,9 @@ def kv_scores(
             f" got {tuple(given)}"
         )
     scale = width**-0.5 if scale is None else scale
+    similarity = choose("kv_scores", backend, keys).mean_similarity if name == "r_kv" else None
     rows = [
-        reference.by_queries(name, keys[i], queries[i], None if mask is None else mask[i], scale, softcap)
+        by_queries(name, keys[i], queries[i], None if mask is None else mask[i], scale, softcap, similarity)
         for i in range(slots)
     ]
     empty = (0, length) if name == "tova" else (0, heads, length)

@@ -40,8 +40,8 @@ def linear_policy_loss(
     return PolicyLoss(loss, *(field.detach() for field in results[:4]))
 
 
-def _loss(hidden, weight, bias, softcap, logit_scale, ids, mask, temperature, *arguments):
-    *arguments, settings, chunk_rows, grad_scale, wants = arguments
+def _loss(hidden, weight, bias, softcap, logit_scale, ids, mask, temperature, *given):
+    *arguments, settings, chunk_rows, grad_scale, wants = given
     head = LmHead(weight, bias, softcap, logit_scale)
     temperature = head.divisor(temperature)
     count = ids.shape[0]
@@ -57,7 +57,8 @@ def _loss(hidden, weight, bias, softcap, logit_scale, ids, mask, temperature, *a
             buffer, _ = large_empty(torch.Size((len(rows), weight.shape[0])), hidden.dtype, hidden.device)
         logits = head.project(states, buffer)
         tokens = TokenRows(logits.unsqueeze(1), ids[rows], None, temperature, None)
-        chunk = PolicyRows(tokens, *(None if a is None else a[rows] for a in arguments), PolicySettings(*settings))
+        parts = [None if a is None else a[rows] for a in arguments]
+        chunk = PolicyRows._make([tokens, *parts, PolicySettings(*settings)])
         results, gradient = _run(chunk, any(wants), grad_scale, keep_logits=softcap is not None)
         total += results[0].double()
         for field, values in zip(out, results[1:], strict=True):

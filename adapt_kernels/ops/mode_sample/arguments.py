@@ -51,39 +51,61 @@ class Rows(NamedTuple):
     class_bias: torch.Tensor | None = None  # [N, E] float32
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]  # nobody counts entries of this tuple
         """N."""
         return self.logits.shape[0] * self.logits.shape[1]
 
-    def expanded(self) -> "Rows":
+    def expanded(self) -> "RowTensors":
         """The same rows with logits [N, V] and every row argument a tensor [N]."""
         device, count = self.logits.device, self.count
         fields = self._asdict()
         if not torch.is_tensor(self.seeds):
-            fields["seeds"] = row_seeds(self.seeds, count).to(device)
+            fields["seeds"] = row_seeds(fresh_seed() if self.seeds is None else self.seeds, count).to(device)
         for name, dtype in ROW_ARGUMENTS.items():
             if not torch.is_tensor(fields[name]):
                 fields[name] = torch.full((count,), fields[name], dtype=dtype, device=device)
         if self.bias is None:
             fields["bias"] = torch.zeros(count, len(self.mode_ids), dtype=torch.float64, device=device)
         fields["logits"] = self.logits.reshape(count, self.logits.shape[-1])
-        return Rows(**fields)
+        return RowTensors(**fields)
 
-    def chunk(self, start: int, stop: int) -> "Rows":
-        """Rows start to stop of `expanded` rows."""
-        return self._replace(
-            **{
-                name: value[start:stop]
-                for name, value in self._asdict().items()
-                if torch.is_tensor(value) and name != "token_classes"
-            }
+
+class RowTensors(NamedTuple):
+    """`Rows` whose logits are [N, V] and whose row arguments are tensors [N] each."""
+
+    logits: torch.Tensor
+    mode_ids: tuple[int | None, ...]
+    at_mode: torch.Tensor
+    bias: torch.Tensor
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+    seeds: torch.Tensor
+    step: torch.Tensor
+    only_modes: bool
+    fast_prob: torch.Tensor
+    forced_tokens: torch.Tensor
+    token_classes: torch.Tensor | None
+    class_scale: torch.Tensor | None
+    class_bias: torch.Tensor | None
+
+    def chunk(self, start: int, stop: int) -> "RowTensors":
+        """Rows start to stop."""
+        shared = ("mode_ids", "only_modes", "token_classes")
+        parts = self._asdict().items()
+        return RowTensors(
+            **{name: value if name in shared or value is None else value[start:stop] for name, value in parts}
         )
 
 
+ClassEdits = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 _NEEDS_MODES = "at_mode, mode_bias and fast_prob need modes=; got modes=None"
 
 
-def prepare(logits, modes, mode_bias, seeds, only_modes, class_edits=(None, None, None), **row_arguments) -> Rows:
+def prepare(
+    logits, modes, mode_bias, seeds, only_modes, class_edits: ClassEdits = (None, None, None), **row_arguments
+) -> Rows:
     """`Rows` of checked types and shapes, by operations that torch.compile can trace; `check_values` is still to come.
 
     Raises ValueError or TypeError naming the argument.

@@ -52,7 +52,8 @@ def _empty_outputs(count: int, num_modes: int) -> ModeSample:
 
 def _row_arguments(rows: Rows) -> tuple[list, list[torch.Tensor]]:
     """Value and address of each row argument, in the order of the C structure, and the tensors behind the addresses."""
-    pairs, held = [], []
+    pairs: list = []
+    held: list[torch.Tensor] = []
     for name in ROW_ARGUMENTS:
         value = getattr(rows, name)
         if isinstance(value, torch.Tensor):
@@ -66,7 +67,7 @@ def _row_arguments(rows: Rows) -> tuple[list, list[torch.Tensor]]:
 
 def _class_edits(rows: Rows, held: list[torch.Tensor]) -> list[int]:
     """The numbers of `ClassEdits`; `held` grows by the tensors behind its addresses."""
-    if rows.token_classes is None:
+    if rows.token_classes is None or rows.class_scale is None or rows.class_bias is None:
         return [0] * 5
     tensors = [each.contiguous() for each in (rows.token_classes, rows.class_scale, rows.class_bias)]
     held += tensors

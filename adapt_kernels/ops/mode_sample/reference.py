@@ -2,7 +2,7 @@
 
 import torch
 
-from adapt_kernels.ops.mode_sample.arguments import Rows
+from adapt_kernels.ops.mode_sample.arguments import Rows, RowTensors
 from adapt_kernels.ops.mode_sample.classes import class_edited
 from adapt_kernels.ops.mode_sample.gate import (
     gated_logits,
@@ -22,14 +22,14 @@ _CHUNK_ELEMENTS = 1 << 24
 
 def mode_sample(rows: Rows) -> ModeSample:
     """See `adapt_kernels.mode_sample`."""
-    rows = rows.expanded()
-    num_rows, vocab_size = rows.logits.shape
+    each = rows.expanded()
+    num_rows, vocab_size = each.logits.shape
     size = max(1, _CHUNK_ELEMENTS // max(vocab_size, GROUP_SIZE))
-    parts = [_sample_chunk(rows.chunk(start, start + size)) for start in range(0, max(num_rows, 1), size)]
+    parts = [_sample_chunk(each.chunk(start, start + size)) for start in range(0, max(num_rows, 1), size)]
     return ModeSample(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
-def _sample_chunk(rows: Rows) -> ModeSample:
+def _sample_chunk(rows: RowTensors) -> ModeSample:
     nan = rows.logits.isnan()
     logits = class_edited(rows.logits, rows.token_classes, rows.class_scale, rows.class_bias)
     z = logits.double().masked_fill(logits.isnan(), _NEG_INF)
@@ -113,9 +113,10 @@ def _log_softmax_at(y, tokens) -> torch.Tensor:
     return torch.where(value == _NEG_INF, value, value - log_sum_exp(y)).squeeze(1)
 
 
-def _lowest_allowed(rows: Rows, restricted) -> torch.Tensor:
-    any_other = not rows.mode_ids or None in rows.mode_ids
-    return torch.where(restricted, 0 if any_other else min(rows.mode_ids), torch.zeros_like(rows.forced_tokens))
+def _lowest_allowed(rows: RowTensors, restricted) -> torch.Tensor:
+    listed = [token_id for token_id in rows.mode_ids if token_id is not None]
+    lowest = min(listed) if listed and len(listed) == len(rows.mode_ids) else 0
+    return torch.where(restricted, lowest, torch.zeros_like(rows.forced_tokens))
 
 
 def _one_hot(index, y) -> torch.Tensor:

@@ -22,7 +22,7 @@ _SCHEMA = (
 def call(rows: Rows, backend: str) -> ModeSample:
     """Run the registered op on `prepare`d rows."""
     mode_ids = [-1 if token_id is None else token_id for token_id in rows.mode_ids]
-    pairs = []
+    pairs: list = []
     for name in ROW_ARGUMENTS:
         value = getattr(rows, name)
         if isinstance(value, torch.Tensor):
@@ -33,16 +33,16 @@ def call(rows: Rows, backend: str) -> ModeSample:
     return ModeSample(*OP(rows.logits, mode_ids, rows.bias, rows.only_modes, backend, *pairs, *edits))
 
 
-def _run(logits, mode_ids, bias, only_modes, backend, *values):
-    pairs, edits = values[: 2 * len(ROW_ARGUMENTS)], values[2 * len(ROW_ARGUMENTS) :]
+def _run(logits, mode_ids, bias, only_modes, backend, *given):
+    pairs, edits = given[: 2 * len(ROW_ARGUMENTS)], given[2 * len(ROW_ARGUMENTS) :]
     values = {
         name: number if tensor is None else tensor
         for name, number, tensor in zip(ROW_ARGUMENTS, pairs[::2], pairs[1::2], strict=True)
     }
     mode_ids = tuple(None if token_id < 0 else token_id for token_id in mode_ids)
     chosen = choose("mode_sample", backend, logits)
-    edits = dict(zip(("token_classes", "class_scale", "class_bias"), edits, strict=False))
-    rows = Rows(logits=logits, mode_ids=mode_ids, bias=bias, only_modes=only_modes, **edits, **values)
+    values |= dict(zip(("token_classes", "class_scale", "class_bias"), edits, strict=False))
+    rows = Rows(logits=logits, mode_ids=mode_ids, bias=bias, only_modes=only_modes, **values)
     return tuple(chosen.mode_sample(check_values(rows)))
 
 

@@ -189,7 +189,8 @@ def _mode_layout(mode_ids, vocab_size: int, device: torch.device) -> _ModeLayout
 
 def _row_arguments(rows: Rows) -> tuple[dict[str, tuple], int]:
     """(tensor or None, number) of every row argument in the kernels' order, and the bits of one-element tensors."""
-    pairs, shared = {}, 0
+    pairs: dict[str, tuple] = {}
+    shared = 0
     for bit, name in enumerate(ROW_ARGUMENTS):  # see triton_gate
         value = getattr(rows, name)
         if not torch.is_tensor(value):

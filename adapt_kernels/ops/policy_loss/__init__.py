@@ -122,7 +122,8 @@ def policy_loss(
     if process_group is None:
         out = _BACKENDS[name].policy_loss(rows, grad_out, float(grad_scale))
     elif grad_out is None:
-        out = reference.policy_loss_of(*vocab_parallel_logprobs(rows.tokens, offset, process_group, name), rows)
+        logprobs, entropy = vocab_parallel_logprobs(rows.tokens, offset, process_group, name)
+        out = reference.policy_loss_of(logprobs, entropy, rows)
     else:
         raise ValueError("grad_out cannot be used with a process_group: leave it out")
     return out.reshape(logits.shape[:-1])

@@ -98,7 +98,7 @@ def _settings(clip_low, clip_high, dual_clip, kl_coef, entropy_coef) -> PolicySe
 
 def check_gradient(logits, grad_out, grad_scale) -> None:
     """Raises unless a gradient times `grad_scale` can be written to `grad_out`."""
-    if not isinstance(grad_scale, Real) or not 0 < grad_scale < float("inf"):
+    if not isinstance(grad_scale, Real) or not 0 < float(grad_scale) < float("inf"):
         raise ValueError(f"grad_scale must be a number above 0 and finite; got {grad_scale!r}")
     if grad_out is None:
         return

@@ -31,8 +31,8 @@ def policy_loss(rows: PolicyRows, grad_out: torch.Tensor | None, grad_scale: flo
     return PolicyLoss(loss, *(field.detach() for field in results))
 
 
-def _loss(logits, *arguments):
-    *arguments, with_gradient = arguments
+def _loss(logits, *given):
+    *arguments, with_gradient = given
     memory = logits.shape, logits.dtype, logits.device
     gradient, zeroed = large_empty(*memory) if with_gradient else (None, False)
     results = _run(logits, *arguments, gradient, zeroed)
@@ -43,8 +43,8 @@ def _loss_into(*arguments):
     return _run(*arguments, False)
 
 
-def _run(logits, ids, mask, temperature, temperature_rows, old, advantages, kinds, weights, ref_logprobs, *settings):
-    *settings, gradient, zeroed = settings
+def _run(logits, ids, mask, temperature, temperature_rows, old, advantages, kinds, weights, ref_logprobs, *more):
+    *settings, gradient, zeroed = more
     logprobs = torch.empty(ids.shape, dtype=torch.float32, device=logits.device)
     entropy, ratio = torch.empty_like(logprobs), torch.empty_like(logprobs)
     clipped, losses = (torch.empty_like(logprobs, dtype=dtype) for dtype in (torch.bool, torch.float64))

@@ -12,7 +12,9 @@ def policy_loss(rows: PolicyRows, grad_out: torch.Tensor | None, grad_scale: flo
     """See `adapt_kernels.policy_loss`; per-row results are [N]. Float64 throughout needs no `grad_scale`."""
     if grad_out is not None:
         raise ValueError("backend='reference' cannot write into grad_out; leave it out, or take backend='native'")
-    return policy_loss_of(*exact_logprobs(rows.tokens, entropy=True), rows)
+    logprobs, entropy = exact_logprobs(rows.tokens, entropy=True)
+    assert entropy is not None
+    return policy_loss_of(logprobs, entropy, rows)
 
 
 def policy_loss_of(logprobs: torch.Tensor, entropy: torch.Tensor, rows: PolicyRows) -> PolicyLoss:

@@ -20,8 +20,8 @@ def segment_attention(query, segments, scale, starts, window, softcap, sinks) ->
         step = max(64, _SCORES // max(1, tile.shape[0] * kv_heads * tile.shape[2]))
         for begin in range(max(seen_from - offset, 0), length, step):
             piece = slice(begin, min(begin + step, length))
-            held = (tensor[: len(tile), :, piece].to(precise) for tensor in (keys, values))
-            part = _attend(tile, *held, softcap, None if tile_starts is None else tile_starts - offset - begin)
+            near, held = (tensor[: len(tile), :, piece].to(precise) for tensor in (keys, values))
+            part = _attend(tile, near, held, softcap, None if tile_starts is None else tile_starts - offset - begin)
             parts.append(part if groups is None else tuple(_by_row(found, groups, rows) for found in part))
         offset += length
     if sinks is not None:

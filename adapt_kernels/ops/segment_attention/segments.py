@@ -21,7 +21,7 @@ class RowGroups(NamedTuple):
 
     def to(self, device) -> "RowGroups":
         """The same groups on another device, without waiting for it."""
-        return RowGroups(*(x.to(device, non_blocking=True) if torch.is_tensor(x) else x for x in self))
+        return RowGroups._make(x.to(device, non_blocking=True) if torch.is_tensor(x) else x for x in self)
 
 
 class Segment(NamedTuple):

@@ -63,7 +63,7 @@ def evaluate(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=N
     place = spanless | (_of_rule(inside, span) == (rule[:, RuleField.INSIDE] > 0))
     place = place & _modes_hold(tables, numbers)
     ended = torch.where(rule[:, RuleField.ENDED] >= 0, numbers[:, rule[:, RuleField.ENDED]], 0)
-    values = {
+    limited = {
         Limit.AT: position.expand(-1, num_rules),
         Limit.COUNT: torch.where(spanless, position, _of_rule(count, span)),
         Limit.TOTAL: _of_rule(all_tokens, span),
@@ -71,7 +71,7 @@ def evaluate(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=N
         Limit.LEFT: (rows.max_new_tokens[:, None] - position).expand(-1, num_rules),
         Limit.EVERY: torch.minimum(_of_rule(tokens_since, span), position - ended),
     }
-    values = torch.stack([values[each] for each in Limit], 2)
+    values = torch.stack([limited[each] for each in Limit], 2)
     in_range = (values >= tables.limits[..., 0]) & (values < tables.limits[..., 1])
     level = rows.uses & rows.alive[:, None] & place & in_range[:, :, Limit.COUNT :].all(2)
     level = level & _conditions_hold(tables, state.registers)

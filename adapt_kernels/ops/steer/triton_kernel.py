@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
 def advance(tables: SteerTables, state: SteerState, tokens, generated: bool = True) -> SteerState:
     """See `adapt_kernels.ops.steer.advance`."""
     tables, state, sizes = _read(tables, state)
-    new = SteerState(*(torch.empty_like(each) for each in state[:3]), state.registers)
+    new = SteerState._make([*map(torch.empty_like, state[:3]), state.registers])
     blocks = {"PATTERNS": _block(sizes.patterns), "SPANS": _block(sizes.spans), **_rule_blocks(sizes)}
     arguments = (tables, sizes, state, tokens.contiguous(), int(generated), *new[:3])
     _launch("advance", state, arguments, blocks)
@@ -85,14 +85,14 @@ def settle(tables: SteerTables, state: SteerState, rows: SteerRows, decision: De
 def _read(tables: SteerTables, state: SteerState) -> tuple[SteerTables, SteerState, Sizes]:
     tables, state = contiguous(tables), contiguous(state)
     lines = (tables.limits, tables.lengths, tables.ids)
-    sizes = Sizes(
+    numbers = (
         *tables.transitions.shape,
         *map(len, (tables.spans, tables.rules, tables.conditions, tables.mode_clauses, tables.blanks)),
         *(len(tables.gate_modes), *tables.bias_members.shape),
         *(each.stride(0) if len(each) > 1 else 0 for each in lines),
         *(state.numbers.shape[1], state.registers.shape[1]),
     )
-    return tables, state, sizes
+    return tables, state, Sizes._make(numbers)
 
 
 def _block(size: int) -> int:

@@ -54,6 +54,6 @@ def token_logprobs(
     return logprobs.reshape(leading), entropies.reshape(leading) if entropy else None
 
 
-def vocab_parallel_logprobs(rows, offset, process_group, backend):
+def vocab_parallel_logprobs(rows, offset, process_group, backend) -> tuple[torch.Tensor, torch.Tensor]:
     """(log-probs, entropies), [N] float64, of this shard's rows by the backend of that name."""
     return sharded_logprobs(rows, offset, process_group, _BACKENDS[backend])

@@ -9,7 +9,7 @@ def token_logprobs(rows: TokenRows, entropy: bool) -> tuple[torch.Tensor, torch.
     """See `adapt_kernels.token_logprobs`; [N] each."""
     logprobs, entropies = exact_logprobs(rows, entropy)
     logprobs = logprobs.to(rows.result_dtype)
-    return logprobs, entropies.to(rows.result_dtype) if entropy else None
+    return logprobs, None if entropies is None else entropies.to(rows.result_dtype)
 
 
 def exact_logprobs(rows: TokenRows, entropy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:

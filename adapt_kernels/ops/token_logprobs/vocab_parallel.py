@@ -14,8 +14,8 @@ def vocab_offset(logits: torch.Tensor, process_group) -> tuple[int, int]:
     rank = dist.get_rank(process_group)
     sizes[rank] = logits.shape[-1]
     dist.all_reduce(sizes, group=process_group)
-    sizes = sizes.tolist()
-    return sum(sizes[:rank]), sum(sizes)
+    listed = sizes.tolist()
+    return sum(listed[:rank]), sum(listed)
 
 
 def sharded_logprobs(rows: TokenRows, offset: int, process_group, backend: ModuleType):
@@ -45,7 +45,7 @@ class _ShardedLogprobs(torch.autograd.Function):
         entropy = mass.log() - moment / mass
         if shard.mask is not None:
             logprobs, entropy = logprobs.where(shard.mask, 0.0), entropy.where(shard.mask, 0.0)
-        ctx.shard, ctx.backend, ctx.statistics = shard._replace(logits=None), backend, statistics
+        ctx.shard, ctx.backend, ctx.statistics = shard._replace(logits=logits.new_empty(0)), backend, statistics
         ctx.save_for_backward(logits)
         return logprobs, entropy
 

@@ -21,13 +21,14 @@ from adapt_recipes.tasks.problem import Problem
 @dataclass(frozen=True)
 class Outcomes:
     """What N problems gave in each of M modes: `probs` (the model's own, no bias), `correct` and `tokens` [N, M]
-    float64, and `difficulty` [N]."""
+    float64, and `difficulty` [N]. seconds: wall time of all answers of each mode, where it was measured."""
 
     modes: tuple[str, ...]
     probs: np.ndarray
     correct: np.ndarray
     tokens: np.ndarray
     difficulty: np.ndarray
+    seconds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def measure_modes(
 ) -> Outcomes:
     """Answer every problem greedily in every mode on a patched model; `advance` is told how many each call answered."""
     probs, correct, tokens = (np.zeros((len(tasks), len(modes.names))) for _ in range(3))
+    seconds = [0.0] * len(modes.names)
     for start in range(0, len(tasks), rows_per_call):
         chunk = tasks[start : start + rows_per_call]
         rows = slice(start, start + len(chunk))
@@ -78,9 +80,11 @@ def measure_modes(
             probs[rows] = got.mode_probs.double().numpy()
             correct[rows, m] = [grade(task, text) for task, text in zip(chunk, got.texts, strict=True)]
             tokens[rows, m] = got.tokens
+            seconds[m] += got.wall_s
             if advance is not None:
                 advance(len(chunk))
-    return Outcomes(modes.names, probs, correct, tokens, np.array([task.difficulty for task in tasks]))
+    difficulty = np.array([task.difficulty for task in tasks])
+    return Outcomes(modes.names, probs, correct, tokens, difficulty, tuple(seconds))
 
 
 def frontier(outcomes: Outcomes, biases: Sequence[float]) -> list[FrontierRow]:
@@ -92,6 +96,12 @@ def frontier(outcomes: Outcomes, biases: Sequence[float]) -> list[FrontierRow]:
             bias, biased[:, 0].mean().item(), _expected(biased, outcomes.correct), _expected(biased, outcomes.tokens)
         ))  # fmt: skip
     return rows
+
+
+def expected_seconds(outcomes: Outcomes, bias: float) -> float:
+    """Wall time per problem at a bias: of the batches of each forced mode, by the share that goes there."""
+    shares = _biased(outcomes.probs, bias).mean(axis=0)
+    return float(shares @ np.array(outcomes.seconds)) / len(outcomes.difficulty)
 
 
 def levels(outcomes: Outcomes) -> list[LevelRow]:

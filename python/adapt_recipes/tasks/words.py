@@ -107,6 +107,13 @@ def grade(problem: Problem, completion: str) -> bool:
     return answer_text(_CHAT_END.sub("", completion)) == problem.answer
 
 
+def grade_free(problem: Problem, text: str) -> bool:
+    """Whether the last number, or the last name, of free text is the answer: for a model that knows no modes."""
+    pattern = r"\d+" if problem.answer.isdigit() else "|".join(_PEOPLE)
+    found = re.findall(rf"\b(?:{pattern})\b", text)
+    return bool(found) and found[-1] == problem.answer
+
+
 def _sums(source: random.Random, level: int) -> tuple[str, str, str]:
     terms = [source.randint(1, 6) for _ in range(level + 1)]
     total, steps = _chain(terms[0], terms[1:])

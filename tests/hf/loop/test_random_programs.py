@@ -10,7 +10,7 @@ from scripted_model import PAD, PLANS, VOCAB, scripted
 
 import adapt_kernels as ak
 
-sys.path.append(str(Path(__file__).parents[1] / "program"))
+sys.path.append(str(Path(__file__).parents[2] / "program"))
 from interpreter import Row
 from random_programs import PIECES, definition, token
 from toy_tokenizer import ToyTokenizer

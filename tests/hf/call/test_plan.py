@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
-from tiny_models import FAST, SLOW, VOCAB, build, prompts, shared
+from tiny_models import FAST, SLOW, VOCAB, build, prompts, read_its_cache, shared
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import adapt_kernels as ak
@@ -50,17 +50,7 @@ def test_the_layout_is_reported_with_its_reason(more, layout, reason):
 
 def test_a_layout_given_up_in_the_first_step_is_reported(monkeypatch):
     monkeypatch.setattr(layouts, "_WORTH_SHARING", 0)
-    model = build("llama")
-    attention = model.model.layers[1].self_attn
-    forward = attention.forward
-
-    @ak.row_independent
-    def reading(*args, **kwargs):
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))
-        assert cache.layers[0].keys.shape[-2] == cache.get_seq_length(0)
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(attention, "forward", reading)
+    model = read_its_cache(build("llama"), monkeypatch)
     found = stats(model, num_return_sequences=3)
     assert (found.plan, found.kv_layout) == ("full", "rows")
     assert found.kv_layout_reason == "LlamaForCausalLM's attention reads its cache by itself"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from recorders import RecordingStreamer
-from tiny_models import CONFIGS, FAST, SLOW, build, left_padded, prompts
+from tiny_models import CONFIGS, FAST, SLOW, build, left_padded, prompts, read_its_cache
 from transformers import AttentionInterface
 
 import adapt_kernels as ak
@@ -127,17 +127,7 @@ def test_another_result_from_the_same_tensors_is_not_trusted(monkeypatch):
 
 
 def test_a_model_that_reads_its_cache_by_itself(monkeypatch):
-    model = build("llama")
-    attention = model.model.layers[1].self_attn
-    forward = attention.forward
-
-    @ak.row_independent
-    def reading(*args, **kwargs):
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))
-        assert cache.layers[0].keys.shape[-2] == cache.get_seq_length(0)
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(attention, "forward", reading)
+    model = read_its_cache(build("llama"), monkeypatch)
     unpatched = model.generate(**call(new=3))
     with ak.patched(model, MODES):
         assert torch.equal(model.generate(**call(new=3)), unpatched)

@@ -251,7 +251,7 @@ assert torch.equal(rows, ours), (rows, ours)
 print(len(launched))
 """
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     # One layer without a window, with sinks, at 2 decode steps.

@@ -13,7 +13,7 @@ import adapt_kernels as ak
 from adapt_kernels.hf.loop.probes import Probes
 from adapt_kernels.program.run import ProgramRun
 
-sys.path.append(str(Path(__file__).parents[1] / "program"))
+sys.path.append(str(Path(__file__).parents[2] / "program"))
 from test_golden_traces import TRACES
 
 THINK = {"think": {"open": 1, "close": 2, "breaks": 7}}

