@@ -70,7 +70,8 @@ class Served:
     @cached_property
     def gate(self) -> Program:
         """The choice among the modes at the first token, as a program of one rule."""
-        modes = {n: None if (ids := self.gate_modes[n].ids) is None else {"seq": [list(ids)]} for n in self.gate_modes}
+        found = self.gate_modes
+        modes = {n: None if (ids := found.tokens(n)) is None else {"seq": [list(ids)]} for n in found}
         return Program.from_dict({"rules": [{"gate": modes, "when": {"at": 0}}]})
 
     def is_gate(self, program: Program) -> bool:
@@ -84,10 +85,10 @@ class Served:
         if told:
             return told
         vocabulary = {} if self.tokenizer is None else self.tokenizer.get_vocab()
-        tags = [vocabulary.get(tag) for tag in ("<think>", "</think>")]
-        if None in tags:
+        opens, closes = (vocabulary.get(tag) for tag in ("<think>", "</think>"))
+        if opens is None or closes is None:
             return {}
-        return {"think": Thought(Span(*tags), (tags[1],))}
+        return {"think": Thought(Span(opens, closes), (closes,), {})}
 
     @cached_property
     def budget(self) -> Program:

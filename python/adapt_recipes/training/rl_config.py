@@ -22,8 +22,8 @@ class RlConfig:
     mode_margin_coef: of the penalty on (logit_slow - logit_fast)^2, without which forced modes drive the two apart
     until no bias moves them; None: the scheme's own.
     kl: coefficient of the KL term that holds the answers to those of the start; None: 1 for "separate", else 0.
-    max_new_tokens: None: the model's own. passes: equal parts that a rollout is split into for its gradient, which takes
-    their memory one after the other. threads: of torch.
+    max_new_tokens: None: the model's own. passes: equal parts that a rollout is split into for its gradient, which
+    takes their memory one after the other. threads: of torch.
     trainer: any other field of `adapt_kernels.trl.ADaPTConfig`, such as {length_penalty: 1.0}.
     """
 
