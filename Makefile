@@ -7,7 +7,7 @@ ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal --benchmark-disable
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all test-versions mutants bench gpu demo docs dist hub-kernel clean
+.PHONY: help install lint test test-all test-versions test-vllm mutants bench gpu demo docs dist hub-kernel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,9 @@ test-all: lint ## Lint, then run every test that needs no GPU, the full matrices
 
 test-versions: ## Run the core of the tests on the oldest, the pinned and the newest versions (15 GB of environments)
 	PYTHON=$(PYTHON) .ci/versions $(ARGS)
+
+test-vllm: ## Run real vLLM engines on a CPU, in an environment of their own (4 GB, half an hour); VLLM_VENV= names it
+	PYTHON=$(PYTHON) VLLM_VENV=$(or $(VLLM_VENV),.versions/vllm) .ci/vllm $(ARGS)
 
 mutants: ## Break adapt_kernels/hf in 100 seeded ways (needs cosmic-ray, an hour or two); lists what no test notices
 	OMP_NUM_THREADS=1 $(PYTHON) tests/hf/mutants.py $(ARGS)

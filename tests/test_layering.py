@@ -40,9 +40,10 @@ BUILD_FILES = "|".join(
 )
 MODEL_USERS = ("evaluation", "training")
 PROGRAMS = tuple(
-    f"adapt_recipes.{name}" for name in ("cli", "commands", "train_commands", "terminal", "demo", "smollm2_demo")
+    f"adapt_recipes.{name}"
+    for name in ("cli", "commands", "train_commands", "serve_commands", "terminal", "demo", "smollm2_demo")
 )
-COMMANDS = ("cli", "commands", "train_commands", "terminal")
+COMMANDS = ("cli", "commands", "train_commands", "serve_commands", "terminal")
 PAGE = "|".join(f"adapt_recipes/dial/{name}.py" for name in ("page", "controls", "asking", "style"))
 RULES = [
     Rule("engine-below-recipes", "adapt_kernels/*", ("adapt_recipes",)),

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import transformers
@@ -11,6 +12,8 @@ from transformers import (
     DynamicCache,
     GenerationConfig,
     GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
     masking_utils,
@@ -134,3 +137,73 @@ def unknown_loop() -> str:
         f"transformers {transformers.__version__} has a sampling loop that adapt_kernels was not compared with"
         f" (known: {', '.join(_COMPARED_LOOPS.values())})"
     )
+
+
+def said(state) -> tuple[list[int], list[int]]:
+    """(prompt, generated) of a request of continuous batching: one that was reset holds both in its first tokens."""
+    begin = state._true_initial_tokens or len(state.initial_tokens)
+    return state.initial_tokens[:begin], state.initial_tokens[begin:] + state.generated_tokens
+
+
+def is_over(state) -> bool:
+    """Whether such a request is finished, or has failed."""
+    return state.status.name in ("FINISHED", "FAILED")
+
+
+class _Marker(LogitsProcessor):
+    """Stands for `steering` among the model's processors, until continuous batching puts its own kind in its place."""
+
+    supports_continuous_batching = True
+
+    def __init__(self, steering):
+        self.steering = steering
+
+    def __call__(self, input_ids, scores):
+        raise RuntimeError("continuous batching applied this processor without its requests")
+
+
+def _per_request(processors, key: str):
+    class Steered(processors.ContinuousBatchingLogitsProcessor):
+        supported_kwargs: ClassVar[dict] = {key: object}
+        ignored_kwargs = ()
+
+        def __init__(self, marker: _Marker):
+            self.steering = marker.steering
+
+        def fill_defaults(self, int32_tensor):
+            int32_tensor.zero_()
+
+        def prepare_tensor_args(self, requests_with_new_token):
+            self.steering.begin([request.state for request in requests_with_new_token])
+            return torch.zeros(len(requests_with_new_token), dtype=torch.int32)
+
+        def __call__(self, scores, tensor_arg):
+            return self.steering.write(scores)
+
+    return Steered
+
+
+def continuous_manager(model, steering, key: str, generation_config, fields: dict):
+    """A `ContinuousBatchingManager` whose first processor is `steering`; requests carry theirs under the keyword `key`.
+
+    Raises RuntimeError where the model has a manager already, or transformers lacks what this needs.
+    """
+    try:
+        from transformers import ContinuousBatchingConfig
+        from transformers.generation.continuous_batching import cb_logits_processors as processors
+
+        kinds, listed = processors.CLASSIC_TO_CB_PROCESSORS_MAP, model._get_logits_processor
+    except (ImportError, AttributeError) as error:
+        raise RuntimeError(f"transformers {transformers.__version__}: {error}; {_REMEDY}") from error
+    if getattr(model, "_cached_continuous_batching_manager", None) is not None:
+        raise RuntimeError("the model has a continuous batching manager already: call its destroy, or stop, first")
+    # Only classes of this map get the requests of a step.
+    kinds.setdefault(_Marker, _per_request(processors, key))
+    model._get_logits_processor = lambda config: LogitsProcessorList([_Marker(steering), *listed(config)])
+    try:
+        manager = model.init_continuous_batching(
+            generation_config=generation_config, continuous_batching_config=ContinuousBatchingConfig(**fields)
+        )
+    finally:
+        del model._get_logits_processor
+    return manager

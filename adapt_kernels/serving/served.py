@@ -17,10 +17,13 @@ _KEPT = 256  # parsed programs of requests
 
 class Served:
     """modes: None where nobody tells any. programs: by name. eos_ids: the ids that end a turn. tokenizer: a function
-    that loads it, called when a text has to be resolved."""
+    that loads it, called when a text has to be resolved. spans: as of `patch`."""
 
-    def __init__(self, modes: Modes | None, programs: Mapping[str, Program], eos_ids=(), tokenizer=lambda: None):
+    def __init__(
+        self, modes: Modes | None, programs: Mapping[str, Program], eos_ids=(), tokenizer=lambda: None, spans=None
+    ):
         self.modes, self.programs, self.eos_ids = modes, dict(programs), frozenset(eos_ids)
+        self._spans = spans or {}
         self._load_tokenizer = tokenizer
         for name, program in self.programs.items():
             try:
@@ -81,7 +84,7 @@ class Served:
     @cached_property
     def thoughts(self) -> dict[str, Thought]:
         """The spans that `thinking_budget` caps; `<think>` ... `</think>` where the modes tell none."""
-        told = {} if self.modes is None else thought_spans(self.modes, {})
+        told = {} if self.modes is None else thought_spans(self.modes, self._spans)
         if told:
             return told
         vocabulary = {} if self.tokenizer is None else self.tokenizer.get_vocab()

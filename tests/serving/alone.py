@@ -1,7 +1,6 @@
 """What a request says alone, by the machine that `generate` uses: `ProgramRun`, step by step, and `mode_sample`."""
 
 import torch
-from fake_engines import VOCAB, Request
 
 from adapt_kernels.ops.mode_sample import class_edited, mode_sample
 from adapt_kernels.program.run import ProgramRun
@@ -9,31 +8,47 @@ from adapt_kernels.program.steer_request import delimiters, reply_tails
 from adapt_kernels.serving.settings import ROW_KEY, parse
 
 
-def alone(request: Request, served, seed: int) -> list[int]:
-    """The greedy continuation of `request.length` tokens."""
-    settings = parse({k: v for k, v in (request.extra or {}).items() if k != ROW_KEY}, served)
+def alone(request, served, seed: int) -> list[int]:
+    """The greedy continuation of `request.length` tokens of a request of `fake_engines`."""
+    settings = {k: v for k, v in (request.extra or {}).items() if k != ROW_KEY}
+    return _play(settings, served, request.prompt, request.logits, request.length, seed, request.temperature)[0]
+
+
+def replay(settings, served, prompt, logits, length: int) -> tuple[list[int], int]:
+    """(tokens, how many of them rules wrote) of greedy decoding on the recorded logits [T, V], at most `length`."""
+
+    def row(said):
+        return logits[len(said)]
+
+    tokens, forced = _play(settings, served, list(prompt), row, len(logits), 0, 0.0, length)
+    return tokens, forced
+
+
+def _play(given, served, prompt, logits_of, steps, seed, temperature, length=None) -> tuple[list[int], int]:
+    settings = parse(given, served)
     programs = [*served.programs_of(settings)]
     inputs = {"thinking_budget": [settings.thinking_budget]} if settings.thinking_budget is not None else {}
     run = ProgramRun(
-        [programs], vocab_size=VOCAB, max_new_tokens=request.length, seeds=torch.tensor([seed]), inputs=inputs,
-        outer_modes=served.modes.names,
+        [programs], vocab_size=len(logits_of([])), max_new_tokens=length or steps, seeds=torch.tensor([seed]),
+        inputs=inputs, outer_modes=served.modes.names,
     )  # fmt: skip
-    prompt = torch.tensor([request.prompt])
-    run.begin(reply_tails(prompt, None, set(served.turns), delimiters(programs)))
+    run.begin(reply_tails(torch.tensor([prompt]), None, set(served.turns), delimiters(programs)))
     said: list[int] = []
-    for step in range(request.length):
-        logits = request.logits(said)[None]
+    forced = 0
+    for step in range(steps):
+        logits = logits_of(said)[None]
         decision = run.decide()
         edited = class_edited(logits, run.compiled.tables.bias_classes, decision.scale, decision.bias)
         token = int(edited.argmax()) if decision.forced[0] < 0 else int(decision.forced[0])
+        forced += int(decision.forced[0]) >= 0
         if decision.gate[0] >= 0:
-            token = _gated(run, decision, settings, served, edited, seed, step, request.temperature)
+            token = _gated(run, decision, settings, served, edited, seed, step, temperature)
         drawn, *_ = run.settle(decision, torch.tensor([token]))
         if settings.gated:
             run.tell_modes(run.modes(0))
         run.advance(drawn)
         said.append(int(drawn))
-    return said
+    return said, forced
 
 
 def _gated(run, decision, settings, served, logits, seed, step, temperature) -> int:

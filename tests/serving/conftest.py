@@ -1,33 +1,17 @@
 import sys
-from enum import Enum, auto
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
-
-_OLDER = "vllm.v1.sample.logits_processor.interface"
-_NEWER = "vllm.v1.worker.gpu.sample.logits_processor.interface"
-
-
-class MoveDirectionality(Enum):
-    UNIDIRECTIONAL = auto()
-    SWAP = auto()
-
-
-def _stand_in(name: str, **names) -> dict[str, ModuleType]:
-    """A module of that dotted name, and the packages above it."""
-    parts, found = name.split("."), {}
-    for length in range(1, len(parts) + 1):
-        found[".".join(parts[:length])] = ModuleType(".".join(parts[:length]))
-    found[name].__dict__.update(names)
-    return found
+from stand_ins import NEWER, OLDER, MoveDirectionality, stand_in
 
 
 @pytest.fixture
 def processor(monkeypatch):
     """`adapt_kernels.vllm.processor` on stand-ins for the few names of vLLM that it touches."""
     modules = {
-        **_stand_in(_OLDER, LogitsProcessor=type("V1", (), {}), MoveDirectionality=MoveDirectionality),
-        **_stand_in(_NEWER, LogitsProcessor=type("V2", (), {})),
+        **stand_in("vllm.sampling_params", SamplingParams=None),
+        **stand_in(OLDER, LogitsProcessor=type("V1", (), {}), MoveDirectionality=MoveDirectionality),
+        **stand_in(NEWER, LogitsProcessor=type("V2", (), {})),
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)

@@ -146,7 +146,7 @@ REFUSED = [
     (params(fast_prob=0.5, bad_words=["a"]), (1,), {}, "^fast_prob: allowed_token_ids and bad_words"),
     (params(thinking_budget=3, thinking_token_budget=3), (1,), {}, "^thinking_budget: thinking_token_budget is vLLM's"),
     (params(program="by mode"), (1,), {}, "^program: its rules ask for a mode"),
-    (params(program=HOLD, stop=["x"]), (1,), {}, "^program: vLLM's stop strings do not sleep"),
+    (params(program=HOLD, stop=["x"]), (1,), {}, "^program: the engine.s stop strings do not sleep"),
     (params(program=AT_0, mode="fast"), (1,), {}, r"^program: rules\[0\] \(force\) acts at position 0"),
     (params(program=EARLY, mode="fast"), (1, 10), {}, "^program: a rule acts at position 0"),
     (params(mode="fast"), (1,), {"newer": False, "drafts": 3}, "^mode: the older model runner drops logits processors"),

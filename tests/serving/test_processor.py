@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import MoveDirectionality
 from fake_engines import VOCAB, NewerEngine, OlderEngine, Request
+from stand_ins import MoveDirectionality
 from test_runners import PROGRAMS, served
 from torch.utils._python_dispatch import TorchDispatchMode
 

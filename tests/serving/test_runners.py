@@ -4,8 +4,8 @@ import random
 
 import pytest
 from alone import alone
-from conftest import MoveDirectionality
 from fake_engines import NewerEngine, OlderEngine, Request
+from stand_ins import MoveDirectionality
 
 from adapt_kernels.modes import Modes
 from adapt_kernels.philox import row_seed

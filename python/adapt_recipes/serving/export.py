@@ -23,8 +23,8 @@ def export_for_vllm(folder: Path, out: Path) -> str:
     """
     from safetensors.torch import load_file, save_file
 
+    size = head_size(folder)
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: name a new folder")
     shutil.copytree(folder, out, dirs_exist_ok=True)
@@ -37,6 +37,15 @@ def export_for_vllm(folder: Path, out: Path) -> str:
         save_file(tensors, path, metadata={"format": "pt"})
     (out / "config.json").write_text(json.dumps(config | {"head_dim": longer}, indent=2) + "\n", "utf-8")
     return f"heads of {size} dims re-laid as heads of {longer}, the others 0: the logits are the same but for rounding"
+
+
+def head_size(folder: Path) -> int:
+    """Dims of an attention head. Raises ValueError where the folder's config.json does not say."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if "num_attention_heads" not in config:
+        raise ValueError(f"{folder} is not a model folder: config.json with num_attention_heads expected")
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
 def _check_layout(config: dict[str, Any], size: int, longer: int | None) -> None:
