@@ -67,25 +67,16 @@ template <typename T>
 __device__ void scan_tiles(const T* x, int64_t n, float scale2, const RowLayout& layout, const BlockMemory<T>& memory,
                            Partial* partials) {
   const int lane = threadIdx.x % kWarp;
-  const int64_t first = layout.first_tile(cluster_rank()), last = layout.last_tile(cluster_rank());
-  for (int64_t tile = first + threadIdx.x / kWarp; tile < last; tile += kWarps) {
+  const int first = int(layout.first_tile(cluster_rank())), last = int(layout.last_tile(cluster_rank()));
+  const bool staged = layout.staged();
+#pragma unroll 1
+  for (int tile = first + threadIdx.x / kWarp; tile < last; tile += kWarps) {
     LanePacks<T> mine;
-    load_tile(x, tile * kTileColumns, n, &mine);
-    if (layout.staged()) stage_tile(mine, memory.staged + (tile - first) * kTileColumns);
+    load_tile(x, int64_t(tile) * kTileColumns, n, &mine);
+    if (staged) stage_tile(mine, memory.staged + (tile - first) * kTileColumns);
     const Partial found = tile_partial(mine, scale2);
     if (lane == 0)
       for (unsigned rank = 0; rank < layout.cluster; ++rank) *in_block(partials + tile, rank) = found;
-  }
-}
-
-template <typename T>
-__device__ void write_tiles(const T* x, T* out, int64_t n, int64_t id, const RowLayout& layout,
-                            const BlockMemory<T>& memory, const GradientRow decision) {
-  const int64_t first = layout.first_tile(cluster_rank()), last = layout.last_tile(cluster_rank());
-  for (int64_t tile = first + threadIdx.x / kWarp; tile < last; tile += kWarps) {
-    const int64_t begin = tile * kTileColumns;
-    const T* from = layout.staged() ? memory.staged + (tile - first) * kTileColumns : x + begin;
-    write_tile(from, out, begin, n, id, decision);
   }
 }
 
@@ -114,17 +105,18 @@ __global__ void __launch_bounds__(kThreads) loss_rows(PolicyLossArguments a, Row
       if (layout.cluster > 1) cluster_sync();
       else __syncthreads();
       if (threadIdx.x < kWarp) {
-        const Partial whole = merge_groups(groups_of(layout.tiles), scale2, [&](int64_t g) {
-          const int64_t begin = g * kGroupTiles, left = layout.tiles - begin;
-          return merge_group(partials + begin, left < kGroupTiles ? left : kGroupTiles, scale2);
-        });
+        const Partial whole = merge_tiles(partials, layout.tiles, scale2);
         if (threadIdx.x == 0) memory.row->decision = decide(a, row, memory.row->token, whole, first);
       }
       partials = partials == memory.partials ? partials + layout.tiles : memory.partials;
       __syncthreads();
     }
-    if (a.gradient.data && (memory.row->decision.any || !a.zeroed))
-      write_tiles(x, row_at<T>(a.gradient, row), n, a.ids[row], layout, memory, memory.row->decision);
+    if (a.gradient.data && (memory.row->decision.any || !a.zeroed)) {
+      const int begin = int(layout.first_tile(cluster_rank()));
+      const T* from = layout.staged() ? memory.staged - int64_t(begin) * kTileColumns : x;
+      write_tiles(from, row_at<T>(a.gradient, row), begin + int(threadIdx.x / kWarp),
+                  int(layout.last_tile(cluster_rank())), kWarps, n, a.ids[row], memory.row->decision);
+    }
     // The next row's decision must not overtake a thread that is still writing this one's.
     __syncthreads();
   }

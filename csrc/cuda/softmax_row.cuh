@@ -8,6 +8,8 @@ namespace adapt {
 
 constexpr int kWarp = 32;
 constexpr float kVanishing = -126.0f;
+// Where |max log2(e) / T| stays below it, rounding that product moves a power by a factor of 2 at most.
+constexpr float kLargestShift = 16777216.0f;
 constexpr double kLn2 = 0.69314718055994530942;
 
 __device__ inline float to_float(float x) { return x; }
@@ -35,6 +37,63 @@ __device__ inline void store_pack(const Pack<T>& pack, T* place) {
   uint4 word;
   memcpy(&word, &pack, sizeof word);
   *reinterpret_cast<uint4*>(place) = word;
+}
+
+__device__ inline uint32_t pair_word(float a, float b, const __nv_bfloat16*) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  uint32_t word;
+  memcpy(&word, &pair, sizeof word);
+  return word;
+}
+__device__ inline uint32_t pair_word(float a, float b, const __half*) {
+  const __half2 pair = __floats2half2_rn(a, b);
+  uint32_t word;
+  memcpy(&word, &pair, sizeof word);
+  return word;
+}
+
+// Sixteen bytes that are not read again soon.
+__device__ inline void store_word(uint4 word, void* place) {
+#if defined(__CUDA_ARCH__)
+  __stcs(static_cast<uint4*>(place), word);
+#else
+  *static_cast<uint4*>(place) = word;
+#endif
+}
+
+// Rounded to the type of `place`, two at a time.
+template <typename T>
+__device__ inline void store_floats(const float (&v)[8], T* place) {
+  store_word({pair_word(v[0], v[1], place), pair_word(v[2], v[3], place), pair_word(v[4], v[5], place),
+              pair_word(v[6], v[7], place)},
+             place);
+}
+__device__ inline void store_floats(const float (&v)[4], float* place) {
+  uint4 word;
+  memcpy(&word, v, sizeof word);
+  store_word(word, place);
+}
+
+// Column k of sixteen bytes.
+__device__ inline uint32_t word_of(const uint4& pack, int k) {
+  return k == 0 ? pack.x : k == 1 ? pack.y : k == 2 ? pack.z : pack.w;
+}
+__device__ inline float of_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+__device__ inline float column_of(const uint4& pack, int k, const float*) { return of_bits(word_of(pack, k)); }
+__device__ inline float column_of(const uint4& pack, int k, const __nv_bfloat16*) {
+  const uint32_t word = word_of(pack, k / 2);
+  return of_bits(k % 2 ? word & 0xffff0000u : word << 16);
+}
+__device__ inline float column_of(const uint4& pack, int k, const __half*) {
+  const uint32_t word = word_of(pack, k / 2);
+  const uint16_t bits = uint16_t(k % 2 ? word >> 16 : word);
+  __half value;
+  memcpy(&value, &bits, sizeof value);
+  return to_float(value);
 }
 
 // With a = (x - max) log2(e) / T: mass = sum 2^a, moment = sum 2^a a. No column yet: max -inf, mass 0.
@@ -85,7 +144,12 @@ struct RowStatistics {
 __device__ inline double log_mass(const RowStatistics& s) { return log(s.mass); }
 __device__ inline double entropy_of(const RowStatistics& s) { return log(s.mass) - s.moment / s.mass; }
 
+// log2(e) / T; a refined guess where that is a plain number, which spares a row the division.
 __device__ inline float log2_scale(double temperature) {
+  if (temperature > 1e-37 && temperature < 1e37) {
+    const double guess = 1.0f / float(temperature);
+    return float(1.4426950408889634074 * (guess + guess * (1 - temperature * guess)));
+  }
   return float(fmin(fmax(1.4426950408889634074 / temperature, 1.1754943508222875e-38), 3.4028234663852886e38));
 }
 
@@ -109,7 +173,7 @@ __device__ inline float token_logprob(const TokenLogit& token, const RowStatisti
 struct GradientRow {
   float max, scale2, level, tilt, vanished;
   float at_token;
-  bool any;
+  bool any, fused;  // fused: plain numbers, for which max scale2 may be rounded before it is subtracted
 };
 
 __device__ inline GradientRow gradient_row(const TokenLogit& token, const RowStatistics& s, double temperature,
@@ -122,6 +186,7 @@ __device__ inline GradientRow gradient_row(const TokenLogit& token, const RowSta
   g.level = float((entropy_slope * (s.moment / s.mass) - logprob_slope) * unit);
   g.tilt = float(-entropy_slope * kLn2 * unit);
   g.vanished = g.level != g.level ? g.level : 0.0f;
+  g.fused = g.any && fabsf(g.max * g.scale2) < kLargestShift && fabsf(g.level) < INFINITY && fabsf(g.tilt) < INFINITY;
   g.at_token = 0;
   if (token.inside) {
     const double y = (token.value - s.max) / temperature, logprob = y - log_mass(s), p = exp(logprob);

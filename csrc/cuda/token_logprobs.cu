@@ -1,5 +1,5 @@
-// token_logprobs on the GPU: a row is cut into groups of tiles, a block each, which are merged in order, so a row's bits
-// depend on nothing but the row; policy_loss sums in the same order.
+// token_logprobs on the GPU: every tile of a row leaves a partial sum, which are merged in order, so a row's bits depend on
+// nothing but the row; policy_loss sums in the same order.
 #include "adapt/token_logprobs.h"
 
 #include "row_tiles.cuh"
@@ -7,34 +7,40 @@
 namespace adapt {
 namespace {
 
-constexpr int kThreads = kGroupTiles * kWarp;
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+// Of a row, one after another by a warp: what a row costs once is shared by them.
+constexpr int kWarpTiles = 4;
 
+__host__ __device__ inline int64_t slices_of(int64_t tiles) {
+  return (tiles + kWarps * kWarpTiles - 1) / (kWarps * kWarpTiles);
+}
+
+// Blocks are slices of a row, then rows.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) scan_groups(TokenLogprobsArguments a, int64_t groups, Partial* partials) {
-  ADAPT_SHARED Partial found[kGroupTiles];
+__global__ void __launch_bounds__(kThreads) scan_tiles(TokenLogprobsArguments a, Partial* partials) {
   const int64_t n = a.logits.vocab_size, tiles = tiles_of(n);
-  for (int64_t job = blockIdx.x; job < a.logits.count * groups; job += gridDim.x) {
-    const int64_t row = job / groups, first = (job % groups) * kGroupTiles, tile = first + threadIdx.x / kWarp;
+  const unsigned slices = unsigned(slices_of(tiles)), step = gridDim.x / slices;
+  const int first = blockIdx.x % slices * (kWarps * kWarpTiles) + threadIdx.x / kWarp;
+  const int last = tiles < first + kWarps * kWarpTiles ? int(tiles) : first + kWarps * kWarpTiles;
+  for (int64_t row = blockIdx.x / slices; row < a.logits.count; row += step) {
     if (a.mask && !a.mask[row]) continue;
     const float scale2 = log2_scale(a.temperature[row]);
-    if (tile < tiles) {
+    const T* x = row_at<T>(a.logits, row);
+#pragma unroll 1
+    for (int tile = first; tile < last; tile += kWarps) {
       LanePacks<T> mine;
-      load_tile(row_at<T>(a.logits, row), tile * kTileColumns, n, &mine);
+      load_tile(x, int64_t(tile) * kTileColumns, n, &mine);
       const Partial partial = tile_partial(mine, scale2);
-      if (threadIdx.x % kWarp == 0) found[threadIdx.x / kWarp] = partial;
+      if (threadIdx.x % kWarp == 0) partials[row * tiles + tile] = partial;
     }
-    __syncthreads();
-    if (threadIdx.x == 0)
-      partials[job] = merge_group(found, tiles - first < kGroupTiles ? tiles - first : kGroupTiles, scale2);
-    __syncthreads();
   }
 }
 
 // A warp per row.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) merge_rows(TokenLogprobsArguments a, int64_t groups,
-                                                       const Partial* partials) {
-  constexpr int kWarps = kThreads / kWarp;
+__global__ void __launch_bounds__(kThreads) merge_rows(TokenLogprobsArguments a, const Partial* partials) {
+  const int64_t tiles = tiles_of(a.logits.vocab_size);
   for (int64_t row = blockIdx.x * int64_t(kWarps) + threadIdx.x / kWarp; row < a.logits.count;
        row += int64_t(gridDim.x) * kWarps) {
     double* out = a.statistics ? a.statistics + 3 * row : nullptr;
@@ -45,8 +51,7 @@ __global__ void __launch_bounds__(kThreads) merge_rows(TokenLogprobsArguments a,
       continue;
     }
     const double temperature = a.temperature[row];
-    const float scale2 = log2_scale(temperature);
-    const Partial whole = merge_groups(groups, scale2, [&](int64_t g) { return partials[row * groups + g]; });
+    const Partial whole = merge_tiles(partials + row * tiles, tiles, log2_scale(temperature));
     if (!leader) continue;
     const RowStatistics s{whole.max, whole.mass, whole.moment * kLn2};
     // What is written early need not be kept across the divisions' slow path: on sm_80 it would spill.
@@ -77,9 +82,8 @@ __global__ void __launch_bounds__(kThreads) gradient_rows(LogitGradientArguments
     }
     __syncthreads();
     T* out = row_at<T>(a.gradient, row);
-    const int64_t tiles = decision.any || !a.zeroed ? tiles_of(n) : 0;
-    for (int64_t tile = threadIdx.x / kWarp; tile < tiles; tile += kThreads / kWarp)
-      write_tile(x + tile * kTileColumns, out, tile * kTileColumns, n, a.ids[row], decision);
+    const int tiles = decision.any || !a.zeroed ? int(tiles_of(n)) : 0;
+    write_tiles(x, out, threadIdx.x / kWarp, tiles, kWarps, n, a.ids[row], decision);
     __syncthreads();
   }
 }
@@ -87,11 +91,11 @@ __global__ void __launch_bounds__(kThreads) gradient_rows(LogitGradientArguments
 template <typename T>
 int score(const TokenLogprobsArguments& a, void* workspace, cudaStream_t stream) {
   if (a.logits.count == 0) return 0;
-  const int64_t groups = groups_of(tiles_of(a.logits.vocab_size));
+  const int64_t slices = slices_of(tiles_of(a.logits.vocab_size)), most = kMostBlocks / slices;
   Partial* partials = static_cast<Partial*>(workspace);
-  ADAPT_LAUNCH(scan_groups<T>, grid_of(a.logits.count * groups), kThreads, stream, a, groups, partials);
-  const int64_t blocks = (a.logits.count * kWarp + kThreads - 1) / kThreads;
-  ADAPT_LAUNCH(merge_rows<T>, grid_of(blocks), kThreads, stream, a, groups, partials);
+  const int64_t rows = a.logits.count < most ? a.logits.count : most;
+  ADAPT_LAUNCH(scan_tiles<T>, unsigned(rows * slices), kThreads, stream, a, partials);
+  ADAPT_LAUNCH(merge_rows<T>, grid_of((a.logits.count + kWarps - 1) / kWarps), kThreads, stream, a, partials);
   return last_status();
 }
 
@@ -106,7 +110,7 @@ int gradient(const LogitGradientArguments& a, cudaStream_t stream) {
 }  // namespace adapt
 
 extern "C" int64_t adapt_token_logprobs_workspace(int64_t rows, int64_t vocab_size) {
-  return rows * adapt::groups_of(adapt::tiles_of(vocab_size)) * int64_t(sizeof(adapt::Partial));
+  return rows * adapt::tiles_of(vocab_size) * int64_t(sizeof(adapt::Partial));
 }
 
 extern "C" int adapt_token_logprobs_cuda(const TokenLogprobsArguments* arguments, void* workspace, void* stream) {

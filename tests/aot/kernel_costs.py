@@ -19,7 +19,7 @@ from adapt_kernels.native.jit_cuda import NVCC_FLAGS
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "benchmarks" / "results" / "sass_sm90.json"
 VOCAB_SIZE = 151936
-CREDIT_THREADS = {"scan_groups": 256, "merge_rows": 256, "gradient_rows": 256, "loss_rows": 256, "rescale_rows": 256}
+CREDIT_THREADS = {"scan_tiles": 256, "merge_rows": 256, "gradient_rows": 256, "loss_rows": 256, "rescale_rows": 256}
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,12 @@ def of_steps(driver) -> dict[str, dict]:
 
 # Source, kernel, its hot stretches in bfloat16: a lane has 32 columns of a tile, in packs of 8.
 READ_TILE = Hot(64, "LDG.128", 32, loop=True)
+WRITE_TILE = Hot(64, "STG.128", 32, loop=True)
 CUDA = (
-    ("token_logprobs", "scan_groups", (READ_TILE,)),
+    ("token_logprobs", "scan_tiles", (READ_TILE,)),
     ("token_logprobs", "merge_rows", ()),
-    ("token_logprobs", "gradient_rows", (Hot(8, "MUFU.EX2", 8, loop=True),)),
-    ("policy_loss", "loss_rows", (READ_TILE, Hot(8, "MUFU.EX2", 8, loop=True))),
+    ("token_logprobs", "gradient_rows", (WRITE_TILE,)),
+    ("policy_loss", "loss_rows", (READ_TILE, WRITE_TILE)),
     ("policy_loss", "rescale_rows", (READ_TILE,)),
     ("policy_loss", "sum_losses", ()),
 )

@@ -24,7 +24,10 @@ struct RowsOf {
   Pointer data;
   LogitsType type;
   int64_t count, inner, vocab_size, outer_stride, inner_stride;
-  ADAPT_BOTH int64_t offset(int64_t row) const { return (row / inner) * outer_stride + (row % inner) * inner_stride; }
+  ADAPT_BOTH int64_t offset(int64_t row) const {
+    if (count <= inner) return row * inner_stride;  // without a division
+    return (row / inner) * outer_stride + (row % inner) * inner_stride;
+  }
 };
 using LogitRows = RowsOf<const void*>;
 using GradientRows = RowsOf<void*>;
