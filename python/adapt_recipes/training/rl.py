@@ -32,6 +32,7 @@ from adapt_recipes.training.run_state import (
     check_output,
     load_run,
     load_tensors,
+    progress,
     save_run,
     torch_threads,
 )
@@ -64,7 +65,7 @@ def train(
         use_cache = model.config.use_cache
         trained = [value for value in model.parameters() if value.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
-        done, spent = load_run(out, config, model, optimizer)
+        done, spent = progress(out, config)
         end = config.iterations if stop_after is None else min(stop_after, config.iterations)
         clock = Clock(spent)
         if done == 0:  # so that a run is resumable from its first second
@@ -82,9 +83,13 @@ def train(
             tasks = training_problems(config)[done * config.prompts :]
             parts = model, tokenizer, modes, settings, optimizer
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of transformers, about TRL
+                # Before the run's own weights: what it is held to, or measured against, is the start.
                 trainer = build_trainer(*parts, tasks, correct, (done, end), after_step)
+                load_run(out, config, model, optimizer)
                 trainer.scheme_state.update(load_tensors(out, SCHEME))
                 trainer.train()
+        else:
+            load_run(out, config, model, optimizer)
         if end == config.iterations:
             ak.unpatch(model)
             model.config.use_cache = use_cache  # TRL turns it off

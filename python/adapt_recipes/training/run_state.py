@@ -90,7 +90,25 @@ def load_run(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> tuple[int, dict[str, float]]:
-    """Restore what `save_run` wrote, in place. Returns the finished steps and the seconds spent; (0, {}) if no run."""
+    """Restore what `save_run` wrote, in place. Returns what `progress` does."""
+    done, spent = progress(out, config)
+    if read_state(out) is None:
+        return done, spent
+    tensors = load_tensors(out)
+    with torch.no_grad():
+        for name, value in _parameters(model):
+            value.copy_(tensors[f"model.{name}"])
+            moments = {key: tensors.get(f"optimizer.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            if all(moment is not None for moment in moments.values()):
+                optimizer.state[value] = moments
+    return done, spent
+
+
+def progress(out: Path, config: Any) -> tuple[int, dict[str, float]]:
+    """The finished steps of the run saved in `out`, and the seconds spent; (0, {}) if no run.
+
+    Raises ValueError for a run with another configuration.
+    """
     state = read_state(out)
     if state is None:
         return 0, {}
@@ -100,13 +118,6 @@ def load_run(
             f"{out} holds a run with another configuration ({_differences(state['config'], ours)}): "
             "resume with the same settings or choose another folder"
         )
-    tensors = load_tensors(out)
-    with torch.no_grad():
-        for name, value in _parameters(model):
-            value.copy_(tensors[f"model.{name}"])
-            moments = {key: tensors.get(f"optimizer.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            if all(moment is not None for moment in moments.values()):
-                optimizer.state[value] = moments
     return state["step"], state["spent"]
 
 
