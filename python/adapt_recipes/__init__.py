@@ -16,14 +16,15 @@ from adapt_recipes.tasks.problem import Problem
 
 __all__ = ["Problem", "adapter_path", "checkpoint_path", "grade", "problems"]
 
-CHECKPOINTS = ("sft", "rl")  # trained one after the other
+CHECKPOINTS = ("sft", "rl", "paths", "keep")  # the first two trained one after the other
 ADAPTERS = ("smollm2-sft", "smollm2-rl")  # likewise
 
 
 def checkpoint_path(name: str) -> Path:
     """Folder of a checkpoint shipped with the package, for `AutoModelForCausalLM` and `AutoTokenizer`.
 
-    "sft" knows both modes and draws them at even odds, "rl" has learnt which problems deserve the slow one.
+    "sft" knows both modes and draws them at even odds, "rl" has learnt which problems deserve the slow one. "paths"
+    guesses and checks, with a `PrefixScorer` in its folder; "keep" remembers the marked, with a `TokenScorer`.
     """
     if name not in CHECKPOINTS:
         raise ValueError(f"no shipped checkpoint is named {name!r}; there is: {', '.join(CHECKPOINTS)}")

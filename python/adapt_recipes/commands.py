@@ -26,21 +26,39 @@ app.command()(serve_commands.load)
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for frontier.png and frontier.csv.")] = Path("adapt_demo"),
-    problems: Annotated[int, typer.Option(help="Problems measured at each setting.")] = 1000,
+    out: Annotated[Path, typer.Option(help="Folder for the plot (PNG) and the table (CSV).")] = Path("adapt_demo"),
+    problems: Annotated[
+        int | None,
+        typer.Option(help="Problems measured at each setting; default 1000, of --paths 100, of --keep 224."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the problems and of every draw.")] = 7,
     smollm2: Annotated[bool, typer.Option("--smollm2", help="Show SmolLM2-135M instead of the task model.")] = False,
+    paths: Annotated[
+        bool, typer.Option("--paths", help="Show which of 16 samples live on: random, confidence, STOP, oracle.")
+    ] = False,
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="Show what a KV budget costs: full, DynTS, snap, r_kv, window, random, oracle."),
+    ] = False,
 ) -> None:
     """Move two trained models along their accuracy/cost frontiers: a table, a plot and a CSV file."""
+    chosen = [name for name, asked in {"--smollm2": smollm2, "--paths": paths, "--keep": keep}.items() if asked]
+    counted = {} if problems is None else {"count": problems}
     with plain_errors():
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} are demos of their own: choose one")
         if smollm2:
             from adapt_recipes.smollm2_demo import run_smollm2_demo
 
             run_smollm2_demo(seed, console)
             return
-        from adapt_recipes.demo import run_demo
-
-        run_demo(out, problems, seed, console)
+        if paths:
+            from adapt_recipes.paths_demo import run_paths_demo as run
+        elif keep:
+            from adapt_recipes.keep_demo import run_keep_demo as run
+        else:
+            from adapt_recipes.demo import run_demo as run
+        run(out, seed=seed, console=console, **counted)
 
 
 @app.command()

@@ -52,7 +52,7 @@ def sft(
         with _bar(chosen.total_steps, "loss") as update:
             every = {} if checkpoint_every is None else {"checkpoint_every": checkpoint_every}
             result = recipe.train(chosen, out, resume, on_step=update, **every)
-        _finish(out, chosen.task, result.wall_s, result.cpu_s)
+        _finish(out, chosen.task, result)
 
 
 @train_app.command()
@@ -81,7 +81,53 @@ def rl(
         )
         with _bar(chosen.iterations, "reward") as update:
             result = train(chosen, out, resume, checkpoint_every, on_step=update)
-        _finish(out, chosen.task, result.wall_s, result.cpu_s)
+        _finish(out, chosen.task, result)
+
+
+Control = Annotated[bool, typer.Option(help="Also train what must fail, and show that it does.")]
+
+
+@train_app.command()
+def paths(
+    out: Out,
+    seed: Seed = None,
+    resume: Resume = False,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between saved states.")] = 100,
+    control: Control = True,
+    settings: Setting = None,
+) -> None:
+    """Teach a model to guess and check, and a scorer (STOP) to see which of its samples are doomed, in minutes."""
+    with plain_errors():
+        from adapt_recipes.config import load_config, parse_settings
+        from adapt_recipes.training.paths import PathsConfig, report, train
+
+        chosen = load_config(PathsConfig, None, seed=seed, **parse_settings(settings))
+        with _bar(chosen.steps, "loss") as update:
+            result, scorer = train(chosen, out, resume, checkpoint_every, update, console.is_terminal)
+        for table in report(_told(out, result), scorer, chosen, control, console.is_terminal):
+            console.print(table)
+
+
+@train_app.command()
+def keep(
+    out: Out,
+    seed: Seed = None,
+    resume: Resume = False,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between saved states.")] = 100,
+    settings: Setting = None,
+) -> None:
+    """Teach a model to remember the marked, and a head (DynTS) which tokens its answers will need, in minutes.
+
+    --set marked=false is the control: the thought does not say what was asked for.
+    """
+    with plain_errors():
+        from adapt_recipes.config import load_config, parse_settings
+        from adapt_recipes.training.keep import KeepConfig, report, train
+
+        chosen = load_config(KeepConfig, None, seed=seed, **parse_settings(settings))
+        with _bar(chosen.steps, "loss") as update:
+            result, head = train(chosen, out, resume, checkpoint_every, update, console.is_terminal)
+        console.print(report(_told(out, result), head))
 
 
 @train_app.command()
@@ -115,7 +161,19 @@ def _bar(total: int, value: str) -> Iterator[Any]:
         progress.stop()
 
 
-def _finish(folder: Path, task: str, wall_s: float, cpu_s: float) -> None:
+def _spent(folder: Path, result: Any) -> str:
+    return f"saved {folder}: {result.wall_s:.0f} s wall time, {result.cpu_s:.0f} s CPU time"
+
+
+def _told(folder: Path, result: Any) -> Any:
+    """Say what a run took. Its model, patched."""
+    import adapt_kernels as ak
+
+    console.print(_spent(folder, result), soft_wrap=True)
+    return ak.patch(result.model, ak.Modes.from_pretrained(folder))
+
+
+def _finish(folder: Path, task: str, result: Any) -> None:
     """Say what the run took, and what the model in `folder` can do."""
     import adapt_kernels as ak
     from adapt_recipes.adapters import is_adapter
@@ -125,7 +183,7 @@ def _finish(folder: Path, task: str, wall_s: float, cpu_s: float) -> None:
     from adapt_recipes.models import load, load_modes
     from adapt_recipes.training.adapter_card import write_card
 
-    console.print(f"saved {folder}: {wall_s:.0f} s wall time, {cpu_s:.0f} s CPU time", soft_wrap=True)
+    console.print(_spent(folder, result), soft_wrap=True)
     model, tokenizer = load(folder)
     modes = load_modes(folder, tokenizer, None, None)
     ak.patch(model, modes)

@@ -113,7 +113,7 @@ def test_wrong(completion):
 
 def test_checkpoint_path():
     assert (ar.checkpoint_path("sft") / "config.json").is_file()
-    with pytest.raises(ValueError, match="no shipped checkpoint is named 'gpt'; there is: sft, rl"):
+    with pytest.raises(ValueError, match="no shipped checkpoint is named 'gpt'; there is: sft, rl, paths, keep"):
         ar.checkpoint_path("gpt")
     with pytest.raises(ValueError, match="no shipped checkpoint"):
         ar.checkpoint_path("../checkpoints/sft")

@@ -1,8 +1,8 @@
-"""The accuracy/cost frontier as a picture: one curve per model, and the line of a random mode choice."""
+"""Accuracy against cost as a picture: frontiers with the line of a random mode choice, or one curve per policy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,31 +28,49 @@ def save_frontiers(
 
     random_choice(tokens): accuracy of drawing the mode of the model labelled `base` at random for those tokens.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    axes = _axes()
     everything = [row.mean_tokens for curve in curves for row in curve.rows]
     ends = [min(everything), max(everything)]
     axes.plot(ends, [random_choice(end) for end in ends], "--", color="0.65", linewidth=1.2, zorder=1,
               label=f"mode of {base} drawn at random")  # fmt: skip
     for i, curve in enumerate(curves):
-        ordered = sorted(curve.rows, key=lambda row: row.mean_tokens)
-        colour = COLOURS[i % len(COLOURS)]
-        axes.plot(
-            [row.mean_tokens for row in ordered], [row.accuracy for row in ordered], "o-", color=colour, linewidth=1.2,
-            markersize=6, markeredgecolor="black", markeredgewidth=0.6, zorder=2 + i, label=curve.label,
-        )  # fmt: skip
+        _draw(axes, i, curve.label, [(row.mean_tokens, row.accuracy) for row in curve.rows])
     _label_dots(axes, curves[-1].rows, ends)
-    axes.set(xlabel="mean generated tokens per problem (cost)", ylabel="accuracy", title=title)
+    _finish(axes, path, "mean generated tokens per problem (cost)", title, "lower right")
+
+
+def save_policies(curves: Mapping[str, Sequence[tuple[float, float]]], path: Path, cost: str, title: str) -> None:
+    """Draw accuracy against a cost of that name, one curve of (cost, accuracy) per policy."""
+    axes = _axes()
+    for i, (label, points) in enumerate(curves.items()):
+        _draw(axes, i, label, points)
+    _finish(axes, path, cost, title, "best")
+
+
+def _axes():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure.subplots()
+
+
+def _draw(axes, index: int, label: str, points: Sequence[tuple[float, float]]) -> None:
+    axes.plot(
+        *zip(*sorted(points), strict=True), "o-", color=COLOURS[index % len(COLOURS)], linewidth=1.2, markersize=6,
+        markeredgecolor="black", markeredgewidth=0.6, zorder=2 + index, label=label,
+    )  # fmt: skip
+
+
+def _finish(axes, path: Path, cost: str, title: str, legend: str) -> None:
+    axes.set(xlabel=cost, ylabel="accuracy", title=title)
     axes.margins(x=0.08, y=0.12)
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False)
-    figure.savefig(path)
+    axes.legend(loc=legend, frameon=False)
+    axes.figure.savefig(path)
 
 
 def _label_dots(axes, rows: Sequence[FrontierRow], ends: Sequence[float]) -> None:

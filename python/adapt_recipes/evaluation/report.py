@@ -12,7 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from adapt_recipes.evaluation.frontier import LevelRow
+from adapt_recipes.evaluation.keep import KeepRow
 from adapt_recipes.evaluation.measure import SweepRow
+from adapt_recipes.evaluation.paths import SAMPLES, PathRow
 
 
 def frontier_table(rows: Sequence[dict[str, Any]], base: str) -> Table:
@@ -42,6 +44,34 @@ def demo_table(rows: Sequence[dict[str, Any]]) -> Table:
             f"{row['p_fast']:.3f}", f"{row['accuracy']:.3f}", f"{row['mean_tokens']:.2f}", f"{row['wall_s']:.2f} s",
             f"{row['random_choice']:.3f}", f"{row['accuracy'] - row['random_choice']:+.3f}",
         )  # fmt: skip
+    return table
+
+
+def path_table(rows: Sequence[PathRow], title: str) -> Table:
+    """Accuracy of the samples that each score lets live, and what it gains over a random choice."""
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("score")
+    for heading in ("cut at", f"kept of {SAMPLES}", "accuracy", "over random, 95 %", "tokens", "of them for scores"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        gain = f"{row.over_random:+.3f} ({row.over_low:+.3f} to {row.over_high:+.3f})"
+        table.add_row(
+            row.policy, str(row.at), str(row.keep), f"{row.accuracy:.3f}", gain, f"{row.tokens:.0f}",
+            f"{row.score_tokens:.0f}",
+        )  # fmt: skip
+    return table
+
+
+def keep_table(rows: Sequence[KeepRow], title: str) -> Table:
+    """Accuracy under each KV budget: one line per score that chooses what stays, one column per budget."""
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    peaks = sorted({row.peak for row in rows})
+    table.add_column("at most held")
+    for peak in peaks:
+        table.add_column(str(peak), justify="right")
+    for policy in dict.fromkeys(row.policy for row in rows):
+        found = {row.peak: f"{row.accuracy:.3f}" for row in rows if row.policy == policy}
+        table.add_row(policy, *(found.get(peak, "") for peak in peaks))
     return table
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 class Phase:
     """One stretch of training with its own mix of sequences and its own learning-rate schedule.
 
-    steps: optimiser steps. learning_rate: peak, after warm-up. fast_rows, slow_rows: sequences per step.
+    steps: optimiser steps. learning_rate: peak, after warm-up. fast_rows, slow_rows: sequences per step; a task of one
+    kind of sequences has slow ones only.
     fast_decay: a fast sequence has difficulty k with weight fast_decay^(k-1); 1 is uniform (slow ones always are).
     fast_answer_weight: loss weight of the answer digit in fast sequences; every other response token has 1, apart from
     the mode token of fast sequences, which is weighted so that both modes weigh the same at each difficulty.
@@ -19,8 +20,8 @@ class Phase:
     learning_rate: float
     fast_rows: int
     slow_rows: int
-    fast_decay: float
-    fast_answer_weight: float
+    fast_decay: float = 1.0
+    fast_answer_weight: float = 1.0
 
 
 # Teaches the slow mode at every difficulty. Fast answers are mostly easy in both phases: drawn uniformly here, some

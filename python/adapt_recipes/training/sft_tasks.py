@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adapt_recipes.tasks import chain_sum, families
+from adapt_recipes.tasks import chain_sum, families, guess_check, recall
 from adapt_recipes.tasks.problem import EOS_TOKEN, Problem
 from adapt_recipes.tasks.running_sum import FILLER, MAX_DIFFICULTY
 from adapt_recipes.tasks.tokenizer import BOS_TOKEN, MODE_TOKENS, SPECIAL_TOKENS, VOCABULARY
@@ -71,14 +71,30 @@ def _encode(problem: Problem, slow: bool, row: np.ndarray) -> tuple[int, int]:
     return len(prompt), len(words)
 
 
+def _one_kind(draw: Callable[..., tuple[np.ndarray, np.ndarray]], **settings: bool):
+    """The batches of a task whose sequences are all slow ones."""
+    return lambda phase, seed, step: draw(phase.slow_rows, (seed, step), **settings)
+
+
 SFT_TASKS = {
     "running_sum": SftTask(VOCABULARY, sft_batches.draw_batch, 2 * MAX_DIFFICULTY),
     chain_sum.NAME: SftTask(CHAIN_SUM_VOCABULARY, draw_chain_sum_batch, 3 * chain_sum.MAX_TERMS, CHAIN_SUM_TEMPLATE),
+}
+# Of `adapt train paths` and `adapt train keep`: their samples are judged by more than an answer, so they are no
+# families.
+MINIATURES = {
+    guess_check.NAME: SftTask(guess_check.VOCABULARY, _one_kind(guess_check.draw_batch), guess_check.TRACE_TOKENS),
+    recall.NAME: SftTask(recall.VOCABULARY, _one_kind(recall.draw_batch), recall.NEW_TOKENS),
+    f"{recall.NAME}_unmarked": SftTask(
+        recall.VOCABULARY, _one_kind(recall.draw_batch, marked=False), recall.NEW_TOKENS
+    ),
 }
 
 
 def sft_task(name: str) -> SftTask:
     """The task called `name`; ValueError for a family without traces, RuntimeError when a package is missing."""
+    if name in MINIATURES:
+        return MINIATURES[name]
     if name not in SFT_TASKS:
         raise ValueError(f"task must be one of {', '.join(SFT_TASKS)} (the families with traces), got {name!r}")
     families.family_of(name).require()
