@@ -4,7 +4,6 @@ import warnings
 
 import torch
 
-from adapt_kernels.hf.loop.closing import Closings
 from adapt_kernels.hf.loop.gate_logits import observe
 from adapt_kernels.hf.loop.mode_refusals import no_mode_left, refusal_of_token
 from adapt_kernels.hf.loop.processors import of_rows, refused_by_memory, split, with_memory
@@ -20,6 +19,7 @@ from adapt_kernels.ops.mode_sample import (
     selected_modes,
 )
 from adapt_kernels.ops.token_logprobs import token_logprobs
+from adapt_kernels.program.closings import Closings
 from adapt_kernels.program.openings import Openings, either
 from adapt_kernels.program.request import RowRequest
 from adapt_kernels.program.slots import Slots

@@ -79,7 +79,7 @@ def test_prompts_stored_once(architecture):
 
 
 def test_a_mask_that_is_not_gathered_is_seen(monkeypatch):
-    def whole_mask(batch, slots, stores):
+    def whole_mask(batch, stores):
         return batch.kwargs["attention_mask"]
 
     monkeypatch.setattr(KeptBatch, "_next_mask", whole_mask)
