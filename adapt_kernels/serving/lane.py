@@ -145,6 +145,17 @@ class Lane:
         self.release(place)
         return decision
 
+    def written(self, row: Row) -> list[bool]:
+        """Of each token of `row.generated` whether a rule wrote it; reads from the device. The row is not kept."""
+        place, here = self._place(row)
+        state, decision = self._begun(here, row)
+        found, moves = [], self._one(1).bool()
+        for token in row.generated:
+            found.append(int(decision.forced[0]) >= 0)
+            state, decision = self.ahead(here, state, decision, self._one(token), moves)
+        self.release(place)
+        return found
+
     def release(self, place: int) -> None:
         """The row at this place has left."""
         self._free.append(place)

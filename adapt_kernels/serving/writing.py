@@ -1,12 +1,46 @@
 """How decisions reach an engine's logits: biases, modes drawn here, and ids that nothing after it can undo."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
 import torch
 
-from adapt_kernels.ops.mode_sample import biased_logits, class_edited, mode_sample
+from adapt_kernels.ops.mode_sample import biased_logits, class_edited, mode_probs, mode_sample
 from adapt_kernels.ops.steer import Decision
 from adapt_kernels.serving.lane import Lane
 
 _NEG_INF = float("-inf")
+
+
+class NotedDraw(NamedTuple):
+    """Modes drawn in one step, [n] each, on the device: rows, log-probs over the whole vocabulary, tempered and
+    unbiased, P(mode) [n, M] as of `mode_sample`; at: the rows that did draw."""
+
+    seeds: torch.Tensor
+    logprobs: torch.Tensor
+    mode_probs: torch.Tensor
+    at: torch.Tensor
+
+    def rows(self) -> list[tuple[int, float, list[float]]]:
+        """(seed, log-prob, P(mode)) of each row that drew; reads from the device."""
+        listed = zip(*(each.tolist() for each in self), strict=True)
+        return [(seed, logprob, probs) for seed, logprob, probs, at in listed if at]
+
+
+_DRAWS: ContextVar[list[NotedDraw] | None] = ContextVar("adapt_kernels_noted_draws", default=None)
+
+
+@contextmanager
+def noted_draws() -> Iterator[list[NotedDraw]]:
+    """Yields a list to which every choice among the served modes in this thread adds itself."""
+    found: list[NotedDraw] = []
+    token = _DRAWS.set(found)
+    try:
+        yield found
+    finally:
+        _DRAWS.reset(token)
 
 
 def write(lane: Lane, logits, rows, places, position, decision: Decision, ready, reads=None) -> None:
@@ -26,6 +60,8 @@ def write(lane: Lane, logits, rows, places, position, decision: Decision, ready,
         if len(some):
             drawn = _draw(lane, index, logits[rows[some]], places[some], position[some])
             forced = forced.index_copy(0, some, torch.where(at[some], drawn, forced[some]))
+            if _DRAWS.get() is not None and lane.gated and index == 0:
+                _DRAWS.get().append(_noted(lane, logits[rows[some]], places[some], drawn, at[some]))
     _force(logits, rows, forced, reads)
 
 
@@ -53,6 +89,14 @@ def _draw(lane: Lane, index: int, logits, places, position) -> torch.Tensor:
         step=position,
         **chance,
     ).tokens
+
+
+def _noted(lane: Lane, logits, places, drawn, at) -> NotedDraw:
+    z = logits.double().masked_fill(logits.isnan(), _NEG_INF)
+    heat = lane.held.temperature[places]
+    tempered = torch.log_softmax(z / torch.where(heat > 0, heat, 1.0)[:, None], 1)
+    own = mode_probs(z, lane.gates[0].token_ids)
+    return NotedDraw(lane.held.seeds[places], tempered.gather(1, drawn[:, None])[:, 0], own, at)
 
 
 def _biased(logits, ids, bias) -> torch.Tensor:

@@ -11,6 +11,7 @@ from trl import GRPOConfig
 from adapt_kernels.program.paths import Paths
 from adapt_kernels.program.program import Program
 from adapt_kernels.schemes import SCHEMES, Schedule, Scheme, SchemeSettings
+from adapt_kernels.trl.engine_rollout import check_engine_rollouts
 
 KINDS = ("none", "ppo", "cispo", "reinforce")  # in the order of policy_loss's kinds
 _LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
@@ -18,7 +19,6 @@ _LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 _FILTERS = ("top_k", "top_p", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
 # TRL options whose effect the loss or the rollout of ADaPTTrainer does not have, and what to use instead.
 _NOT_HONOURED = {
-    "use_vllm": "rollouts come from the patched generate",
     "use_transformers_continuous_batching": "rollouts come from the patched generate",
     "cache_implementation": "rollouts keep KV in segments of their own",
     "delta": "use dual_clip",
@@ -59,6 +59,8 @@ class ADaPTConfig(GRPOConfig):
         processors that reshape the distribution (repetition_penalty).
     program: rules that steer every rollout: an `adapt_kernels.Program`, its JSON form, or a folder that holds one. What
         they write carries no loss. Rules that reshape the distribution (gate, bias, sample) need old_logprobs="policy".
+    use_vllm: with vllm_mode="colocate" rollouts come from the engine that TRL keeps in this process, each row with its
+        mode; without filters, paths, sleep mode and tensor parallelism.
     thinking_budget: tokens after which a rollout's thought is closed (`generate`).
     paths: `adapt_kernels.Paths`, or its settings as a mapping: which of a prompt's training rollouts go on living. Rows
         that it ends carry no loss and count for no one else's, like rows that were not graded. Groups must lie on one
@@ -243,6 +245,10 @@ class ADaPTConfig(GRPOConfig):
             raise ValueError("paths: keep=1 leaves no two rows of a prompt to compare: keep 2 or more, or use per_mode")
 
     def _check_trl(self) -> None:
+        if self.use_vllm:
+            check_engine_rollouts(self)
+            # The engine's log-probs are the old ones of the ratio itself; TRL would correct for them once more.
+            self.vllm_importance_sampling_correction = False
         for name, instead in _NOT_HONOURED.items():
             if getattr(self, name):
                 raise ValueError(f"ADaPTTrainer does not honour {name}={getattr(self, name)!r}: {instead}")

@@ -25,6 +25,7 @@ from adapt_kernels.trl.checks import (
 from adapt_kernels.trl.columns import check_columns
 from adapt_kernels.trl.config import ADaPTConfig
 from adapt_kernels.trl.credit import Crediting, among_drawn, token_advantages, verdicts
+from adapt_kernels.trl.engine_rollout import engine_rollout, served_here
 from adapt_kernels.trl.epochs import EpochSampler
 from adapt_kernels.trl.finite import check_counts, check_gradients, check_rewards, checked_rewards, named, not_finite
 from adapt_kernels.trl.generation_settings import own_settings_only
@@ -93,6 +94,7 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
         check_modes(self.modes, args, self._crediting.sources)
         self._steering = steer_arguments(args, self.modes, processing_class)
         check_model(model, self.modes, args)
+        self._served = served_here(self.modes, self._steering) if args.use_vllm else None
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -108,13 +110,13 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
         self._policy_name = name or type(self.model).__name__
         self._checks_drift, self._is_fresh = not random, False
         self.reward_weights = outcome_weights(args, self.reward_func_names, self.reward_weights)
-        self.generation_config.return_dict_in_generate = True
+        if not args.use_vllm:
+            self.generation_config.return_dict_in_generate = True
         # Ours keeps the mode token; TRL's would hide the whole row.
         self.mask_truncated_completions = False
         self._entropy: torch.Tensor | None = None
         self._steps: list | None = None
-        self._evaluated_batches = 0
-        self._scores_rollout = False
+        self._evaluated_batches, self._scores_rollout = 0, False
 
     @property
     def _forces_modes(self) -> bool:
@@ -138,10 +140,12 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         """TRL's hook: completion ids and their log-probs, two lists of lists; the rest goes to `self._rollout`."""
+        if self.use_vllm:
+            *found, self._rollout = engine_rollout(self, prompt_ids, self._row_arguments(prompt_ids, num_generations))
+            return found
         padding = self._tokenizer.pad_token_id, self.pad_to_multiple_of
         generate_inputs = left_padded(prompt_ids, *padding, self.accelerator.device)
-        training = self.model.training
-        arguments = self._row_arguments(prompt_ids, num_generations)
+        training, arguments = self.model.training, self._row_arguments(prompt_ids, num_generations)
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         with (
             unwrap_model_for_generation(
@@ -166,8 +170,7 @@ class ADaPTTrainer(Checkpoints, trl.GRPOTrainer):
             )
             model.train(training)
         self._rollout = Rollout.of(out)
-        ends = out.lengths.tolist()
-        tokens = out.sequences[:, generate_inputs["input_ids"].shape[1] :]
+        ends, tokens = out.lengths.tolist(), out.sequences[:, generate_inputs["input_ids"].shape[1] :]
         return tuple(
             [row[:end] for row, end in zip(rows.tolist(), ends, strict=True)] for rows in (tokens, out.logprobs)
         )

@@ -10,8 +10,18 @@ from adapt_kernels.serving.settings import Settings
 PROCESSOR = "adapt_kernels.vllm:ModeProcessor"
 
 
+_HERE: list[Served] = []
+
+
+def serve_here(served: Served | None) -> None:
+    """From now on every engine of this process serves this; None: each its own again."""
+    _HERE[:] = [] if served is None else [served]
+
+
 def served_model(vllm_config) -> Served:
     """The modes and programs beside the model, or those that the environment names."""
+    if _HERE:
+        return _HERE[0]
     model = vllm_config.model_config
     eos = _eos_ids(model)
     told = (env.get("ADAPT_KERNELS_MODES"), env.get("ADAPT_KERNELS_PROGRAMS"))
@@ -33,6 +43,13 @@ def _eos_ids(model) -> tuple[int, ...]:
     found = (generation.get("eos_token_id"), getattr(model.hf_text_config, "eos_token_id", None))
     listed = [each if isinstance(each, (list, tuple)) else [each] for each in found if each is not None]
     return tuple(sorted({int(token) for each in listed for token in each}))
+
+
+def sampling_params(settings: dict, **own):
+    """vLLM's parameters of a request with these settings of ours."""
+    from vllm import SamplingParams
+
+    return SamplingParams(extra_args=settings, **own)
 
 
 def is_newer_runner(vllm_config) -> bool:

@@ -1,5 +1,7 @@
 """What ADaPTTrainer does not honour is refused before a model is loaded."""
 
+import re
+
 import pytest
 
 trl = pytest.importorskip("trl", reason="trl is not installed: pip install '.[trl]'")
@@ -21,7 +23,6 @@ BAD_SETTINGS = [
     ({"max_completion_length": None}, "max_completion_length must be at least 1; got None"),
     ({"loss_type": "sapo"}, "loss_type must be one of 'grpo', 'bnpo', 'dr_grpo', 'dapo'; got 'sapo'"),
     ({"importance_sampling_level": "sequence"}, "does not honour importance_sampling_level='sequence', only 'token'"),
-    ({"use_vllm": True}, "does not honour use_vllm=True: rollouts come from the patched generate"),
     ({"delta": 2.0}, "does not honour delta=2.0: use dual_clip"),
     ({"scale_rewards": "none"}, "does not honour scale_rewards='none'"),
     ({"top_entropy_quantile": 0.2}, "does not honour top_entropy_quantile=0.2"),
@@ -202,3 +203,21 @@ def test_a_prompt_that_already_chose_and_other_versions_of_trl(tmp_path, monkeyp
     monkeypatch.setattr(trl, "__version__", "9.9.9")
     with pytest.raises(RuntimeError, match=r"knows trl 1\.16\.0; got 9\.9\.9.*pip install trl=="):
         make_trainer(tmp_path)
+
+
+ENGINE = [
+    ({"vllm_mode": "server"}, "vllm_mode='server': modes and their log-probs of single rows need the engine"),
+    ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size must be 1"),
+    ({"top_p": 0.9}, "top_p=0.9: rollouts through vLLM are drawn from the policy itself"),
+    ({"top_k": 5}, "top_k=5: rollouts through vLLM"),
+    ({"generation_kwargs": {"min_p": 0.1}}, "min_p=0.1: rollouts through vLLM"),
+    ({"paths": {"keep": 2, "at": 1}}, "paths is not kept by rollouts through vLLM"),
+    ({"vllm_enable_sleep_mode": True}, "vllm_enable_sleep_mode is not kept"),
+]
+
+
+@pytest.mark.parametrize(("settings", "text"), ENGINE)
+def test_rollouts_through_an_engine_refuse_what_they_would_not_do(tmp_path, settings, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        make_config(tmp_path, use_vllm=True, **{"vllm_mode": "colocate", **settings})
+    assert make_config(tmp_path, use_vllm=True, vllm_mode="colocate").vllm_importance_sampling_correction is False

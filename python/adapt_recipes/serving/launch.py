@@ -51,7 +51,7 @@ def prepare(
         raise ValueError(f"--engine hf: {_HF}")
     if engine != "vllm":
         raise ValueError(f"--engine must be vllm or hf; got {engine!r}")
-    if find_spec("vllm.sampling_params" if find_spec("vllm") else "vllm") is None:
+    if find_spec("vllm") is None:
         raise RuntimeError(_MISSING)
     modes = load_modes(model, load_tokenizer(model), fast, slow)
     modes.save_pretrained(into / "modes")

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 @pytest.fixture(scope="module")
 def llm(engine, shipped):
     """So few blocks that rows are preempted, and prompts in chunks."""
-    return engine(shipped, max_num_seqs=32, num_gpu_blocks_override=8, max_num_batched_tokens=64)
+    return engine(shipped, max_num_seqs=32, num_gpu_blocks_override=8, block_size=32, max_num_batched_tokens=64)
 
 
 @pytest.mark.parametrize("prob", [0.1, 0.5, 0.9])

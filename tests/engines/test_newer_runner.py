@@ -21,6 +21,7 @@ def llm(request, engine, shipped):
         shipped,
         max_num_seqs=16,
         num_gpu_blocks_override=8,
+        block_size=32,
         max_num_batched_tokens=64,
         **({"speculative_config": speculation} if request.param else {}),
     )

@@ -1,0 +1,58 @@
+"""Two tensor-parallel ranks draw the same modes; two engines of two processes draw different ones."""
+
+import json
+import os
+import subprocess
+import sys
+
+# Each engine in a process of its own: what it draws, and what its ranks drew, as JSON on its last line.
+SCRIPT = """
+import json, sys
+from vllm import LLM, SamplingParams
+
+def watch(worker):
+    from adapt_kernels.serving import writing
+    own, writing.DRAWN = writing._draw, []
+    def drawn(*arguments):
+        tokens = own(*arguments)
+        writing.DRAWN.extend(tokens.tolist())
+        return tokens
+    writing._draw = drawn
+
+def seen(worker):
+    from adapt_kernels.serving import writing
+    return writing.DRAWN
+
+if __name__ == "__main__":
+    model, ranks = sys.argv[1], int(sys.argv[2])
+    llm = LLM(model, dtype="float32", enforce_eager=True, gpu_memory_utilization=0.2, max_model_len=64, max_num_seqs=16,
+              tensor_parallel_size=ranks)
+    llm.collective_rpc(watch)
+    asked = [SamplingParams(extra_args={"fast_prob": 0.5}, max_tokens=1, temperature=0.7)] * 64
+    outs = llm.generate(["1 +2 +3 . . . . . . . ?"] * 64, asked, use_tqdm=False)
+    print(json.dumps([[out.outputs[0].token_ids[0] for out in outs], llm.collective_rpc(seen)]))
+"""
+
+
+def _run(tmp_path, model, ranks: int):
+    script = tmp_path / "engine.py"
+    script.write_text(SCRIPT)
+    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), model, str(ranks)], env={**os.environ, **own}, capture_output=True, text=True,
+        timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_two_tensor_parallel_ranks_draw_the_same(tmp_path, shipped):
+    drawn, by_rank = _run(tmp_path, shipped, 2)
+    assert len(by_rank) == 2 and by_rank[0] == by_rank[1] and len(by_rank[0]) >= 64
+    assert set(drawn) == {26, 27}
+
+
+def test_two_engines_draw_different_modes(tmp_path, shipped):
+    """As two replicas or two Ray actors do: vLLM seeds torch alike in both."""
+    one, two = (_run(tmp_path, shipped, 1)[0] for _ in range(2))
+    assert one != two and set(one) == set(two) == {26, 27}
