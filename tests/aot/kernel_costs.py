@@ -81,13 +81,19 @@ SAMPLERS = {
         1,
         {"temperature": 0.7, "top_p": 0.95},
         {
-            "exact_statistics": (Hot(16, "F2F.F64", 16),),
             "bracket": (),
-            "weigh_bracket": (Hot(32, "LDG.128", 16),),
-            # Its loop over the groups of the nucleus: 1024 logits a turn.
-            "draw": (Hot(4, "MUFU.EX2", 4, loop=True),),
+            "weigh_bracket": (Hot(32, "MUFU.EX2", 32),),
+            # The list of candidates: eight logits a turn, of the fifth of a flat row whose blocks hold any.
+            "draw": (Hot(1, "LDG.U8", 40, loop=True),),
         },
     ),
+    "top_p .95, 64 rows": (
+        64,
+        {"temperature": 0.7, "top_p": 0.95},
+        {"group_statistics": (Hot(256, "MUFU.EX2", 128),), "weigh_bracket": (Hot(128, "MUFU.EX2", 128),)},
+    ),
+    "T = 1, V = 151944": (64, {"vocab_size": 151944}, {"group_statistics": (Hot(128, "MUFU.EX2", 128),)}),
+    "T = 1, V = 151937": (64, {"vocab_size": 151937}, {"group_statistics": (Hot(32, "MUFU.EX2", 32),)}),
 }
 
 

@@ -56,7 +56,7 @@ def test_cuda_kernels_keep_their_budget():
 
 def test_every_kernel_has_an_entry_and_none_spills():
     names = {name.split(",")[0] for name in TABLE["kernels"]}
-    kernels = ("group_statistics", "exact_statistics", "bracket", "weigh_bracket", "draw")
+    kernels = ("group_statistics", "bracket", "weigh_bracket", "draw")
     wanted = {f"mode_sample {kernel}" for kernel in kernels}
     wanted |= {f"{source} {kernel}" for source, kernel, _ in kernel_costs.CUDA}
     assert wanted < names
@@ -69,6 +69,17 @@ def test_the_plain_read_meets_what_was_asked_of_it():
         read = kernels[f"mode_sample group_statistics, {name}"]
         assert read["instructions_per_logit"] <= most and read["float64"] == read["divisions"] == 0, name
     assert kernels["mode_sample group_statistics, T = 1, 1 row"]["ctas"] >= 132
+    assert kernels["mode_sample group_statistics, T = 1, V = 151944"]["instructions_per_logit"] <= 8
+
+
+def test_filters_and_credit_meet_what_was_asked_of_them():
+    kernels = TABLE["kernels"]
+    passes = [kernels[f"mode_sample {name}, top_p .95, 64 rows"] for name in ("group_statistics", "weigh_bracket")]
+    assert sum(cost["instructions_per_logit"] for cost in passes) <= 25
+    assert all(cost["float64"] == cost["divisions"] == 0 for cost in passes)
+    assert all(cost["ctas_per_sm"] >= 2 for name, cost in kernels.items() if "draw, top" in name)
+    for name, most in {"token_logprobs scan_tiles": 8, "policy_loss loss_rows": 14}.items():
+        assert kernels[name]["instructions_per_logit"] <= most and kernels[name]["loads_before_use"] >= 4, name
 
 
 def test_growth_is_told_in_either_direction():

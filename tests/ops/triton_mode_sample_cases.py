@@ -104,7 +104,7 @@ class TestNumbers:
 
     def test_candidates_beyond_the_buffer(self):
         x = torch.randn(1, 5000, generator=torch.Generator().manual_seed(6))
-        small = triton_kernel.Config(statistics_groups=16, draw_groups=16, capacity=512, pivots=16)
+        small = triton_kernel.Config(draw_groups=16, capacity=512)
         check(x, small, top_p=0.97)
         check(x, small, top_k=1200, top_p=0.9, modes=(7, None), mode_bias=0.5, at_mode=True, only_modes=False)
 

@@ -7,7 +7,7 @@ from adapt_kernels.ops.mode_sample.arguments import check_values, prepare
 
 INF, NAN = float("inf"), float("nan")
 # The interpreter pays per operation, not per element: large blocks, few programs.
-CONFIG = triton_kernel.Config(statistics_groups=256, draw_groups=64, capacity=8192, segment=16384)
+CONFIG = triton_kernel.Config(draw_groups=64, few_rows_read_groups=256)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

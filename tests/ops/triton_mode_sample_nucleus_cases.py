@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from triton_mode_sample_check import check
 
-from adapt_kernels.ops.mode_sample import triton_draw, triton_kernel
+from adapt_kernels.ops.mode_sample import triton_draw, triton_kernel, triton_nucleus
 
 pytestmark = pytest.mark.usefixtures("poisoned_workspace")
 
@@ -16,25 +18,77 @@ FLAT = {
 }
 
 
+@triton.jit
+def words_of(low, high):
+    return (low & 0xFFFF) | (high << 16)
+
+
+@triton.jit
+def two_bf16(word):
+    return (word << 16).to(tl.float32, bitcast=True), (word & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def two_fp16(word):
+    low = (word & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return low, (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def above_bf16(a, b):
+    (a0, a1), (b0, b1) = two_bf16(a), two_bf16(b)
+    return words_of(tl.where(a0 > b0, -1, 0), tl.where(a1 > b1, -1, 0))
+
+
+@triton.jit
+def reaches_bf16(a, b):
+    (a0, a1), (b0, b1) = two_bf16(a), two_bf16(b)
+    return words_of(tl.where(a0 >= b0, -1, 0), tl.where(a1 >= b1, -1, 0))
+
+
+@triton.jit
+def above_fp16(a, b):
+    (a0, a1), (b0, b1) = two_fp16(a), two_fp16(b)
+    return words_of(tl.where(a0 > b0, -1, 0), tl.where(a1 > b1, -1, 0))
+
+
+@triton.jit
+def reaches_fp16(a, b):
+    (a0, a1), (b0, b1) = two_fp16(a), two_fp16(b)
+    return words_of(tl.where(a0 >= b0, -1, 0), tl.where(a1 >= b1, -1, 0))
+
+
+@pytest.fixture
+def packed(monkeypatch):
+    """Stage C with NVIDIA's comparisons of pairs, which stand-ins take the place of here."""
+    for name in ("above_bf16", "above_fp16", "reaches_bf16", "reaches_fp16"):
+        monkeypatch.setattr(triton_nucleus, name, globals()[name])
+    monkeypatch.setattr(triton_kernel, "_compares_pairs", lambda rows, words: words and rows.token_classes is None)
+
+
 class TestLargeNucleus:
     """Stage C, on vocabularies small enough for the interpreter."""
 
-    config = triton_kernel.Config(
-        statistics_groups=64, draw_groups=64, capacity=2048, few_groups=16, segment=4096, points=16
-    )
+    config = triton_kernel.Config(draw_groups=64, capacity=8192, few_groups=16, few_rows_read_groups=64)
 
     @pytest.fixture
     def brackets(self, monkeypatch):
         """Whether the bracket of each row held the threshold."""
         found = []
-        search = triton_draw.nucleus_threshold
+        listed, search = triton_draw.open_bracket, triton_draw.filter_threshold
 
-        def spy(*arguments):
-            result = search(*arguments)
-            found.append(bool(result[0].handle.data[0]))
-            return result
+        def open_bracket(*arguments):
+            found.append(None)
+            return listed(*arguments)
 
-        monkeypatch.setattr(triton_draw, "nucleus_threshold", spy)
+        def filter_threshold(*arguments):
+            threshold, bracketed = search(*arguments)
+            if found and found[-1] is None:
+                found[-1] = bool(bracketed.handle.data[0])
+            return threshold, bracketed
+
+        monkeypatch.setattr(triton_draw, "open_bracket", open_bracket)
+        monkeypatch.setattr(triton_draw, "filter_threshold", filter_threshold)
         return found
 
     @pytest.mark.parametrize("shape", FLAT)
@@ -52,10 +106,18 @@ class TestLargeNucleus:
         check(x, self.config, modes=(3, None, 7777), at_mode=gate, mode_bias=bias, only_modes=False, top_p=0.9)
         assert brackets == [True, True]
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_pairs_of_logits_in_words(self, brackets, packed, dtype):
+        x = torch.randn(2, 20480, generator=torch.Generator().manual_seed(24))
+        x[0, 5000:5130], x[1, 7] = -float("inf"), float("nan")
+        check(x.to(dtype), self.config, top_p=torch.tensor([0.6, 0.95]), temperature=0.9)
+        check(x.to(dtype), self.config, modes=(3, None, 7777), at_mode=True, only_modes=False, top_p=0.9)
+        assert brackets == [True] * 4
+
     def test_a_bracket_that_overflows_only_costs_time(self, brackets):
         x = torch.randn(2, 20000, generator=torch.Generator().manual_seed(22))
         x[1] = x[1].round()
-        check(x, triton_kernel.Config(**(vars(self.config) | {"segment": 16})), top_p=0.9)
+        check(x, triton_kernel.Config(**(vars(self.config) | {"capacity": 16})), top_p=0.9)
         assert brackets == [False, False]
 
     def test_small_nuclei_skip_it(self, brackets):

@@ -86,7 +86,7 @@ def mode_sample(
         forced_tokens: row argument, int: a token id to score instead of drawing, < 0 = draw.
         token_classes: uint8 [V or less] on the logits' device: the class of each token id; ids beyond are of class 0.
             None = no edits by class. A ban or bias of many ids so costs no pass of its own on the native backend, which
-            touches the ids of classes other than 0 only; triton edits a float32 copy first.
+            touches the ids of classes other than 0 only, nor on triton, which edits the logits as it reads them.
         class_scale, class_bias: [N, E] float32, one column per class: what the logits of a class are multiplied by
             (default 1), then what is added (default 0; -inf = never drawn). Every other field and argument sees the
             logits so edited, as if given so; only FLAG_NAN speaks of them as they came.

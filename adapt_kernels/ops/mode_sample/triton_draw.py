@@ -10,14 +10,13 @@ from adapt_kernels.ops.mode_sample.triton_gate import (
     GROUP,
     INF,
     MIN_P,
+    NAN_UNIT,
     NEG_INF,
     SEED,
     STEP,
     TEMPERATURE,
     TOP_K,
     TOP_P,
-    fast_scale,
-    fast_weights,
     gated,
     load_logits,
     model_mode_probs,
@@ -30,75 +29,18 @@ from adapt_kernels.ops.mode_sample.triton_gate import (
     with_listed,
     with_listed_mass,
 )
-from adapt_kernels.ops.mode_sample.triton_nucleus import STATE, nucleus_threshold
-from adapt_kernels.ops.mode_sample.triton_statistics import NAN_UNIT
-from adapt_kernels.ops.mode_sample.triton_threshold import (
-    filter_threshold,
-    is_kept,
-    list_groups,
-    lowest_kept_logit,
-)
-from adapt_kernels.ops.triton_random import PURPOSE_GROUP, PURPOSE_TOKEN, gumbel, row_seed
+from adapt_kernels.ops.mode_sample.triton_groups import draw_group, draw_kept_group
+from adapt_kernels.ops.mode_sample.triton_nucleus import BLOCKS, STATE
+from adapt_kernels.ops.mode_sample.triton_nucleus_draw import kept_masses, open_bracket
+from adapt_kernels.ops.mode_sample.triton_read import MASS_ERROR
+from adapt_kernels.ops.mode_sample.triton_threshold import filter_threshold, is_kept
+from adapt_kernels.ops.triton_random import PURPOSE_TOKEN, gumbel, row_seed
 
 FLAG_NAN = tl.constexpr(1)
 FLAG_EMPTY = tl.constexpr(2)
 FLAG_INF = tl.constexpr(4)
 # Below this temperature differences of logits may overflow to -inf when tempered, which drops tokens.
 TINY_TEMPERATURE = tl.constexpr(1e-37)
-
-
-@triton.jit
-def draw_kept_group(
-    threshold, min_p, seed, step, group, group_peak, peaks, group_list, source, mode_ids, listed_y,
-    shift, peak, temperature,
-    NUM_MODES: tl.constexpr, OTHER: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
-    """Draws a group by its kept mass; returns it with the kept mass and count of the row."""
-    cut = lowest_kept_logit(threshold, min_p, shift, peak, temperature)
-    # Nothing is >= NaN: a bias of -inf drops +inf too.
-    cut = tl.where(shift == NEG_INF, float("nan"), cut)
-    chosen = (peaks >= cut) & (peaks > NEG_INF)
-    for i in tl.static_range(NUM_MODES):
-        if i != OTHER:
-            home = tl.where(is_kept(tl.load(listed_y + i), threshold, min_p), tl.load(mode_ids + i) // GROUP, -1)
-            chosen = chosen | (group == home)
-    num_listed = list_groups(chosen, group, group_list)
-    scale = fast_scale(temperature)
-    kept_mass = tl.zeros((), tl.float64)
-    kept_count = tl.zeros((), tl.int32)
-    best_score = tl.full((), float("-inf"), tl.float64)
-    best_group = tl.zeros((), tl.int32)
-    for first in range(0, num_listed, GROUPS):
-        slot = first + tl.arange(0, GROUPS)
-        g = tl.load(group_list + slot, mask=slot < num_listed, other=0)
-        columns = g[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-        mask = (slot < num_listed)[:, None] & (columns < source.vocab_size)
-        x = load_logits(source, columns, mask)
-        keep = (x >= cut) & (x > NEG_INF)
-        for i in tl.static_range(NUM_MODES):
-            if i != OTHER:
-                keep = keep & (columns != tl.load(mode_ids + i))
-        top = tl.load(group_peak + g)
-        weight = tl.where(shift == INF, 1.0, fast_weights(x, top[:, None], scale))
-        y_top = tempered(gated(top.to(tl.float64), shift), peak, temperature)
-        mass = tl.sum(tl.where(keep, weight, 0.0), 1).to(tl.float64) * tl.exp(y_top)
-        count = tl.sum(keep.to(tl.int32), 1)
-        for i in tl.static_range(NUM_MODES):
-            if i != OTHER:
-                y = tl.load(listed_y + i)
-                home = tl.where(is_kept(y, threshold, min_p), tl.load(mode_ids + i) // GROUP, -1)
-                here = (g == home) & (slot < num_listed)
-                mass += tl.where(here, tl.exp(y), 0.0)
-                count += here.to(tl.int32)
-        score = tl.where(slot < num_listed, tl.log(mass) + gumbel(seed, step, PURPOSE_GROUP, g), NEG_INF)
-        chunk_score = tl.max(score)
-        # The list ascends: a later chunk wins only if strictly better, as in argmax.
-        if chunk_score > best_score:
-            best_score = chunk_score
-            best_group = tl.min(tl.where(score == chunk_score, g, 2147483647))
-        kept_mass += tl.sum(mass)
-        kept_count += tl.sum(count)
-    return best_group, kept_mass, kept_count
 
 
 @triton.jit
@@ -127,8 +69,9 @@ def draw_token(
 
 @triton.jit(
     do_not_specialize=[
-        "rows_per_batch", "num_classed", "num_classes", "num_groups", "fallback", "shared", "temperature", "top_k", "top_p", "min_p", "at_mode",
-        "seed", "step", "fast_prob", "forced", "num_splits",
+        "rows_per_batch", "num_classed", "num_classes", "num_groups", "fallback", "shared", "temperature", "top_k",
+        "top_p", "min_p", "at_mode",
+        "seed", "step", "fast_prob", "forced",
     ]
 )  # fmt: skip
 def draw(
@@ -139,12 +82,12 @@ def draw(
     top_p_rows, top_p: tl.int64, min_p_rows, min_p: tl.int64, at_mode_rows, at_mode: tl.int32,
     seed_rows, seed: tl.int64, step_rows, step: tl.int64, fast_prob_rows, fast_prob: tl.int64,
     forced_rows, forced: tl.int64,
-    group_peak, group_mass, group_raw_mass, group_count, values, weights, group_list, listed_y,
-    state, split_mass, split_count, split_logits, num_splits: tl.int32,
+    group_peak, group_mass, group_raw_mass, group_count, values, weights, group_list, tops, listed_y,
+    state, group_above, group_word, blocks, extra, places,
     tokens, modes, logprobs, raw_logprobs, tempered_logprobs, mode_probs, kept, flags,
     NUM_MODES: tl.constexpr, MODE_SLOTS: tl.constexpr, OTHER: tl.constexpr, ONLY_MODES: tl.constexpr,
     FILTERS: tl.constexpr, GROUP_SLOTS: tl.constexpr, CAPACITY: tl.constexpr, GROUPS: tl.constexpr,
-    PIVOTS: tl.constexpr, POINTS: tl.constexpr, SEGMENT: tl.constexpr, SPLIT_SLOTS: tl.constexpr,
+    WORDS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Thresholds, group draw, token draw and log-probs of one row."""
     row = tl.program_id(0).to(tl.int64)
@@ -152,10 +95,6 @@ def draw(
         row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
         token_classes, num_classed, class_scale, class_bias, num_classes,
     )  # fmt: skip
-    if FILTERS:
-        values += row * CAPACITY
-        weights += row * CAPACITY
-        group_list += row * num_groups
     listed_y += row * MODE_SLOTS
     t = row_float(temperature_rows, temperature, row, shared, TEMPERATURE)
     gate = row_integer(at_mode_rows, at_mode, row, shared, AT_MODE) != 0
@@ -172,10 +111,12 @@ def draw(
     group = tl.arange(0, GROUP_SLOTS)
     real = group < num_groups
     index = tl.arange(0, MODE_SLOTS)
-    peaks, group_others, y_group, z_listed, y_listed, shift, peak = open_row(
+    _, group_others, y_group, z_listed, y_listed, shift, peak = open_row(
         source, row, group_peak, group_mass, num_groups, mode_ids, bias, gate, t,
         NUM_MODES, MODE_SLOTS, OTHER, ONLY_MODES, GROUP_SLOTS,
     )  # fmt: skip
+    # Places of the row in the workspace are worked out where they are used: there are too many to hold.
+    first_group = row * num_groups
     restricted = gate & ONLY_MODES
     empty = peak == NEG_INF
     offset = tl.zeros((), tl.float64)
@@ -189,17 +130,16 @@ def draw(
         group_others * tl.exp(y_group), y_group, group, y_listed, index, mode_ids, NUM_MODES, OTHER
     )
     total = tl.sum(mass)
-    counts = tl.load(group_count + row * num_groups + group, mask=real, other=0).to(tl.int32)
-    # Where the peak is +inf only the +inf count, and they are what the masses of these groups counted.
-    tokens_in = tl.where(peak == INF, group_others.to(tl.int32), counts % NAN_UNIT)
 
     # Unfiltered: every group takes part with the mass of stage A. Greedy is the same draw without noise.
     kept_mass = total
-    kept_count = tl.sum(tl.where(y_group > NEG_INF, tokens_in, 0)) + tl.sum((y_listed > NEG_INF).to(tl.int32))
+    kept_count = tl.zeros((), tl.int32)
     threshold = tl.where(greedy, 0.0, NEG_INF).to(tl.float64)
     least = tl.zeros((), tl.float64)
     drawn_group = tl.zeros((), tl.int32)
     filtered = tl.full((), 0, tl.int1)
+    # Whether `tops` holds the masses to draw a group by.
+    by_mass = 1
     if FILTERS:
         k = row_integer(top_k_rows, top_k, row, shared, TOP_K)
         k = tl.where(k < vocab_size, k, 0)
@@ -208,28 +148,52 @@ def draw(
         least = tl.where(greedy | restricted, 0.0, least)
         filtered = (k > 0) | (p < 1.0) | (least > 0.0) | (t < TINY_TEMPERATURE)
         filtered = filtered & (greedy == 0) & (restricted == 0) & (empty == 0)
-        if filtered:
-            searched = tl.full((), 0, tl.int1)
-            if state is not None:  # noqa: SIM102 (decided when compiling; the next line is not)
-                if tl.load(state + row * STATE) < INF:
-                    searched, threshold = nucleus_threshold(
-                        p, total, row, state, split_mass, split_count, split_logits, num_splits, mode_ids, listed_y,
-                        shift, peak, t, values, weights,
-                        NUM_MODES, OTHER, CAPACITY, GROUPS, PIVOTS, POINTS, SEGMENT, SPLIT_SLOTS,
-                    )  # fmt: skip
-            if (searched == 0) & ((k > 0) | (p < 1.0)):
-                threshold = filter_threshold(
-                    k, p, total, group, group_top, values, weights, group_list, source, mode_ids, listed_y,
-                    shift, peak, t, NUM_MODES, OTHER, CAPACITY, GROUPS, PIVOTS,
-                )  # fmt: skip
-            drawn_group, kept_mass, kept_count = draw_kept_group(
-                threshold, least, stream, position, group, group_peak + row * num_groups, peaks, group_list,
-                source, mode_ids, listed_y, shift, peak, t, NUM_MODES, OTHER, GROUPS,
-            )  # fmt: skip
     if filtered == 0:
-        noisy = tl.log(mass) + gumbel(stream, position, PURPOSE_GROUP, group)
-        score = tl.where(greedy, tl.where(group_top == 0.0, 0.0, NEG_INF), noisy)
-        drawn_group = tl.min(tl.where(score == tl.max(score), group, 2147483647))
+        counts = tl.load(group_count + first_group + group, mask=real, other=0).to(tl.int32)
+        # Where the peak is +inf only the +inf count, and they are what the masses of these groups counted.
+        tokens_in = tl.where(peak == INF, group_others.to(tl.int32), counts % NAN_UNIT)
+        kept_count = tl.sum(tl.where(y_group > NEG_INF, tokens_in, 0)) + tl.sum((y_listed > NEG_INF).to(tl.int32))
+        tl.store(tops + first_group + group, tl.where(greedy, tl.where(group_top == 0.0, 1.0, 0.0), mass), mask=real)
+    elif FILTERS:
+        by_mass = 0
+        tl.store(tops + first_group + group, group_top, mask=real)
+        bracketed = tl.full((), 0, tl.int1)
+        low = tl.full((), float("inf"), tl.float32)
+        high, filled, outside, highest = low, 0, least * 0.0, low.to(tl.float64)
+        if state is not None:
+            low, high = tl.load(state + row * STATE), tl.load(state + row * STATE + 1)
+            if low < INF:
+                bracketed, filled, outside, highest = open_bracket(
+                    low, high, least, group_peak + first_group, group_above + first_group, group_word + first_group,
+                    blocks + first_group * BLOCKS, places + row * CAPACITY, num_groups, values + row * CAPACITY,
+                    weights + row * CAPACITY, group_list + first_group, source, mode_ids, listed_y, shift, peak, t,
+                    NUM_MODES, OTHER, GROUP_SLOTS, CAPACITY, GROUPS, WORDS,
+                )  # fmt: skip
+        if (k > 0) | (p < 1.0):
+            error = tl.where((t < 1e-30) | (t > 1e30), 1.0, MASS_ERROR).to(tl.float64)
+            threshold, bracketed = filter_threshold(
+                k, p, total, error, bracketed, tl.where(bracketed, outside, 0.0), filled, highest, tops + first_group,
+                num_groups, values + row * CAPACITY, weights + row * CAPACITY, group_list + first_group, source,
+                mode_ids, listed_y, shift, peak, t,
+                NUM_MODES, OTHER, GROUP_SLOTS, CAPACITY, GROUPS,
+            )  # fmt: skip
+        by_mass = bracketed.to(tl.int32)
+        if state is not None:  # noqa: SIM102 (decided when compiling; the next line is not)
+            if bracketed:
+                kept_mass, kept_count = kept_masses(
+                    threshold, least, low, high, filled, values + row * CAPACITY, weights + row * CAPACITY,
+                    places + row * CAPACITY, extra + first_group, group_peak + first_group, group_above + first_group,
+                    group_word + first_group, tops + first_group, num_groups, mode_ids, listed_y, shift, peak, t,
+                    NUM_MODES, OTHER, GROUP_SLOTS, GROUPS * GROUP,
+                )  # fmt: skip
+        if by_mass == 0:
+            drawn_group, kept_mass, kept_count = draw_kept_group(
+                threshold, least, stream, position, group_peak + first_group, num_groups, group_list + first_group,
+                source, mode_ids, listed_y,
+                shift, peak, t, NUM_MODES, OTHER, GROUP_SLOTS, GROUPS,
+            )  # fmt: skip
+    if by_mass != 0:
+        drawn_group = draw_group(tops + first_group, num_groups, greedy, stream, position, CHUNK)
 
     forced_token = row_integer(forced_rows, forced, row, shared, FORCED)
     given = tl.where(empty, tl.where(restricted, fallback, 0), -1)
@@ -246,8 +210,9 @@ def draw(
     processed = tl.where(token_kept, y_token - tl.log(kept_mass), NEG_INF)
     processed = tl.where(empty & (forced_token < 0), 0.0, processed)
 
-    raw_mass = tl.load(group_raw_mass + row * num_groups + group, mask=real, other=0.0).to(tl.float64)
-    raw_peaks = peaks.to(tl.float64)
+    raw_mass = tl.load(group_raw_mass + first_group + group, mask=real, other=0.0).to(tl.float64)
+    raw_peaks = tl.load(group_peak + first_group + group, mask=real, other=NEG_INF).to(tl.float64)
+    counts = tl.load(group_count + first_group + group, mask=real, other=0).to(tl.int32)
     raw_peak = tl.maximum(tl.max(raw_peaks), tl.max(z_listed))
     raw_total = tl.sum(raw_mass * tl.exp(tempered(raw_peaks, raw_peak, 1.0)))
     raw_total += tl.sum(tl.exp(tempered(z_listed, raw_peak, 1.0)))

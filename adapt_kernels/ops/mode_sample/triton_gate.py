@@ -9,6 +9,8 @@ GROUP = tl.constexpr(128)
 NEG_INF = tl.constexpr(float("-inf"))
 INF = tl.constexpr(float("inf"))
 LOG2_E = tl.constexpr(1.4426950408889634)
+# A group's count word is (finite logits) + NAN_UNIT * (NaN logits).
+NAN_UNIT = tl.constexpr(200)
 
 # Bits of `shared`: the row arguments whose tensor holds one element for all rows.
 TEMPERATURE = tl.constexpr(0)
@@ -102,6 +104,24 @@ def tempered(w, peak, temperature):
 
 
 @triton.jit
+def fast_reciprocal(t):
+    """1 / t to 1e-14 without the slow path of a float64 division, for 1e-38 <= t <= 1e38."""
+    t = tl.minimum(tl.maximum(t, 1.2e-38), 1e38)
+    guess = (1.0 / t.to(tl.float32)).to(tl.float64)
+    return guess + guess * (1.0 - t * guess)
+
+
+@triton.jit
+def row_scale(temperature_rows, scale, row, shared):
+    """log2(e) / T of a row as float32; `scale` where there is no tensor."""
+    if temperature_rows is None:
+        return tl.zeros((), tl.float32) + scale
+    else:
+        t = row_float(temperature_rows, 0, row, shared, TEMPERATURE)
+        return (fast_reciprocal(tl.where(t == 0.0, 1.0, t)) * LOG2_E).to(tl.float32)
+
+
+@triton.jit
 def fast_scale(temperature):
     """log2(e) / T as float32, kept finite and positive: 0 * inf would be NaN at T = 0+ and at T = inf."""
     return tl.minimum(tl.maximum(1.0 / temperature * LOG2_E, 1.2e-38), 3.0e38).to(tl.float32)
@@ -154,7 +174,6 @@ def open_row(
     group = tl.arange(0, GROUP_SLOTS)
     real = group < num_groups
     peaks = tl.load(group_peak + row * num_groups + group, mask=real, other=NEG_INF)
-    masses = tl.load(group_mass + row * num_groups + group, mask=real, other=0.0).to(tl.float64)
     z_listed = tl.full([MODE_SLOTS], float("-inf"), tl.float64)
     w_listed = z_listed
     shift = tl.zeros((), tl.float64)
@@ -172,6 +191,7 @@ def open_row(
         w_group = tl.where(gate, NEG_INF, w_group)
     peak = tl.maximum(tl.max(w_group), tl.max(w_listed))
     y_group = tempered(w_group, peak, temperature)
+    masses = tl.load(group_mass + row * num_groups + group, mask=real, other=0.0).to(tl.float64)
     return peaks, masses, y_group, z_listed, tempered(w_listed, peak, temperature), shift, peak
 
 

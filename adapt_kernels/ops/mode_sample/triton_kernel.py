@@ -1,23 +1,23 @@
 """mode_sample on Triton: one read of the logits, exact thresholds without a sort, O(V / 128) random numbers per row.
 
 A  `group_statistics`, many programs per row: per group of 128 columns the maximum, sum exp((x - max) / T), the same at
-   T = 1, and counts of finite and NaN logits. Reads every logit once, writes 14 bytes per group. `exact_statistics`
-   instead, with float64 sums, where the host cannot rule out a top-p over the whole row.
+   T = 1, and counts of finite and NaN logits. Reads every logit once, writes 14 bytes per group.
 B  `draw`, one program per row: gates the group maxima, finds the threshold of top-k and top-p from the groups that can
    hold a survivor, reads those again (kept mass per group), draws a group, then a token in it, writes all outputs.
 C  only where the host cannot rule out a top-p over the whole row: `bracket` (one program per row) samples 64 groups of
-   a row whose nucleus is large, `weigh_bracket` (many programs) reads that row a second time. Both leave at once
-   otherwise.
+   a row whose nucleus is large, `weigh_bracket` (many programs) reads that row a second time, and B needs no group of
+   it again but those with logits inside the bracket. Both leave at once otherwise.
 
 So 2 launches, or 4 with C, chosen from host values only; no host sync, nothing depends on the batch, and all numbers
 (rows, k, p, T, seed, step) are run-time values: a new kernel is compiled per dtype, vocabulary size class and set of
-modes. Bytes per logit of a bfloat16 row: 2.2 without a large nucleus, 6.3 with one (A, C, and B's last pass).
+modes. Bytes per logit of a bfloat16 row: 2.2 without a large nucleus, 4.8 with one (A, C, and a fifth of it in B).
 
 Exactness. A threshold is a value v with less than k tokens, or less than p of the mass, strictly above it. Values are
-compared in float64 after the reference's own two roundings, so ties are the reference's ties. Masses that decide a
-comparison are float64 sums of float64 exponentials in a fixed order; the others (log-probs, group draw) use float32
-exponentials, wrong by 1e-6 at most. The bounds that skip groups (see triton_threshold) hold for any logits; the sampled
-bracket of C is checked with exact masses and dropped for a search over the listed groups if it missed.
+compared in float64 after the reference's own two roundings, so ties are the reference's ties. What is read of every
+logit is summed in float32 (1/T multiplies), with a bound on its error; candidates are summed in float64 in a fixed
+order. Where the bound leaves a comparison open (rows of distinct float32 logits, few others), the row's masses are
+summed up again in float64. The bounds that skip groups (see triton_threshold) hold for any logits; a bracket of C that
+missed is dropped for a search over the listed groups.
 """
 
 import functools
@@ -47,8 +47,7 @@ try:
 
     from adapt_kernels.ops.mode_sample.triton_draw import draw
     from adapt_kernels.ops.mode_sample.triton_nucleus import bracket, weigh_bracket
-    from adapt_kernels.ops.mode_sample.triton_read import group_statistics
-    from adapt_kernels.ops.mode_sample.triton_statistics import exact_statistics
+    from adapt_kernels.ops.mode_sample.triton_read import group_statistics, short_row_statistics
 except ModuleNotFoundError:
     triton = None
 
@@ -67,22 +66,15 @@ class Config:
     few_rows_read_groups: int = 8
     # With token classes, whose tables take registers.
     class_read_groups: int = 16
-    # Groups per exact statistics program: 75 programs of one row of 151936.
-    statistics_groups: int = 16
-    statistics_warps: int = 4
     # Groups per step of the finishing program's loops over listed groups.
-    draw_groups: int = 8
+    draw_groups: int = 2
     draw_warps: int = 8
     # Without filters the finishing program only works on one value per group.
     plain_draw_warps: int = 16
     # Candidates of top-k and top-p that are kept in a buffer; beyond it the listed groups are read again each round.
-    capacity: int = 2048
-    pivots: int = 8
+    capacity: int = 8192
     # A nucleus that fits this many groups is small; larger ones are sampled in as many groups.
     few_groups: int = 64
-    # Points inside the bracket of a large nucleus, and the values inside it that one statistics program may hold.
-    points: int = 16
-    segment: int = 256
 
 
 _DEFAULT = Config()
@@ -104,67 +96,57 @@ def mode_sample(rows: Rows, config: Config = _DEFAULT) -> ModeSample:
 def _launch(rows: Rows, config: Config, out: ModeSample) -> None:
     device, vocab_size = rows.logits.device, rows.logits.shape[-1]
     num_groups = triton.cdiv(vocab_size, GROUP_SIZE)
-    num_splits = triton.cdiv(num_groups, config.statistics_groups)
     modes = _mode_layout(rows.mode_ids, vocab_size, device)
     place = (*_row_places(rows.logits), vocab_size, *_class_edits(rows))
     argument, shared = _row_arguments(rows)
-    filters = chain(*(argument[name] for name in ("temperature", "top_k", "top_p", "at_mode")))
     bias = (modes.ids, rows.bias)
-    by_mass = _may_weigh_rows(rows) or vocab_size < GROUP_SIZE
-    statistics = empty_statistics(rows.count, num_groups, by_mass, device)
-    constants = {"NUM_MODES": len(rows.mode_ids), "OTHER": modes.other, "ONLY_MODES": rows.only_modes}
+    statistics = empty_statistics(rows.count, num_groups, device)
+    constants = {"NUM_MODES": len(rows.mode_ids), "OTHER": modes.other}
     slots = _slots(rows, num_groups, config)
-    if by_mass:
-        exact_statistics[(rows.count * num_splits,)](
-            *place, num_groups, num_splits, *bias, shared, *filters, *statistics,
-            **constants, GROUPS=config.statistics_groups, num_warps=config.statistics_warps, **OPTIONS,
-        )  # fmt: skip
+    read = _read_options(rows, config)
+    few = (*place, *bias, shared, argument["temperature"][0], _scale(rows.temperature), *argument["at_mode"])
+    if vocab_size < GROUP_SIZE:
+        short_row_statistics[(rows.count,)](*few, *statistics, **constants, num_warps=1, **OPTIONS)
     else:
-        _launch_read(rows, place, num_groups, bias, argument, shared, statistics, constants, config)
-    nucleus = Nucleus(None, None, None, None)
-    if by_mass and num_groups > config.few_groups:
-        nucleus = _launch_nucleus(rows.count, place, num_groups, bias, argument, shared, statistics, constants, config)
+        grid = (rows.count, triton.cdiv(vocab_size // GROUP_SIZE, read["GROUPS"]))
+        group_statistics[grid](num_groups, *few, *statistics, **constants, **read, num_warps=1, **OPTIONS)
+    nucleus = Nucleus(*(None,) * 6)
+    if _may_weigh_rows(rows) and num_groups > config.few_groups:
+        nucleus = empty_nucleus(rows.count, num_groups, slots["CAPACITY"], device)
+        filters = chain(*(argument[name] for name in ("temperature", "top_k", "top_p", "at_mode")))
+        bracket[(rows.count,)](
+            *place, num_groups, *bias, shared, *filters, *statistics[:2], nucleus.state, **constants,
+            ONLY_MODES=rows.only_modes, MODE_SLOTS=slots["MODE_SLOTS"], GROUP_SLOTS=slots["GROUP_SLOTS"],
+            FEW=config.few_groups, POINTS=8, num_warps=config.draw_warps, **OPTIONS,
+        )  # fmt: skip
+        packed = _compares_pairs(rows, read["WORDS"])
+        weigh_bracket[grid](
+            *place, num_groups, modes.ids, shared, argument["temperature"][0], _scale(rows.temperature),
+            statistics[0], *nucleus[:4], **constants, **(read | {"PACKED": packed}), num_warps=1, **OPTIONS,
+        )  # fmt: skip
     draw[(rows.count,)](
         *place, num_groups, *bias, modes.fallback, shared, *chain(*argument.values()),
-        *statistics, *empty_candidates(rows.count, num_groups, slots, device), *nucleus, num_splits, *out,
-        **constants, **slots, GROUPS=config.draw_groups, PIVOTS=config.pivots,
-        POINTS=config.points, SEGMENT=config.segment, SPLIT_SLOTS=triton.next_power_of_2(num_splits),
-        num_warps=config.draw_warps if slots["FILTERS"] else config.plain_draw_warps, **OPTIONS,
+        *statistics, *empty_candidates(rows.count, num_groups, slots, device), *nucleus, *out,
+        **constants, **slots, ONLY_MODES=rows.only_modes, GROUPS=config.draw_groups, WORDS=read["WORDS"],
+        CHUNK=256, **_draw_options(rows, slots["FILTERS"], config), **OPTIONS,
     )  # fmt: skip
 
 
-def _launch_read(rows, place, num_groups, bias, argument, shared, statistics, constants, config) -> None:
-    """Stage A."""
-    whole_groups = rows.logits.shape[-1] // GROUP_SIZE
+def _read_options(rows: Rows, config: Config) -> dict:
+    """How stage A, and with it stage C, holds a row's groups."""
     most = config.read_groups if rows.token_classes is None else config.class_read_groups
-    most = config.few_rows_read_groups if rows.count <= config.few_rows else most
-    groups = min(most, 1 << (whole_groups.bit_length() - 1))
     words = _are_words(rows.logits)
-    group_statistics[(rows.count, triton.cdiv(whole_groups, groups))](
-        *place, num_groups, *bias, shared, argument["temperature"][0], _scale(rows.temperature),
-        *argument["at_mode"], *statistics, NUM_MODES=constants["NUM_MODES"], OTHER=constants["OTHER"], GROUPS=groups,
-        WORDS=words, PACKED=words and _has_packed_instructions(), FUSED=not triton.knobs.runtime.interpret,
-        CLASS_SLOTS=_class_slots(rows),
-        num_warps=1, **OPTIONS,
-    )  # fmt: skip
-
-
-def _launch_nucleus(count, place, num_groups, bias, argument, shared, statistics, constants, config) -> "Nucleus":
-    """Stage C."""
-    num_splits = triton.cdiv(num_groups, config.statistics_groups)
-    nucleus = empty_nucleus(count, num_splits, config.points, config.segment, statistics[0].device)
-    filters = chain(*(argument[name] for name in ("temperature", "top_k", "top_p", "at_mode")))
-    bracket[(count,)](
-        *place, num_groups, *bias, shared, *filters, *statistics[:2], nucleus.state, **constants,
-        MODE_SLOTS=_mode_slots(constants["NUM_MODES"]), GROUP_SLOTS=_group_slots(num_groups),
-        FEW=config.few_groups, POINTS=config.pivots, num_warps=config.draw_warps, **OPTIONS,
-    )  # fmt: skip
-    weigh_bracket[(count * num_splits,)](
-        *place, num_splits, *bias, shared, *argument["temperature"], *argument["at_mode"], *nucleus,
-        NUM_MODES=constants["NUM_MODES"], OTHER=constants["OTHER"], GROUPS=config.statistics_groups,
-        POINTS=config.points, SEGMENT=config.segment, num_warps=config.statistics_warps, **OPTIONS,
-    )  # fmt: skip
-    return nucleus
+    # Logits that must be loaded one by one take a register each.
+    one_by_one = not words and rows.logits.element_size() == 2
+    most = config.few_rows_read_groups if one_by_one or rows.count <= config.few_rows else most
+    whole_groups = rows.logits.shape[-1] // GROUP_SIZE
+    return {
+        "GROUPS": min(most, 1 << max(whole_groups.bit_length() - 1, 0)),
+        "WORDS": words,
+        "PACKED": words and _compiles_for_nvidia(),
+        "FUSED": not triton.knobs.runtime.interpret,
+        "CLASS_SLOTS": _class_slots(rows),
+    }
 
 
 class _ModeLayout(NamedTuple):
@@ -244,6 +226,17 @@ def _row_places(logits: torch.Tensor) -> tuple:
     return logits, logits.stride(0), logits.stride(1), rows
 
 
+def _draw_options(rows: Rows, filters: bool, config: Config) -> dict[str, int]:
+    """With filters two programs share a multiprocessor, where the compiler can be held to the registers for it: with
+    modes, or before sm_90, it would spill. Left alone it may, so it is always told."""
+    if not filters:
+        return {"num_warps": config.plain_draw_warps}
+    if not _compiles_for_nvidia():
+        return {"num_warps": config.draw_warps}
+    held = not rows.mode_ids and _has_packed_comparisons()
+    return {"num_warps": config.draw_warps, "maxnreg": 65536 // (2 * 32 * config.draw_warps) if held else 255}
+
+
 def _class_edits(rows: Rows) -> tuple:
     """What `row_logits` needs to edit logits by class, on rows of which no row does."""
     if rows.token_classes is None:
@@ -265,9 +258,19 @@ def _are_words(logits: torch.Tensor) -> bool:
     return logits.element_size() == 2 and aligned
 
 
-def _has_packed_instructions() -> bool:
-    """Neither the interpreter nor AMD has them."""
+def _compiles_for_nvidia() -> bool:
+    """Neither for the interpreter nor for AMD."""
     return not triton.knobs.runtime.interpret and triton.runtime.driver.active.get_current_target().backend == "cuda"
+
+
+def _compares_pairs(rows: Rows, words: bool) -> bool:
+    """Logits as they lie in memory, and instructions for two of them."""
+    return words and rows.token_classes is None and _compiles_for_nvidia() and _has_packed_comparisons()
+
+
+def _has_packed_comparisons() -> bool:
+    """From sm_90 on."""
+    return triton.runtime.driver.active.get_current_target().arch >= 90
 
 
 def _mode_slots(num_modes: int) -> int:

@@ -1,13 +1,14 @@
 """Stage C: the nucleus of a flat row, which lies in too many groups for one program.
 
-`bracket` estimates two values around the threshold from a sample of whole groups. `weigh_bracket` then reads the row
-once on many programs: exact mass above the bracket, exact masses above points inside it, and the values inside it.
-`nucleus_threshold` finishes exactly on those, or says that the estimate missed, which only costs time.
+`bracket` estimates two logits around the threshold from a sample of whole groups. `weigh_bracket` then reads the row
+once on many programs: kept mass and count of every group above the bracket, and where the logits inside it are.
+`nucleus_threshold` finishes on those, or says that the estimate missed, which only costs time.
 """
 
 import triton
 import triton.language as tl
 
+from adapt_kernels.ops.mode_sample.triton_classes import acts_on_row, tile_by_class
 from adapt_kernels.ops.mode_sample.triton_gate import (
     AT_MODE,
     GROUP,
@@ -16,43 +17,54 @@ from adapt_kernels.ops.mode_sample.triton_gate import (
     TEMPERATURE,
     TOP_K,
     TOP_P,
-    gated,
+    fast_scale,
+    fast_weights,
     load_logits,
     open_row,
     row_float,
     row_integer,
     row_logits,
-    tempered,
+    row_scale,
     with_listed_mass,
 )
-from adapt_kernels.ops.mode_sample.triton_threshold import lowest_kept
+from adapt_kernels.ops.mode_sample.triton_read import LARGEST_SHIFT, halves, load_columns, load_words, mass_of
 
-# A row's state, float64: the bracket's lower end (+inf = not a large nucleus) and upper end, the row's peak.
-STATE = tl.constexpr(4)
+# A row's state, float32: the bracket's ends, logits of the row; the lower is +inf where the nucleus is not large.
+STATE = tl.constexpr(2)
 # Standard deviations of the sampled mass between the estimate and each end of the bracket.
 SAFETY = tl.constexpr(3.5)
+# Eight logits that a thread of `weigh_bracket` holds side by side; a group's word is (kept) + BLOCK_UNIT * (blocks
+# with logits inside the bracket).
+BLOCKS = tl.constexpr(16)
+BLOCK_UNIT = tl.constexpr(256)
 
 
 @triton.jit
-def sampled_bracket(y, mass_below, factor):
-    """Ends of a bracket around the value below which `mass_below` lies; y is a sample of one in `factor` tokens."""
-    weight = tl.exp(y)
+def sampled_bracket(x, peak, scale, mass_below, factor):
+    """Ends of a bracket around the logit below which `mass_below` lies; x is a sample of one in `factor` tokens.
+
+    The upper end is +inf where the sample says too little."""
+    weight = fast_weights(x, peak, scale)
     end = tl.arange(0, 2)
     safety = tl.where(end == 0, SAFETY, -SAFETY)
-    low = tl.min(tl.where(y > NEG_INF, y, 0.0)) + tl.zeros([2], tl.float32)
-    high = tl.zeros([2], tl.float32)
-    for _ in range(20):
+    low = tl.min(tl.where(x > NEG_INF, x, peak)) + tl.zeros([2], tl.float32)
+    high = peak + tl.zeros([2], tl.float32)
+    for _ in range(14):
         middle = 0.5 * (low + high)
-        under = tl.where(y[None, :] <= middle[:, None], weight[None, :], 0.0)
+        under = tl.where(x[None, :] <= middle[:, None], weight[None, :], 0.0)
         estimate = factor * (tl.sum(under, 1) + safety * tl.sqrt(tl.sum(under * under, 1)))
         low = tl.where(estimate < mass_below, middle, low)
         high = tl.where(estimate < mass_below, high, middle)
-    return tl.max(tl.where(end == 0, low, NEG_INF)), tl.max(tl.where(end == 1, high, NEG_INF))
+    # Logits of the sample: they lose nothing in the logits' own type.
+    lower = tl.max(tl.where(end == 0, low, NEG_INF))
+    upper = tl.max(tl.where(end == 1, high, NEG_INF))
+    return tl.max(tl.where(x <= lower, x, NEG_INF)), tl.min(tl.where(x >= upper, x, INF))
 
 
 @triton.jit(
     do_not_specialize=[
-        "rows_per_batch", "num_classed", "num_classes", "num_groups", "shared", "temperature", "top_k", "top_p", "at_mode",
+        "rows_per_batch", "num_classed", "num_classes", "num_groups", "shared", "temperature", "top_k", "top_p",
+        "at_mode",
     ]
 )  # fmt: skip
 def bracket(
@@ -74,9 +86,8 @@ def bracket(
     k = row_integer(top_k_rows, top_k, row, shared, TOP_K)
     p = row_float(top_p_rows, top_p, row, shared, TOP_P)
     gate = row_integer(at_mode_rows, at_mode, row, shared, AT_MODE) != 0
-    low = tl.full((), float("inf"), tl.float64)
-    high = tl.zeros((), tl.float64)
-    peak = high
+    low = tl.full((), float("inf"), tl.float32)
+    high = tl.zeros((), tl.float32)
     filtered = (p < 1.0) & ((k <= 0) | (k >= vocab_size)) & (t > 0.0)
     if ONLY_MODES:
         filtered = filtered & (gate == 0)
@@ -87,152 +98,203 @@ def bracket(
         )  # fmt: skip
         group = tl.arange(0, GROUP_SLOTS)
         index = tl.arange(0, MODE_SLOTS)
-        mass, top = with_listed_mass(
-            masses * tl.exp(y_group), y_group, group, y_listed, index, mode_ids, NUM_MODES, OTHER
-        )
+        weight = tl.exp(y_group)
+        mass, top = with_listed_mass(masses * weight, y_group, group, y_listed, index, mode_ids, NUM_MODES, OTHER)
         total = tl.sum(mass)
         # Small if a few groups hold the nucleus, as their maxima alone show at one of these points.
-        point = (tl.arange(0, POINTS) + 1).to(tl.float64) * (-16.0 / POINTS)
-        reached = top[None, :] >= point[:, None]
-        carries = tl.sum(tl.where(reached, tl.exp(top)[None, :], 0.0), 1) >= p * total
+        y_top, carried = top.to(tl.float32), tl.exp(top).to(tl.float32)
+        point = (tl.arange(0, POINTS) + 1).to(tl.float32) * (-16.0 / POINTS)
+        reached = y_top[None, :] >= point[:, None]
+        carries = tl.sum(tl.where(reached, carried[None, :], 0.0), 1) >= (p * total).to(tl.float32)
         fewest = tl.min(tl.where(carries, tl.sum(reached.to(tl.int32), 1), num_groups))
-        if (fewest > FEW) & (peak > NEG_INF) & (peak < INF):
+        scale = fast_scale(t)
+        # The peak among logits that only the bias of any other token shifts.
+        level = (peak - shift).to(tl.float32)
+        if fewest > FEW:
             sampled = (tl.arange(0, FEW) * num_groups) // FEW
             columns = sampled[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-            x = load_logits(source, columns, columns < source.vocab_size)
-            y = tempered(gated(x.to(tl.float64), shift), peak, t).to(tl.float32)
+            x = load_logits(source, columns, columns < vocab_size)
             factor = num_groups.to(tl.float32) / FEW
             below = ((1.0 - p) * total).to(tl.float32)
-            lower, upper = sampled_bracket(tl.reshape(y, [FEW * GROUP]), below, factor)
-            low = lower.to(tl.float64)
-            high = upper.to(tl.float64)
+            low, high = sampled_bracket(tl.reshape(x, [FEW * GROUP]), level, scale, below, factor)
+            largest = tl.maximum(tl.abs(low), tl.abs(level))
+            low = tl.where(largest * scale < 0.5 * LARGEST_SHIFT, low, INF)
     tl.store(state + row * STATE, low)
     tl.store(state + row * STATE + 1, high)
-    tl.store(state + row * STATE + 2, peak)
+
+
+@triton.jit
+def above_bf16(a, b):
+    """Halves of a pair that are larger: 0xFFFF, else 0; NaN is not."""
+    return tl.inline_asm_elementwise(
+        "set.gt.u32.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def above_fp16(a, b):
+    """As `above_bf16`."""
+    return tl.inline_asm_elementwise(
+        "set.gt.u32.f16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def reaches_bf16(a, b):
+    """Halves of a pair that are as large."""
+    return tl.inline_asm_elementwise(
+        "set.ge.u32.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def reaches_fp16(a, b):
+    """As `reaches_bf16`."""
+    return tl.inline_asm_elementwise(
+        "set.ge.u32.f16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def pair_of(number, HALF: tl.constexpr):
+    """A logit twice in a word."""
+    if HALF:
+        bits = number.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    else:
+        bits = number.to(tl.int32, bitcast=True) >> 16 & 0xFFFF
+    return bits | (bits << 16)
+
+
+@triton.jit
+def split_words(words, low, high, HALF: tl.constexpr):
+    """(the logits of a word above `high`, -inf for others; masks of those, and of those from `low` on)."""
+    if HALF:
+        above, reaches = above_fp16(words, high), reaches_fp16(words, low)
+    else:
+        above, reaches = above_bf16(words, high), reaches_bf16(words, low)
+    nothing = pair_of(tl.full((), float("-inf"), tl.float32), HALF)
+    a, b = halves((words & above) | (~above & nothing), HALF)
+    return a, b, above, reaches
+
+
+@triton.jit
+def split_pair(a, b, low, high):
+    """`split_words` of two tiles, with counts for masks."""
+    above_a, above_b = a > high, b > high
+    above = above_a.to(tl.int32) + above_b.to(tl.int32)
+    reaches = (a >= low).to(tl.int32) + (b >= low).to(tl.int32)
+    return tl.where(above_a, a, NEG_INF), tl.where(above_b, b, NEG_INF), above, reaches
+
+
+@triton.jit
+def count_of_masks(total):
+    """How many halves were set in words of masks whose sum, as int32, is `total`."""
+    low = -total & 0xFFFF
+    return 2 * low - ((total + low) >> 16)
+
+
+@triton.jit
+def mass_level(peak, low, high):
+    """The logit that the masses of groups above the bracket are relative to: at most one of theirs, where any is."""
+    return tl.maximum(peak, tl.where(high < INF, high, low))
+
+
+@triton.jit
+def weigh_one(group, low, high, level, scale, source, mode_ids, NUM_MODES: tl.constexpr, OTHER: tl.constexpr):
+    """Mass and count above the bracket, and whether any logit may be inside it, of any group, with every care."""
+    columns = group * GROUP + tl.arange(0, GROUP)
+    x = load_logits(source, columns, columns < source.vocab_size)
+    for i in tl.static_range(NUM_MODES):
+        if i != OTHER:
+            x = tl.where(columns == tl.load(mode_ids + i), NEG_INF, x)
+    mass = tl.sum(tl.where(x > high, fast_weights(x, level, scale), 0.0))
+    return mass, tl.sum((x > high).to(tl.int32)), tl.max(((x >= low) & (x <= high)).to(tl.int32))
 
 
 @triton.jit(
-    do_not_specialize=["rows_per_batch", "num_classed", "num_classes", "num_splits", "shared", "temperature", "at_mode"]
+    do_not_specialize=["rows_per_batch", "num_classed", "num_classes", "num_groups", "shared", "scale"]
 )  # fmt: skip
 def weigh_bracket(
     logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch,
     vocab_size, token_classes, num_classed: tl.int32, class_scale, class_bias, num_classes: tl.int32,
-    num_splits: tl.int32, mode_ids, bias, shared: tl.int32,
-    temperature_rows, temperature: tl.int64, at_mode_rows, at_mode: tl.int32, state,
-    split_mass,  # [N, splits, POINTS + 1] float64: mass above each point, and above the bracket
-    split_count,  # [N, splits] int32: values inside the bracket
-    split_logits,  # [N, splits, SEGMENT] float32: their logits, in column order; what does not fit is left out
-    NUM_MODES: tl.constexpr, OTHER: tl.constexpr, GROUPS: tl.constexpr, POINTS: tl.constexpr, SEGMENT: tl.constexpr,
+    num_groups: tl.int32, mode_ids, shared: tl.int32, temperature_rows, scale: tl.float32, group_peak, state,
+    group_above,  # [N, num_groups] float32: sum exp((x - `mass_level`) / T) above it
+    group_word,  # [N, num_groups] int32
+    blocks,  # [N, num_groups, BLOCKS] uint8: which hold logits inside the bracket
+    NUM_MODES: tl.constexpr, OTHER: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr,
+    PACKED: tl.constexpr, FUSED: tl.constexpr, CLASS_SLOTS: tl.constexpr,
 ):  # fmt: skip
     """One program = GROUPS groups of one row; tokens that are modes of their own are left out, as in stage A."""
-    row = (tl.program_id(0) // num_splits).to(tl.int64)
-    split = tl.program_id(0) % num_splits
+    row = tl.program_id(0).to(tl.int64)
     low = tl.load(state + row * STATE)
     if low < INF:
         high = tl.load(state + row * STATE + 1)
-        peak = tl.load(state + row * STATE + 2)
         source = row_logits(
-        row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
-        token_classes, num_classed, class_scale, class_bias, num_classes,
-    )  # fmt: skip
-        t = row_float(temperature_rows, temperature, row, shared, TEMPERATURE)
-        gate = row_integer(at_mode_rows, at_mode, row, shared, AT_MODE) != 0
-        columns = split * (GROUPS * GROUP) + tl.arange(0, GROUPS * GROUP)
-        x = load_logits(source, columns, columns < source.vocab_size)
-        shift = tl.zeros((), tl.float64)
-        for i in tl.static_range(NUM_MODES):
-            if i == OTHER:
-                if bias is not None:
-                    shift = tl.where(gate, tl.load(bias + row * NUM_MODES + i), 0.0)
-            else:
-                x = tl.where(columns == tl.load(mode_ids + i), NEG_INF, x)
-        y = tempered(gated(x.to(tl.float64), shift), peak, t)
-        slot = row * num_splits + split
-        tl.store(split_mass + slot * (POINTS + 1) + POINTS, tl.sum(tl.where(y > high, tl.exp(y), 0.0)))
-        inside = (y >= low) & (y <= high)
-        position = tl.cumsum(inside.to(tl.int32), 0) - 1
-        count = tl.sum(inside.to(tl.int32))
-        split_logits += slot * SEGMENT
-        tl.store(split_logits + position, x, mask=inside & (position < SEGMENT))
-        tl.store(split_count + slot, count)
-        tl.debug_barrier()
-        listed = tl.arange(0, SEGMENT)
-        x = tl.load(split_logits + listed, mask=listed < count, other=NEG_INF)
-        y = tempered(gated(x.to(tl.float64), shift), peak, t)
-        index = tl.arange(0, POINTS)
-        point = bracket_points(low, high, index, POINTS)
-        above = tl.sum(tl.where(y[None, :] > point[:, None], tl.exp(y)[None, :], 0.0), 1)
-        tl.store(split_mass + slot * (POINTS + 1) + index, above)
-
-
-@triton.jit
-def bracket_points(low, high, index, POINTS: tl.constexpr):
-    """POINTS values from the lower end of the bracket towards the upper."""
-    return low + (high - low) * (index.to(tl.float64) / POINTS)
-
-
-@triton.jit
-def nucleus_threshold(
-    p, total, row, state, split_mass, split_count, split_logits, num_splits, mode_ids, listed_y,
-    shift, peak, temperature, values, weights,
-    NUM_MODES: tl.constexpr, OTHER: tl.constexpr, CAPACITY: tl.constexpr, GROUPS: tl.constexpr, PIVOTS: tl.constexpr,
-    POINTS: tl.constexpr, SEGMENT: tl.constexpr, SPLIT_SLOTS: tl.constexpr,
-):  # fmt: skip
-    """(True, threshold) of a row with a bracket, or (False, -inf) if the bracket missed it or overflowed."""
-    low = tl.load(state + row * STATE)
-    high = tl.load(state + row * STATE + 1)
-    target = p * total
-    index = tl.arange(0, POINTS)
-    point = bracket_points(low, high, index, POINTS)
-    split = tl.arange(0, SPLIT_SLOTS)
-    slot = row * num_splits + split
-    real = split < num_splits
-    outside = tl.sum(tl.load(split_mass + slot * (POINTS + 1) + POINTS, mask=real, other=0.0))
-    inside = tl.load(
-        split_mass + slot[:, None] * (POINTS + 1) + index[None, :],
-        mask=real[:, None] & (index >= 0)[None, :],
-        other=0.0,
-    )
-    above = outside + tl.sum(inside, 0)
-    counts = tl.load(split_count + slot, mask=real, other=0)
-    for i in tl.static_range(NUM_MODES):
-        if i != OTHER:
-            own = tl.load(listed_y + i)
-            outside += tl.where(own > high, tl.exp(own), 0.0)
-            above += tl.where(own > point, tl.exp(own), 0.0)
-    dropped = tl.max(tl.where(above >= target, point, NEG_INF))
-    kept = tl.min(tl.where(above >= target, high, point))
-    beyond = tl.max(tl.where(above >= target, outside, above))
-    found = (outside < target) & (dropped > NEG_INF) & (tl.max(counts) <= SEGMENT)
-    threshold = tl.full((), float("-inf"), tl.float64)
-    if found:
-        filled = 0
-        for first in range(0, num_splits * SEGMENT, GROUPS * GROUP):
-            entry = first + tl.arange(0, GROUPS * GROUP)
-            inside_row = entry < num_splits * SEGMENT
-            count = tl.load(split_count + row * num_splits + entry // SEGMENT, mask=inside_row, other=0)
-            mask = inside_row & (entry % SEGMENT < count)
-            x = tl.load(split_logits + row * num_splits * SEGMENT + entry, mask=mask, other=NEG_INF)
-            y = tempered(gated(x.to(tl.float64), shift), peak, temperature)
-            take = (y > dropped) & (y <= kept)
-            position = filled + tl.cumsum(take.to(tl.int32), 0) - 1
-            tl.store(values + position, y, mask=take & (position < CAPACITY))
-            tl.store(weights + position, tl.exp(y), mask=take & (position < CAPACITY))
-            filled += tl.sum(take.to(tl.int32))
+            row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
+            token_classes, num_classed, class_scale, class_bias, num_classes,
+        )  # fmt: skip
+        whole_groups = vocab_size // GROUP
+        base = tl.minimum(tl.program_id(1) * GROUPS, whole_groups - GROUPS)
+        group = base + tl.arange(0, GROUPS)[:, None]
+        lane = tl.arange(0, 16)[None, :]
+        scale = row_scale(temperature_rows, scale, row, shared)
+        slot = row * num_groups + group
+        level = mass_level(tl.load(group_peak + slot), low, high)
+        HALF: tl.constexpr = logits.dtype.element_ty == tl.float16
+        cut_by_class = num_groups
+        if PACKED:
+            w0, w1, w2, w3 = load_words(source, group)
+            low_pair, high_pair = pair_of(low, HALF), pair_of(high, HALF)
+            a0, a1, n0, r0 = split_words(w0, low_pair, high_pair, HALF)
+            a2, a3, n1, r1 = split_words(w1, low_pair, high_pair, HALF)
+            a4, a5, n2, r2 = split_words(w2, low_pair, high_pair, HALF)
+            a6, a7, n3, r3 = split_words(w3, low_pair, high_pair, HALF)
+            count = count_of_masks(tl.sum(n0 + n1 + n2 + n3, 1, keep_dims=True))
+        else:
+            a0, a1, a2, a3, a4, a5, a6, a7 = load_columns(source, group, WORDS, HALF)
+            if token_classes is not None:
+                acts, all_act = acts_on_row(source, num_classes, CLASS_SLOTS)
+                if acts:
+                    cut_by_class = tl.where(num_classed % GROUP > 0, num_classed // GROUP, num_groups)
+                    a0, a1, a2, a3, a4, a5, a6, a7 = tile_by_class(
+                        a0, a1, a2, a3, a4, a5, a6, a7, source, group, all_act, WORDS
+                    )  # fmt: skip
+            a0, a1, n0, r0 = split_pair(a0, a1, low, high)
+            a2, a3, n1, r1 = split_pair(a2, a3, low, high)
+            a4, a5, n2, r2 = split_pair(a4, a5, low, high)
+            a6, a7, n3, r3 = split_pair(a6, a7, low, high)
+            count = tl.sum(n0 + n1 + n2 + n3, 1, keep_dims=True)
         for i in tl.static_range(NUM_MODES):
             if i != OTHER:
-                own = tl.load(listed_y + i)
-                between = (own > dropped) & (own <= kept)
-                tl.store(values + filled, own, mask=between & (filled < CAPACITY))
-                tl.store(weights + filled, tl.exp(own), mask=between & (filled < CAPACITY))
-                filled += tl.where(between, 1, 0)
-        tl.debug_barrier()
-        found = filled <= CAPACITY
-        if found:
-            lowest, _ = lowest_kept(
-                True, target - beyond, filled, values, weights, values, values, 0, mode_ids, listed_y, 0.0, 0.0, 1.0,
-                NUM_MODES, OTHER, False, GROUPS, PIVOTS,
-            )  # fmt: skip
-            # No value there at all: everything above is kept, and nothing lies between.
-            threshold = tl.minimum(lowest, kept)
-    return found, threshold
+                own = tl.load(mode_ids + i)
+                if (own // GROUP >= base) & (own // GROUP < base + GROUPS):
+                    place = own % GROUP
+                    here = (group == own // GROUP) & (lane == ((place // 2) % 16 if WORDS else place % 16))
+                    tile = 2 * (place // 32) + place % 2 if WORDS else place // 16
+                    counted = load_logits(source, own + group * 0, group >= 0) > high
+                    count -= ((group == own // GROUP) & counted).to(tl.int32)
+                    a0, a1 = tl.where(here & (tile == 0), NEG_INF, a0), tl.where(here & (tile == 1), NEG_INF, a1)
+                    a2, a3 = tl.where(here & (tile == 2), NEG_INF, a2), tl.where(here & (tile == 3), NEG_INF, a3)
+                    a4, a5 = tl.where(here & (tile == 4), NEG_INF, a4), tl.where(here & (tile == 5), NEG_INF, a5)
+                    a6, a7 = tl.where(here & (tile == 6), NEG_INF, a6), tl.where(here & (tile == 7), NEG_INF, a7)
+        mass, _ = mass_of(a0, a1, a2, a3, a4, a5, a6, a7, level, scale, FUSED)
+        inside = (n0 + n1 + n2 + n3 != r0 + r1 + r2 + r3).to(tl.int32)
+        position = tl.cumsum(inside, 1) - inside
+        tl.store(blocks + slot * BLOCKS + position, (lane + group * 0).to(tl.uint8), mask=inside != 0)
+        tl.store(group_above + slot, mass)
+        tl.store(group_word + slot, count + BLOCK_UNIT * tl.sum(inside, 1, keep_dims=True))
+        # What whole tiles cannot do: the cut group after the row's last whole one, and where the classed ids end.
+        for which in range(2):
+            single = tl.where(which == 0, cut_by_class, tl.where(num_groups > whole_groups, whole_groups, -1))
+            mine = (single >= base) & (single < base + GROUPS + (base + GROUPS == whole_groups).to(tl.int32) * which)
+            if mine & (single < num_groups):
+                tl.debug_barrier()
+                here = row * num_groups + single
+                own_level = mass_level(tl.load(group_peak + here), low, high)
+                one_mass, one_count, some = weigh_one(
+                    single, low, high, own_level, scale, source, mode_ids, NUM_MODES, OTHER
+                )  # fmt: skip
+                block = tl.arange(0, BLOCKS)
+                tl.store(blocks + here * BLOCKS + block, block.to(tl.uint8))
+                tl.store(group_above + here, one_mass)
+                tl.store(group_word + here, one_count + BLOCK_UNIT * BLOCKS * some)

@@ -9,22 +9,24 @@ group sick, and sick groups are done again, one at a time.
 import triton
 import triton.language as tl
 
+from adapt_kernels.ops.mode_sample.triton_classes import acts_on_row, tile_by_class
 from adapt_kernels.ops.mode_sample.triton_gate import (
     AT_MODE,
-    by_class,
     GROUP,
     INF,
     LOG2_E,
+    NAN_UNIT,
     NEG_INF,
-    TEMPERATURE,
     fast_weights,
     load_logits,
-    row_float,
     row_integer,
     row_logits,
+    row_scale,
 )
-from adapt_kernels.ops.mode_sample.triton_statistics import NAN_UNIT
 
+# Relative, of a group's mass where 1e-30 <= T <= 1e30: 2**-22 of ex2.approx, twice; the rounding of scale and argument,
+# which at most 4 times 2**-24 of a sum is; ten additions.
+MASS_ERROR = tl.constexpr(2e-6)
 # Where |peak / T| stays below it, the rounding of that product moves an exponential by a factor of 2 at most.
 LARGEST_SHIFT = tl.constexpr(16777216.0)
 
@@ -66,11 +68,29 @@ def halves(word, HALF: tl.constexpr):
 
 
 @triton.jit
-def fast_reciprocal(t):
-    """1 / t to 1e-14 without the slow path of a float64 division, for 1e-38 <= t <= 1e38."""
-    t = tl.minimum(tl.maximum(t, 1.2e-38), 1e38)
-    guess = (1.0 / t.to(tl.float32)).to(tl.float64)
-    return guess + guess * (1.0 - t * guess)
+def load_words(source, group):
+    """Pairs of 16-bit logits of whole groups, four tiles [groups, 16]."""
+    words = tl.multiple_of(source.start.to(tl.pointer_type(tl.int32), bitcast=True), 16)
+    words += group * (GROUP // 2) + tl.arange(0, 16)[None, :]
+    return tl.load(words), tl.load(words + 16), tl.load(words + 32), tl.load(words + 48)
+
+
+@triton.jit
+def load_columns(source, group, WORDS: tl.constexpr, HALF: tl.constexpr):
+    """float32 logits of whole groups, eight tiles [groups, 16]; WORDS: neighbours in tiles of a pair."""
+    if WORDS:
+        w0, w1, w2, w3 = load_words(source, group)
+        a0, a1 = halves(w0, HALF)
+        a2, a3 = halves(w1, HALF)
+        a4, a5 = halves(w2, HALF)
+        a6, a7 = halves(w3, HALF)
+    else:
+        at = source.start + group * GROUP + tl.arange(0, 16)[None, :]
+        a0, a1 = tl.load(at).to(tl.float32), tl.load(at + 16).to(tl.float32)
+        a2, a3 = tl.load(at + 32).to(tl.float32), tl.load(at + 48).to(tl.float32)
+        a4, a5 = tl.load(at + 64).to(tl.float32), tl.load(at + 80).to(tl.float32)
+        a6, a7 = tl.load(at + 96).to(tl.float32), tl.load(at + 112).to(tl.float32)
+    return a0, a1, a2, a3, a4, a5, a6, a7
 
 
 @triton.jit
@@ -105,35 +125,6 @@ def mass_of(a0, a1, a2, a3, a4, a5, a6, a7, peak, scale, FUSED: tl.constexpr):
 
 
 @triton.jit
-def classes_of(source, group, WORDS: tl.constexpr):
-    """Class bytes of whole groups [groups, 16], in the order of the tiles: eight, or four pairs in words of 16 bits."""
-    inside = (group + 1) * GROUP <= source.num_classed
-    lane = tl.arange(0, 16)[None, :]
-    if WORDS:
-        at = source.classes.to(tl.pointer_type(tl.int16), bitcast=True) + group * (GROUP // 2) + lane
-        k0, k1 = tl.load(at, mask=inside, other=0), tl.load(at + 16, mask=inside, other=0)
-        k2, k3 = tl.load(at + 32, mask=inside, other=0), tl.load(at + 48, mask=inside, other=0)
-        return k0, k1, k2, k3, k0, k1, k2, k3
-    else:
-        at = source.classes + group * GROUP + lane
-        k0, k1 = tl.load(at, mask=inside, other=0), tl.load(at + 16, mask=inside, other=0)
-        k2, k3 = tl.load(at + 32, mask=inside, other=0), tl.load(at + 48, mask=inside, other=0)
-        k4, k5 = tl.load(at + 64, mask=inside, other=0), tl.load(at + 80, mask=inside, other=0)
-        k6, k7 = tl.load(at + 96, mask=inside, other=0), tl.load(at + 112, mask=inside, other=0)
-        return k0, k1, k2, k3, k4, k5, k6, k7
-
-
-@triton.jit
-def pair_by_class(a, b, first, second, source, WORDS: tl.constexpr):
-    """Two tiles of logits, edited. What a class cannot do so (-inf times nothing) is NaN or +inf, and sick."""
-    if WORDS:
-        pair = first.to(tl.int32)
-        return by_class(a, pair & 255, source), by_class(b, (pair >> 8) & 255, source)
-    else:
-        return by_class(a, first.to(tl.int32), source), by_class(b, second.to(tl.int32), source)
-
-
-@triton.jit
 def extremes(a0, a1, a2, a3, a4, a5, a6, a7):
     """(the largest of each row [groups, 1], the smallest of all); NaN is neither."""
     upper = tl.maximum(tl.maximum(a0, a1), tl.maximum(a2, a3))
@@ -141,16 +132,6 @@ def extremes(a0, a1, a2, a3, a4, a5, a6, a7):
     upper = tl.maximum(upper, tl.maximum(tl.maximum(a4, a5), tl.maximum(a6, a7)))
     lower = tl.minimum(lower, tl.minimum(tl.minimum(a4, a5), tl.minimum(a6, a7)))
     return tl.max(upper, 1, keep_dims=True), tl.min(flattened(lower))
-
-
-@triton.jit
-def acts_on_row(source, num_classes, CLASS_SLOTS: tl.constexpr):
-    """(whether any class changes this row, whether class 0 does)."""
-    kind = tl.arange(0, CLASS_SLOTS)
-    scale = tl.load(source.scale + kind, mask=kind < num_classes, other=1.0)
-    bias = tl.load(source.bias + kind, mask=kind < num_classes, other=0.0)
-    acts = ((scale != 1.0) | (bias != 0.0)).to(tl.int32)
-    return tl.max(acts) != 0, tl.max(tl.where(kind == 0, acts, 0)) != 0
 
 
 @triton.jit
@@ -179,10 +160,9 @@ def redone(
     ]
 )  # fmt: skip
 def group_statistics(
-    logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch,
+    num_groups: tl.int32, logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch,
     vocab_size, token_classes, num_classed: tl.int32, class_scale, class_bias, num_classes: tl.int32,
-    num_groups: tl.int32, mode_ids, bias, shared: tl.int32,
-    temperature_rows, scale: tl.float32, at_mode_rows, at_mode: tl.int32,
+    mode_ids, bias, shared: tl.int32, temperature_rows, scale: tl.float32, at_mode_rows, at_mode: tl.int32,
     group_peak,  # [N, num_groups] float32: the largest logit
     group_mass,  # [N, num_groups] float32: sum exp((x - peak) / T)
     group_raw_mass,  # [N, num_groups] float32: sum exp(x - peak)
@@ -206,20 +186,14 @@ def group_statistics(
         token_classes, num_classed, class_scale, class_bias, num_classes,
     )  # fmt: skip
     HALF: tl.constexpr = logits.dtype.element_ty == tl.float16
-    if WORDS:
-        words = tl.multiple_of(source.start.to(tl.pointer_type(tl.int32), bitcast=True), 16)
-        words += group * (GROUP // 2) + tl.arange(0, 16)[None, :]
-        w0, w1, w2, w3 = tl.load(words), tl.load(words + 16), tl.load(words + 32), tl.load(words + 48)
+    if PACKED:
+        w0, w1, w2, w3 = load_words(source, group)
         a0, a1 = halves(w0, HALF)
         a2, a3 = halves(w1, HALF)
         a4, a5 = halves(w2, HALF)
         a6, a7 = halves(w3, HALF)
     else:
-        at = source.start + group * GROUP + tl.arange(0, 16)[None, :]
-        a0, a1 = tl.load(at).to(tl.float32), tl.load(at + 16).to(tl.float32)
-        a2, a3 = tl.load(at + 32).to(tl.float32), tl.load(at + 48).to(tl.float32)
-        a4, a5 = tl.load(at + 64).to(tl.float32), tl.load(at + 80).to(tl.float32)
-        a6, a7 = tl.load(at + 96).to(tl.float32), tl.load(at + 112).to(tl.float32)
+        a0, a1, a2, a3, a4, a5, a6, a7 = load_columns(source, group, WORDS, HALF)
     if PACKED:
         if HALF:
             top = tl.reduce(larger_fp16(larger_fp16(w0, w1), larger_fp16(w2, w3)), 1, larger_fp16, keep_dims=True)
@@ -237,22 +211,12 @@ def group_statistics(
         acts, all_act = acts_on_row(source, num_classes, CLASS_SLOTS)
         if acts:
             cut_by_class = (group * GROUP < num_classed) & ((group + 1) * GROUP > num_classed)
-            k0, k1, k2, k3, k4, k5, k6, k7 = classes_of(source, group, WORDS)
-            some = k0 | k1 | k2 | k3
-            if not WORDS:
-                some = some | k4 | k5 | k6 | k7
-            if all_act | (tl.max(flattened((some != 0).to(tl.int32))) != 0):
-                a0, a1 = pair_by_class(a0, a1, k0, k1, source, WORDS)
-                a2, a3 = pair_by_class(a2, a3, k1 if WORDS else k2, k3, source, WORDS)
-                a4, a5 = pair_by_class(a4, a5, k2 if WORDS else k4, k5, source, WORDS)
-                a6, a7 = pair_by_class(a6, a7, k3 if WORDS else k6, k7, source, WORDS)
-                peak, lowest = extremes(a0, a1, a2, a3, a4, a5, a6, a7)
+            a0, a1, a2, a3, a4, a5, a6, a7 = tile_by_class(
+                a0, a1, a2, a3, a4, a5, a6, a7, source, group, all_act, WORDS
+            )  # fmt: skip
+            peak, lowest = extremes(a0, a1, a2, a3, a4, a5, a6, a7)
 
-    if temperature_rows is None:
-        scale = tl.zeros((), tl.float32) + scale
-    else:
-        t = row_float(temperature_rows, 0, row, shared, TEMPERATURE)
-        scale = (fast_reciprocal(tl.where(t == 0.0, 1.0, t)) * LOG2_E).to(tl.float32)
+    scale = row_scale(temperature_rows, scale, row, shared)
     # An empty group weighs nothing, instead of NaN.
     level = tl.where(peak == NEG_INF, 0.0, peak)
     mass, trusted = mass_of(a0, a1, a2, a3, a4, a5, a6, a7, level, scale, FUSED)
@@ -300,3 +264,33 @@ def group_statistics(
         tl.store(group_raw_mass + here, one_raw)
         later = tl.min(flattened(tl.where(sick & (index > first), index, GROUPS + 1)))
         first = tl.where(first < GROUPS, tl.minimum(later, end), GROUPS + 1)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "rows_per_batch", "vocab_size", "num_classed", "num_classes", "shared", "scale", "at_mode",
+    ]
+)  # fmt: skip
+def short_row_statistics(
+    logits, batch_stride: tl.int64, row_stride: tl.int64, rows_per_batch,
+    vocab_size: tl.int32, token_classes, num_classed: tl.int32, class_scale, class_bias, num_classes: tl.int32,
+    mode_ids, bias, shared: tl.int32, temperature_rows, scale: tl.float32, at_mode_rows, at_mode: tl.int32,
+    group_peak, group_mass, group_raw_mass, group_count,
+    NUM_MODES: tl.constexpr, OTHER: tl.constexpr,
+):  # fmt: skip
+    """`group_statistics` of rows of less than a group, one per program."""
+    row = tl.program_id(0).to(tl.int64)
+    source = row_logits(
+        row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
+        token_classes, num_classed, class_scale, class_bias, num_classes,
+    )  # fmt: skip
+    all_equal = False
+    if (OTHER >= 0) & (bias is not None):
+        gate = row_integer(at_mode_rows, at_mode, row, shared, AT_MODE) != 0
+        all_equal = gate & (tl.load(bias + row * NUM_MODES + OTHER) == INF)
+    scale = row_scale(temperature_rows, scale, row, shared)
+    peak, mass, raw, count = redone(0, source, mode_ids, scale, all_equal, NUM_MODES, OTHER)
+    tl.store(group_peak + row, peak)
+    tl.store(group_mass + row, mass)
+    tl.store(group_raw_mass + row, raw)
+    tl.store(group_count + row, count.to(tl.int16))

@@ -12,34 +12,40 @@ class Nucleus(NamedTuple):
     """Workspace of stage C; see triton_nucleus."""
 
     state: torch.Tensor | None
-    split_mass: torch.Tensor | None
-    split_count: torch.Tensor | None
-    split_logits: torch.Tensor | None
+    group_above: torch.Tensor | None
+    group_word: torch.Tensor | None
+    blocks: torch.Tensor | None
+    extra: torch.Tensor | None
+    places: torch.Tensor | None
 
 
-def empty_nucleus(count: int, num_splits: int, points: int, segment: int, device) -> Nucleus:
-    """`points` and `segment`: the configuration's."""
+def empty_nucleus(count: int, num_groups: int, capacity: int, device) -> Nucleus:
+    """capacity: candidates of a row."""
     return Nucleus(
-        state=torch.empty(count, 4, dtype=torch.float64, device=device),
-        split_mass=torch.empty(count, num_splits, points + 1, dtype=torch.float64, device=device),
-        split_count=torch.empty(count, num_splits, dtype=torch.int32, device=device),
-        split_logits=torch.empty(count, num_splits, segment, dtype=torch.float32, device=device),
+        state=torch.empty(count, 2, dtype=torch.float32, device=device),
+        group_above=torch.empty(count, num_groups, dtype=torch.float32, device=device),
+        group_word=torch.empty(count, num_groups, dtype=torch.int32, device=device),
+        blocks=torch.empty(count, num_groups, 16, dtype=torch.uint8, device=device),
+        extra=torch.empty(count, num_groups, dtype=torch.int64, device=device),
+        places=torch.empty(count, capacity, dtype=torch.int32, device=device),
     )
 
 
-def empty_statistics(count: int, num_groups: int, by_mass: bool, device) -> tuple[torch.Tensor, ...]:
-    """Peak, mass, mass at T = 1 and count word of every group; by_mass: masses that decide, in float64."""
-    dtypes = (torch.float32, torch.float64 if by_mass else torch.float32, torch.float32, torch.int16)
+def empty_statistics(count: int, num_groups: int, device) -> tuple[torch.Tensor, ...]:
+    """Peak, mass, mass at T = 1 and count word of every group."""
+    dtypes = (torch.float32, torch.float32, torch.float32, torch.int16)
     return tuple(torch.empty(count, num_groups, dtype=dtype, device=device) for dtype in dtypes)
 
 
 def empty_candidates(count: int, num_groups: int, slots: dict, device) -> tuple[torch.Tensor | None, ...]:
-    """values, weights, group_list, listed_y of the finishing kernel."""
+    """values, weights, group_list, tops, listed_y of the finishing kernel."""
     listed = torch.empty(count, slots["MODE_SLOTS"], dtype=torch.float64, device=device)
+    tops = torch.empty(count, num_groups, dtype=torch.float64, device=device)
     if not slots["FILTERS"]:
-        return None, None, None, listed
+        return None, None, None, tops, listed
     values, weights = torch.empty(2, count, slots["CAPACITY"], dtype=torch.float64, device=device)
-    return values, weights, torch.empty(count, num_groups, dtype=torch.int32, device=device), listed
+    group_list = torch.empty(count, num_groups, dtype=torch.int32, device=device)
+    return values, weights, group_list, tops, listed
 
 
 def empty_result(rows: Rows) -> ModeSample:
