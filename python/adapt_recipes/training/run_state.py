@@ -95,9 +95,9 @@ def load_run(
     if state is None:
         return 0, {}
     ours = json.loads(json.dumps(asdict(config)))
-    if state["config"] != ours:
+    if found := _differences(state["config"], ours):  # a setting that came later was None for the run
         raise ValueError(
-            f"{out} holds a run with another configuration ({_differences(state['config'], ours)}): "
+            f"{out} holds a run with another configuration ({found}): "
             "resume with the same settings or choose another folder"
         )
     tensors = load_tensors(out)
