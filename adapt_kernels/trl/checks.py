@@ -145,8 +145,13 @@ def check_model(model, modes: Modes, args: ADaPTConfig) -> None:
 
 
 def check_prepared(trainer) -> None:
-    """The load-balancing loss and FSDP1 once more, by what TRL and accelerate made of the model and the arguments."""
+    """What TRL and accelerate made of the model and the arguments: the load-balancing loss and FSDP1 once more, and
+    whether there are adapters to merge."""
     if trainer.aux_loss_enabled:
         raise ValueError(_AUX_LOSS)
     if trainer._dist.fsdp_version == 1:
         raise ValueError(_FSDP1)
+    if trainer.args.merge_adapter and not hasattr(trainer.model, "merge_adapter"):
+        raise ValueError("merge_adapter=True needs a PEFT model, whose adapters can be merged: set it to False")
+    if trainer.args.merge_adapter and trainer._dist.fsdp_version:
+        raise ValueError("merge_adapter=True is not served under FSDP, whose weights are in parts: set it to False")

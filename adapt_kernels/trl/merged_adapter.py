@@ -8,16 +8,14 @@ def merged_adapters(model, merge: bool):
     """Inside the `with`, what is active of `model`'s adapters is merged, where `merge` says so.
 
     After it every weight is the tensor it was before: subtracting what was added would round, and a run that goes on
-    would then differ from a resumed one. Costs a copy of the adapted weights. Raises ValueError for a model without
-    adapters, and for one that is not finite.
+    would then differ from a resumed one. Costs a copy of the adapted weights. Raises ValueError for an adapter that is
+    not finite.
     """
     if not merge:
         yield
         return
     # The wrapper around token rows answers for the layer in it, which comes by itself.
     layers = [m for m in model.modules() if hasattr(m, "merged_adapters") and hasattr(m, "get_base_layer")]
-    if not layers or not hasattr(model, "merge_adapter"):
-        raise ValueError("merge_adapter=True needs a PEFT model, whose adapters can be merged: set it to False")
     owners = [layer.get_base_layer() for layer in layers]
     before = [
         (owner, name, value, value.data) for owner in owners for name, value in owner.named_parameters(recurse=False)

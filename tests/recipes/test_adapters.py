@@ -177,6 +177,27 @@ def test_settings_that_are_refused(settings, said):
         AdapterConfig(**settings)
 
 
+def test_training_goes_on_from_an_adapter(trained, adapter_config, tmp_path):
+    """At a rate of nearly 0 it stays what it was; a start that does not fit is refused before anything is written."""
+    again = replace(adapter_config, start=str(trained), steps=1, learning_rate=1e-12)
+    adapter_sft.train(again, tmp_path / "out")
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (trained / WEIGHTS).read_bytes()
+    with pytest.raises(ValueError, match="start has rank 2 and alpha 4.0: set them so, got 3 and 4.0"):
+        adapter_sft.train(replace(again, rank=3), tmp_path / "other")
+    with pytest.raises(ValueError, match="start must be an adapter on the base .*, got sft"):
+        adapter_sft.train(replace(again, start="sft"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_setting_that_came_later_is_no_other_configuration(copied, adapter_config):
+    state = json.loads((copied / "training/state.json").read_text())
+    del state["config"]["start"]
+    (copied / "training/state.json").write_text(json.dumps(state))
+    adapter_sft.train(adapter_config, copied, resume=True)
+    with pytest.raises(ValueError, match=r"another configuration \(start: saved None, asked 'smollm2-sft'\)"):
+        adapter_sft.load_run(copied, replace(adapter_config, start="smollm2-sft"), None, None)
+
+
 def test_a_task_without_worked_solutions_is_refused(adapter_config, tmp_path):
     with pytest.raises(ValueError, match="task must be one of words, sums, legs, stories, swaps .*got 'running_sum'"):
         adapter_sft.train(replace(adapter_config, task="running_sum"), tmp_path / "out")

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 class AdapterConfig:
     """Everything that decides the trained adapter.
 
-    base: "smollm2", or the folder of a model of its kind. task: a family of `tasks.words`. seed: of the adapter's
-    initial weights and of every batch. steps, problems: optimiser steps, and problems in each; every problem is taught
-    in both modes. level_weights: how often each level is drawn; fast needs most of the easy ones to fall as a slope.
-    fast_weight, slow_weight, mode_weight: of the mean loss of the fast branch, of the slow one, and of the mode token
-    at even odds. learning_rate: after `warmup_steps`, falling on a line to 0. rank, alpha: of LoRA. passes: forward
-    passes that a batch is split into by length, so that little of it is padding. threads: of torch.
+    base: "smollm2", or the folder of a model of its kind. start: an adapter on that base to go on from; None: a new
+    one. task: a family of `tasks.words`. seed: of the adapter's initial weights and of every batch. steps, problems:
+    optimiser steps, and problems in each; every problem is taught in both modes. level_weights: how often each level
+    is drawn; fast needs most of the easy ones to fall as a slope. fast_weight, slow_weight, mode_weight: of the mean
+    loss of the fast branch, of the slow one, and of the mode token at even odds. learning_rate: after `warmup_steps`,
+    then on a line to 0. rank, alpha: of LoRA. passes: forward passes that a batch is split into by length, so that
+    little of it is padding. threads: of torch.
     """
 
     base: str = "smollm2"
+    start: str | None = None
     task: str = "words"
     seed: int = 0
     steps: int = 384

@@ -9,8 +9,16 @@ from typing import Any
 import torch
 
 from adapt_recipes import extras
-from adapt_recipes.adapters import add_mode_tokens, base_folder, grow_embedding, new_adapter, save_adapter
-from adapt_recipes.models import load_model, load_tokenizer
+from adapt_recipes.adapters import (
+    add_mode_tokens,
+    base_folder,
+    base_of,
+    grow_embedding,
+    is_adapter,
+    new_adapter,
+    save_adapter,
+)
+from adapt_recipes.models import load_model, load_tokenizer, load_trainable, model_folder
 from adapt_recipes.tasks import words
 from adapt_recipes.training.adapter_config import AdapterConfig
 from adapt_recipes.training.branch_rows import Pass, draw_passes
@@ -38,9 +46,7 @@ def train(
     folder = base_folder(config.base)
     tokenizer = add_mode_tokens(load_tokenizer(folder))
     with torch_threads(config.threads):
-        model = new_adapter(
-            grow_embedding(load_model(folder), tokenizer), tokenizer, config.rank, config.alpha, config.seed
-        ).train()
+        model = _adapted(config, folder, tokenizer).train()
         trained = [value for value in model.parameters() if value.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=0.0, betas=config.betas, weight_decay=0.0)
         done, spent = load_run(out, config, model, optimizer)
@@ -59,6 +65,23 @@ def train(
         if end == config.steps:
             save_adapter(model, tokenizer, out, config.base)
     return RunResult(model.eval(), **clock.spent())
+
+
+def _adapted(config: AdapterConfig, folder: Path, tokenizer: Any) -> Any:
+    if config.start is None:
+        model = grow_embedding(load_model(folder), tokenizer)
+        return new_adapter(model, tokenizer, config.rank, config.alpha, config.seed)
+    start = model_folder(config.start)
+    if not is_adapter(start) or base_of(start) != folder:
+        raise ValueError(f"start must be an adapter on the base {config.base}, got {config.start}")
+    model = load_trainable(start)
+    settings = model.peft_config["default"]
+    if (settings.r, settings.lora_alpha) != (config.rank, config.alpha):
+        raise ValueError(
+            f"start has rank {settings.r} and alpha {settings.lora_alpha}: set them so, got {config.rank} and "
+            f"{config.alpha}"
+        )
+    return model
 
 
 def learning_rate(config: AdapterConfig, step: int) -> float:

@@ -113,9 +113,9 @@ def progress(out: Path, config: Any) -> tuple[int, dict[str, float]]:
     if state is None:
         return 0, {}
     ours = json.loads(json.dumps(asdict(config)))
-    if state["config"] != ours:
+    if found := _differences(state["config"], ours):  # a setting that came later was None for the run
         raise ValueError(
-            f"{out} holds a run with another configuration ({_differences(state['config'], ours)}): "
+            f"{out} holds a run with another configuration ({found}): "
             "resume with the same settings or choose another folder"
         )
     return state["step"], state["spent"]
