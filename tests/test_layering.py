@@ -30,8 +30,7 @@ MODE_FILES = ("mode", "preset", "prompt_")
 HF_ONLY = "adapt_kernels/hf/*|adapt_kernels/trl/*|adapt_kernels/vllm/*"
 UPWARD = ("adapt_kernels.hf", "adapt_kernels.trl", "adapt_kernels.vllm")
 JIT_USERS = "|".join(
-    f"adapt_kernels/{name}.py"
-    for name in ("ops/*/native", "native/kernels", "build", "env_report", "native/jit_cuda")
+    f"adapt_kernels/{name}.py" for name in ("ops/*/native", "native/kernels", "build", "env_report", "native/jit_cuda")
 )
 JIT = ("adapt_kernels.native.jit", "adapt_kernels.native.jit_cuda")
 BUILD_FILES = "|".join(
