@@ -24,14 +24,21 @@ def is_on() -> bool:
 
 
 def guard() -> None:
-    """Entry point of `vllm.general_plugins`; harmless when called again."""
+    """Entry point of `vllm.general_plugins`; harmless when called again.
+
+    Under a vLLM that lacks what this wraps it stays off, and requests with settings are refused.
+    """
     if _state["on"]:
         return
-    from vllm.v1.engine.input_processor import InputProcessor
-    from vllm.v1.engine.parallel_sampling import ParentRequest
+    try:
+        from vllm.v1.engine.input_processor import InputProcessor
+        from vllm.v1.engine.parallel_sampling import ParentRequest
 
-    InputProcessor.process_inputs = _checking(InputProcessor.process_inputs)
-    ParentRequest._get_child_sampling_params = _own_seed(ParentRequest._get_child_sampling_params)
+        enter, children = InputProcessor.process_inputs, ParentRequest._get_child_sampling_params
+    except (ImportError, AttributeError):
+        return
+    InputProcessor.process_inputs = _checking(enter)
+    ParentRequest._get_child_sampling_params = _own_seed(children)
     for module, name in _REQUESTS.items():
         request = getattr(sys.modules.get(module), name, None)
         if request is not None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as OlderProcessor
 from vllm.v1.sample.logits_processor.interface import MoveDirectionality
-from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as NewerProcessor
 
 from adapt_kernels.serving.control import HostTokens, Placed, RowControl
 from adapt_kernels.serving.drafts import DraftedRows, step_drafted
@@ -15,6 +14,14 @@ from adapt_kernels.serving.lane import Row
 from adapt_kernels.serving.settings import ROW_KEY, check_names, parse
 from adapt_kernels.vllm.entrance import is_on
 from adapt_kernels.vllm.model import drafts, served_model
+
+try:
+    from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as NewerProcessor
+except ImportError:  # a vLLM that has the older runner only
+
+    class NewerProcessor:
+        """Nothing to be."""
+
 
 _FIRST: dict[int, weakref.ref] = {}  # the processor that acts, by what all of one engine share
 
@@ -32,7 +39,7 @@ class ModeProcessor(OlderProcessor, NewerProcessor):
         if check_names(sampling_params.extra_args) and not is_on():
             raise ValueError(
                 f"{', '.join(sampling_params.extra_args)}: the vLLM plugin 'adapt_kernels' is off: name it in"
-                " VLLM_PLUGINS, or unset that"
+                " VLLM_PLUGINS, or unset that; it knows vLLM 0.32 and 0.33"
             )
 
     def __init__(self, vllm_config, second, third=None):

@@ -197,5 +197,14 @@ def test_without_the_guard_settings_are_refused(processor):
         processor.ModeProcessor.validate_params(params(fastprob=0.5))
 
 
+def test_under_a_vllm_that_it_does_not_know_the_guard_stays_off(processor, monkeypatch):
+    from adapt_kernels.vllm import entrance
+
+    for name in list(NAMES)[1:3]:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    entrance.guard()
+    assert not entrance.is_on()
+
+
 def test_with_the_guard_they_pass_to_it(entered, processor):
     processor.ModeProcessor.validate_params(params(fast_prob=0.5))
