@@ -1,8 +1,8 @@
 """`RowControl`: the one map from an engine's slots to the rows that follow settings, and one step of all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -26,13 +26,21 @@ class Placed:
 class Batch(Protocol):
     """What an engine tells of one step, by number of the steered rows in it."""
 
-    #: of each steered row, on the host
-    slots: Sequence[int]
-    #: its row of the logits
-    rows: Sequence[int]
-    #: tokens it has generated, at least and at most, on the host; negative in the middle of a prompt
-    least: Sequence[int]
-    most: Sequence[int]
+    @property
+    def slots(self) -> Sequence[Any]:
+        """Of each steered row, on the host: a number, or whatever the engine tells rows by."""
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """Its row of the logits."""
+
+    @property
+    def least(self) -> Sequence[int]:
+        """Tokens it has generated, at least, on the host; negative in the middle of a prompt."""
+
+    @property
+    def most(self) -> Sequence[int]:
+        """At most."""
 
     def generated(self, which: Sequence[int]) -> torch.Tensor:
         """The same exactly, [n] int64 on the device, for the rows of these numbers."""
@@ -44,7 +52,7 @@ class Batch(Protocol):
 class HostTokens:
     """The `Batch` of an engine that keeps its tokens in lists."""
 
-    def __init__(self, control: "RowControl", rows: Sequence[tuple[int, int]]):
+    def __init__(self, control: "RowControl", rows: Iterable[tuple[Hashable, int]]):
         """rows: (slot, row of the logits) of the batch; those that are not steered are left out."""
         steered = [(slot, row) for slot, row in rows if slot in control]
         self.slots, self.rows = [slot for slot, _ in steered], [row for _, row in steered]
@@ -66,22 +74,22 @@ class RowControl:
 
     def __init__(self, served, vocab_size: int, device, backend: str = "auto"):
         self.served, self.device, self._vocab_size, self._backend = served, device, vocab_size, backend
-        self._rows: dict[int, Placed] = {}
+        self._rows: dict[Hashable, Placed] = {}
         self._lanes: dict[tuple, Lane] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __contains__(self, slot: int) -> bool:
+    def __contains__(self, slot: Hashable) -> bool:
         return slot in self._rows
 
     def __iter__(self):
         return iter(self._rows)
 
-    def __getitem__(self, slot: int) -> Placed:
+    def __getitem__(self, slot: Hashable) -> Placed:
         return self._rows[slot]
 
-    def add(self, slot: int, row: Row) -> None:
+    def add(self, slot: Hashable, row: Row) -> None:
         """A row enters a slot; who was there has left."""
         self.drop(slot)
         lane = self.lane(row.settings)
@@ -99,19 +107,19 @@ class RowControl:
         self._lanes[programs] = lane
         return lane
 
-    def drop(self, slot: int) -> None:
+    def drop(self, slot: Hashable) -> None:
         """Whoever is in the slot has left."""
         placed = self._rows.pop(slot, None)
         if placed is not None:
             placed.lane.release(placed.place)
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: Hashable, target: Hashable) -> None:
         """The row of one slot is now in another, whose own row has left."""
         self.drop(target)
         if source in self._rows:
             self._rows[target] = self._rows.pop(source)
 
-    def swap(self, one: int, two: int) -> None:
+    def swap(self, one: Hashable, two: Hashable) -> None:
         """Two slots have changed places."""
         first, second = self._rows.pop(one, None), self._rows.pop(two, None)
         for slot, placed in ((two, first), (one, second)):

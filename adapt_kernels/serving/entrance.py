@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from adapt_kernels.philox import row_seed
+from adapt_kernels.program.program import Program
 from adapt_kernels.program.rules import Force, Gate, label_of
 from adapt_kernels.prompt_spans import prompt_spans
 from adapt_kernels.serving.control import RowControl
@@ -32,7 +33,7 @@ class Entrance:
         if not settings.steers:
             raise ValueError("fixes the draws of a mode or a program, send one of them too")
         if settings.program is not None:
-            self._check_program(settings, stops)
+            self._check_program(settings.program, settings.gated, stops)
         if settings.thinking_budget is not None and self.served.budget:
             self.served.budget.check_vocabulary(self._vocab_size)
         if settings.gated:
@@ -58,17 +59,16 @@ class Entrance:
         if ends or (gate, forced) != ((-1, prefix[0]) if prefix else (0, -1)):
             raise _both_choose("a rule")
 
-    def _check_program(self, settings: Settings, stops: bool) -> None:
-        program = settings.program
+    def _check_program(self, program: Program, gated: bool, stops: bool) -> None:
         program.check_vocabulary(self._vocab_size)
-        if reads_outer_mode(program) and not settings.gated:
+        if reads_outer_mode(program) and not gated:
             raise ValueError("its rules ask for a mode that only mode, mode_bias or fast_prob choose: send one of them")
         if stops and any(span.stops == "hold" for span in program.spans.values()):
             raise ValueError(
                 "the engine's stop strings do not sleep inside a span: leave out stop, or declare the span with"
                 " 'stops': 'end'"
             )
-        if not settings.gated:
+        if not gated:
             return
         for index, rule in enumerate(program.rules):
             at = rule.when.ranges.get("at")

@@ -73,7 +73,8 @@ class Lane:
         self.compiled = compile_programs(programs, vocab_size, names, {BUDGET: [0]} if self._capped else {}, device)
         self.served, self.device, self.backend = served, device, backend
         rules, self.gated = self.compiled.rules, served.is_gate(programs[0])
-        self.gates = {i: self.compiled.rule_tokens(i).modes for i, rule in enumerate(rules) if isinstance(rule, Gate)}
+        found = {i: self.compiled.rule_tokens(i).modes for i, rule in enumerate(rules) if isinstance(rule, Gate)}
+        self.gates = {i: modes for i, modes in found.items() if modes is not None}
         self.biases = any(isinstance(rule, Bias) for rule in rules)
         self.last = UNBOUNDED
         if self.gated and len(programs) == 1:

@@ -9,6 +9,7 @@ import torch
 
 from adapt_kernels.ops.mode_sample import biased_logits, class_edited, mode_probs, mode_sample
 from adapt_kernels.ops.steer import Decision
+from adapt_kernels.program.rules import Gate
 from adapt_kernels.serving.lane import Lane
 
 _NEG_INF = float("-inf")
@@ -60,8 +61,9 @@ def write(lane: Lane, logits, rows, places, position, decision: Decision, ready,
         if len(some):
             drawn = _draw(lane, index, logits[rows[some]], places[some], position[some])
             forced = forced.index_copy(0, some, torch.where(at[some], drawn, forced[some]))
-            if _DRAWS.get() is not None and lane.gated and index == 0:
-                _DRAWS.get().append(_noted(lane, logits[rows[some]], places[some], drawn, at[some]))
+            draws = _DRAWS.get()
+            if draws is not None and lane.gated and index == 0:
+                draws.append(_noted(lane, logits[rows[some]], places[some], drawn, at[some]))
     _force(logits, rows, forced, reads)
 
 
@@ -75,6 +77,7 @@ def _bias(lane: Lane, logits, rows, decision: Decision, ready) -> None:
 def _draw(lane: Lane, index: int, logits, places, position) -> torch.Tensor:
     """[n] int64: a token of one of the modes of the gate `index`, from each row's own stream."""
     held, rule, modes = lane.held, lane.compiled.rules[index], lane.gates[index]
+    assert isinstance(rule, Gate)
     chance: dict = {"fast_prob": rule.prob} if rule.prob is not None else {"mode_bias": rule.bias}
     if lane.gated and index == 0:
         # Each row sets its own, and one call takes either biases or probabilities.

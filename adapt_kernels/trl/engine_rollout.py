@@ -94,11 +94,12 @@ def _rollout(engine, served: Served, args, prompt_ids, arguments: dict, device):
     found = {seed: (logprob, probs) for each in draws for seed, logprob, probs in each.rows()}
     if not set(seeds) <= set(found):
         raise RuntimeError(_ELSEWHERE)
-    gate = len(served.modes.prefix)
+    modes = served.gate_modes
+    gate = len(modes.prefix)
     decided = torch.tensor([ids[gate] for ids in tokens])
     vocab = engine.llm_engine.model_config.get_vocab_size()
     rollout = Rollout(
-        selected_modes(decided, served.modes.token_ids, vocab).long().to(device),
+        selected_modes(decided, modes.token_ids, vocab).long().to(device),
         torch.tensor([found[seed][1] for seed in seeds], dtype=torch.float32, device=device),
         torch.tensor([found[seed][0] for seed in seeds], dtype=torch.float32, device=device),
         torch.tensor([len(ids) for ids in tokens], device=device),

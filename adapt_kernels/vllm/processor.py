@@ -3,6 +3,7 @@
 import hashlib
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as OlderProcessor
@@ -19,7 +20,7 @@ try:
     from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as NewerProcessor
 except ImportError:  # a vLLM that has the older runner only
 
-    class NewerProcessor:
+    class NewerProcessor:  # type: ignore[no-redef]
         """Nothing to be."""
 
 
@@ -43,7 +44,7 @@ class ModeProcessor(OlderProcessor, NewerProcessor):
             )
 
     def __init__(self, vllm_config, second, third=None):
-        self._requests = second if hasattr(second, "prompt_len") else None
+        self._requests: Any = second if hasattr(second, "prompt_len") else None
         shared = vllm_config if self._requests is None else second.all_token_ids
         first = _FIRST.get(id(shared), lambda: None)()
         self.inert = first is not None and first._shared is shared
@@ -63,13 +64,18 @@ class ModeProcessor(OlderProcessor, NewerProcessor):
         given = params.extra_args or {}
         if self.inert or not (ROW_KEY in given or check_names(given)):
             return None
-        if self._control is None:
-            size = self._config.model_config.get_vocab_size()
-            self._control = RowControl(served_model(self._config), size, self._device)
-        settings = parse({name: value for name, value in given.items() if name != ROW_KEY}, self._control.served)
+        served = self._controlling().served
+        settings = parse({name: value for name, value in given.items() if name != ROW_KEY}, served)
         self._added += 1
         seed = given.get(ROW_KEY, self._unkeyed())
         return Row(settings, prompt, generated, seed, params.temperature, params.max_tokens or 2**30)
+
+    def _controlling(self) -> RowControl:
+        """Made for the first request that asks for something."""
+        if self._control is None:
+            size = self._config.model_config.get_vocab_size()
+            self._control = RowControl(served_model(self._config), size, self._device)
+        return self._control
 
     def _unkeyed(self) -> int:
         """A seed for a request that came past the guard: equal on the ranks of one replica, and of no other."""
@@ -83,19 +89,19 @@ class ModeProcessor(OlderProcessor, NewerProcessor):
         """Rows that left, came and moved since the last step, in this order."""
         if batch_update is None or self.inert:
             return
-        for slot in batch_update.removed if self._control else ():
-            self._control.drop(slot)
+        if self._control is not None:
+            for slot in batch_update.removed:
+                self._control.drop(slot)
         for slot, params, prompt, generated in batch_update.added:
             row = self._row(params, prompt or (), generated)
             if row is not None:
-                self._control.add(slot, row)
+                self._controlling().add(slot, row)
             elif self._control is not None:
                 self._control.drop(slot)
-        for source, target, direction in batch_update.moved if self._control else ():
-            if direction == MoveDirectionality.SWAP:
-                self._control.swap(source, target)
-            else:
-                self._control.move(source, target)
+        if self._control is not None:
+            for source, target, direction in batch_update.moved:
+                change = self._control.swap if direction == MoveDirectionality.SWAP else self._control.move
+                change(source, target)
 
     # the newer runner
 
@@ -119,8 +125,9 @@ class ModeProcessor(OlderProcessor, NewerProcessor):
                 tokens = state.all_token_ids.gpu[slot, :held].tolist()
             prompt = int(state.prompt_len.np[slot])
             row = self._row(params, tokens[:prompt], tokens[prompt:held])
-            self._control.add(slot, row)
-            self._least[slot] = held - prompt
+            if row is not None:
+                self._controlling().add(slot, row)
+                self._least[slot] = held - prompt
         self._entering.clear()
 
     # both

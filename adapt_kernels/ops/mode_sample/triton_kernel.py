@@ -128,7 +128,7 @@ def _launch(rows: Rows, config: Config, out: ModeSample) -> None:
         *place, num_groups, *bias, modes.fallback, shared, *chain(*argument.values()),
         *statistics, *empty_candidates(rows.count, num_groups, slots, device), *nucleus, *out,
         **constants, **slots, ONLY_MODES=rows.only_modes, GROUPS=config.draw_groups, WORDS=read["WORDS"],
-        CHUNK=256, **_draw_options(rows, slots["FILTERS"], config), **OPTIONS,
+        CHUNK=256, **_draw_options(rows, bool(slots["FILTERS"]), config), **OPTIONS,
     )  # fmt: skip
 
 
@@ -239,7 +239,7 @@ def _draw_options(rows: Rows, filters: bool, config: Config) -> dict[str, int]:
 
 def _class_edits(rows: Rows) -> tuple:
     """What `row_logits` needs to edit logits by class, on rows of which no row does."""
-    if rows.token_classes is None:
+    if rows.token_classes is None or rows.class_scale is None or rows.class_bias is None:
         return None, 0, None, None, 0
     classes, scale, bias = (x.contiguous() for x in (rows.token_classes, rows.class_scale, rows.class_bias))
     # Read in pairs.
@@ -249,7 +249,7 @@ def _class_edits(rows: Rows) -> tuple:
 
 def _class_slots(rows: Rows) -> int:
     """0: no edits. In sizes of 32, a warp: a class more seldom compiles anew."""
-    return 0 if rows.token_classes is None else max(32, triton.next_power_of_2(rows.class_scale.shape[1]))
+    return 0 if rows.class_scale is None else max(32, triton.next_power_of_2(rows.class_scale.shape[1]))
 
 
 def _are_words(logits: torch.Tensor) -> bool:
