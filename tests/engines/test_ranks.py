@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-# Each engine in a process of its own: what it draws, and what its ranks drew, as JSON on its last line.
+# Each engine in a process of its own: what it draws, and what its ranks drew, as JSON on a line.
 SCRIPT = """
 import json, sys
 from vllm import LLM, SamplingParams
@@ -43,7 +43,8 @@ def _run(tmp_path, model, ranks: int):
         timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    # Workers that end say so on the same stream.
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[[")))
 
 
 def test_two_tensor_parallel_ranks_draw_the_same(tmp_path, shipped):
