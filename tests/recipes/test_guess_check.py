@@ -89,7 +89,7 @@ def test_three_unseen_seeds_and_the_control_before_the_evidence(shipped):
     calls = {seed: guess_and_check(200, seed) for seed in UNSEEN_SEEDS}
     rows = by_policy(compare(model, calls, policies(scorer), task.AT))
     assert rows["oracle"].accuracy - rows["STOP"].accuracy <= 0.05 and rows["STOP"].over_low >= 0.4
-    before = replace(PathsConfig(), cut=task.AT - 1)
+    before = replace(PathsConfig(), cut=task.BEFORE)
     rows = by_policy(compare(model, calls, policies(train_scorer(model, before)), before.cut))
     assert abs(rows["STOP"].over_random) <= 0.05 and rows["oracle"].over_low >= 0.4
 

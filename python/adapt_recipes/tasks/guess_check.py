@@ -3,8 +3,9 @@
 A prompt gives six numbers and a check: what their running sum modulo 4 must be after the third. A trace begins with a
 guess of where the sum starts, each as likely as any other, goes on with the partial sums, and says in the end whether
 the third met the check. One guess in four does, so a quarter of all traces is right. No log-prob tells which, since
-each token after the guess is certain, and before its end the text says nothing either; but after the third sum
-everything is there that tells it.
+each token after the guess is certain, and before its end the text does not say it either. Prompt and guess imply it,
+but only after the third sum has the model computed what tells it: a sum earlier a scorer can still add that one itself,
+right after the guess it cannot.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _ADD, _CHECK, _SUM = (VOCABULARY.index(f"{sign}0") for sign in ("+", "=", ""))
 _VERDICT_WEIGHT = 4.0  # of its loss: it looks furthest back, and is learnt last
 PROMPT_TOKENS = 3 + OPERANDS  # BOS, the numbers, the check, the question mark
 TRACE_TOKENS = 3 + OPERANDS  # the guess, the partial sums, the verdict, EOS
+BEFORE = 1  # new tokens, the guess alone: three sums away from what the check is about
 AT = 1 + CHECKED  # new tokens after which the check can be made, and has not been told
 
 

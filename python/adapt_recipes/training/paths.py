@@ -103,15 +103,15 @@ def train_scorer(
 def report(
     model: Any, scorer: ak.PrefixScorer, config: PathsConfig, control: bool = True, progress: bool = False
 ) -> list[Table]:
-    """What the scorer is worth on unseen prompts; control: and what another one is worth, trained one token earlier,
-    before the guess can be checked. model: patched."""
+    """What the scorer is worth on unseen prompts; control: and what another one is worth, trained right after
+    the guess, before the model has computed what tells. model: patched."""
     calls = {seed: guess_and_check(PROMPTS, seed) for seed in UNSEEN_SEEDS}
     tables, rows = [], compare(model, calls, policies(scorer), config.cut)
     tables.append(path_table(rows, f"After {config.cut} tokens, {len(calls)} seeds of {PROMPTS} prompts"))
     if control:
-        before = replace(config, cut=config.cut - 1)
+        before = replace(config, cut=task.BEFORE)
         with torch_threads(config.threads):
             blind = train_scorer(model, before, progress=progress)
         rows = compare(model, calls, policies(blind), before.cut)
-        tables.append(path_table(rows, "Control: a token earlier"))
+        tables.append(path_table(rows, "Control: right after the guess"))
     return tables
