@@ -248,6 +248,17 @@ def training_step_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def smollm2_programs_table() -> str:
+    """What each program does to the thoughts of a real model."""
+    found = json.loads((RESULTS / "smollm2_programs.json").read_text("utf-8"))["programs"]
+    names = ("thought_tokens", "longest_thought", "reply_tokens", "words", "closed_by_model", "closed_by_rule")
+    shown = [("program", *(name.replace("_", " ") for name in names)), ("---",) * 7]
+    for label, row in found.items():
+        cells = (f"{row[name]:.0%}" if name.startswith("closed") else f"{row[name]:.3g}" for name in names)
+        shown.append((label if label == "none" else f"`{label}`", *cells))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in shown)
+
+
 TABLES = {
     "environment": env.markdown_table,
     "miniature": miniature_table,
@@ -259,6 +270,7 @@ TABLES = {
     "segment_attention": segment_attention_table,
     "tokens_per_second": tokens_per_second_table,
     "training_step": training_step_table,
+    "smollm2_programs": smollm2_programs_table,
 }
 
 
