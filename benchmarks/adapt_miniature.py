@@ -43,7 +43,7 @@ PENALTY = {**PLAIN, "scheme": "length_penalty", "rollout": "auto"}
 VARIANTS = {
     "separate, as shipped": {},
     "separate": PLAIN,
-    "separate, KL on the answers": {**PLAIN, "kl": 1.0},
+    "separate, KL on the answers": {**PLAIN, "kl": 2.0},
     "as shipped, without KL": {"kl": 0.0},
     "reference": {**PLAIN, "scheme": "reference"},
     "reference, model chooses": {**PLAIN, "scheme": "reference", "rollout": "auto"},

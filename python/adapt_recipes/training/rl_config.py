@@ -21,7 +21,7 @@ class RlConfig:
     gamma: accuracy asked of the fast mode; higher favours slow. mode_weight: of the mode token's loss.
     mode_margin_coef: of the penalty on (logit_slow - logit_fast)^2, without which forced modes drive the two apart
     until no bias moves them; None: the scheme's own.
-    kl: coefficient of the KL term that holds the answers to those of the start; None: 1 for "separate", else 0.
+    kl: coefficient of the KL term that holds the answers to those of the start; None: 2 for "separate", else 0.
     max_new_tokens: None: the model's own. passes: equal parts that a rollout is split into for its gradient, which
     takes their memory one after the other. threads: of torch.
     trainer: any other field of `adapt_kernels.trl.ADaPTConfig`, such as {length_penalty: 1.0}.
@@ -32,10 +32,10 @@ class RlConfig:
     slow: str | None = None
     task: str = "running_sum"
     seed: int = 0
-    iterations: int = 100
+    iterations: int = 150
     prompts: int = 32
     samples: int = 8
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     scheme: str = "separate"
     rollout: str = "balanced"
     gamma: float = 0.5

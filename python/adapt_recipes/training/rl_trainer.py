@@ -34,7 +34,7 @@ def trainer_config(config: RlConfig, out: Path, max_completion_length: int) -> A
 
     allowed = {item.name for item in fields(ADaPTConfig) if item.init}
     checkpointing = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in allowed)
-    kl = float(config.scheme == "separate") if config.kl is None else config.kl
+    kl = 2.0 * (config.scheme == "separate") if config.kl is None else config.kl
     ours = {
         "output_dir": str(out),
         "seed": config.seed,
