@@ -112,6 +112,11 @@ def gain(run: dict) -> float:
     return 100 * (row["accuracy"] - row["random_choice"])
 
 
+def worst(run: dict) -> float:
+    """The least of these points over all biases."""
+    return 100 * min(row["accuracy"] - row["random_choice"] for row in run["frontier"])
+
+
 def course_table(results: dict, steps=(1, 5, 10, 20, 40, 60, 80, 100, 120)) -> str:
     """Mean P(fast) of the rollouts' prompts during training, mean over the seeds."""
     lines = [f"| scheme | {' | '.join(f'step {step}' for step in steps)} |", "|---" * (len(steps) + 1) + "|"]
@@ -137,8 +142,9 @@ def values(results: dict) -> dict[str, str]:
     schemes = by_name(results)
     (start,) = schemes["SFT"]
     groups = {
-        "separate": schemes["separate, as shipped"] + schemes["separate"],
+        "separate": schemes["separate, as shipped"] + schemes["separate, without KL"] + schemes["separate"],
         "shipped": schemes["separate, as shipped"],
+        "free": schemes["separate, without KL"],
         "plain": schemes["separate"],
         "balanced": schemes["reference"],
         "chosen": schemes["reference, model chooses"],
@@ -156,6 +162,7 @@ def values(results: dict) -> dict[str, str]:
             f"{name}_easiest": span(runs, lambda run: run["p_fast"][0]),
             f"{name}_hardest": span(runs, lambda run: run["p_fast"][-1]),
             f"{name}_gain": span(runs, gain, "+.1f"),
+            f"{name}_worst": span(runs, worst, "+.1f"),
             f"{name}_slow": span(runs, lambda run: mean(run["slow_accuracy"]), ".3f"),
             f"{name}_lost": span(
                 runs, lambda run: 100 * (mean(start["fast_accuracy"]) - mean(run["fast_accuracy"])), ".1f"

@@ -3,12 +3,17 @@
 Unlike a hook on a submodule (`row_hooks`), one on the model may be somebody's meter, so it is watched at work.
 """
 
+import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
+from types import FrameType
 
 import torch
 
 from adapt_kernels.hf.row_hooks import row_independent_hook, shown
+
+_BETWEEN = ("adapt_kernels", "contextlib", "torch", "transformers")
 
 
 class ModelHooks:
@@ -45,17 +50,19 @@ class ModelHooks:
         return self._changes
 
     def later(self):
-        """Around a later forward, when rows have moved: raises RuntimeError if a hook begins to change things."""
-        return self._refusing() if self._others else nullcontext()
+        """Around a later forward, when rows have moved: warns once of a hook that begins to change things."""
+        return self._warning() if self._others and not self._changes else nullcontext()
 
     @contextmanager
-    def _refusing(self):
+    def _warning(self):
         with self.watching():
             yield
         if self._changes:
-            raise RuntimeError(
-                f"{self.reason()}, and it began after rows were merged or moved: let it change the first forward too,"
-                " vouch for it with adapt_kernels.row_independent(hook), or generate with rng='hf'"
+            warnings.warn(
+                f"{self.reason()}; it began when rows had been merged or moved, so one that indexes rows met others. Let"
+                " it change the first forward too, and rows will stay in place, or vouch for it with"
+                " adapt_kernels.row_independent(hook)",
+                stacklevel=_level_of_the_caller(),
             )
 
     @contextmanager
@@ -89,6 +96,15 @@ class ModelHooks:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _level_of_the_caller() -> int:
+    """For `warnings.warn` one function up: the frame that called `generate`."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _marks(value) -> object:

@@ -220,7 +220,7 @@ def test_missing_peft_is_one_line(adapter_config, tmp_path):
 def test_names_of_shipped_adapters():
     with pytest.raises(ValueError, match="no shipped adapter is named 'rl'; there is: smollm2-sft, smollm2-rl"):
         ar.adapter_path("rl")
-    with pytest.raises(ValueError, match="there is: sft, rl, smollm2-sft, smollm2-rl, smollm2"):
+    with pytest.raises(ValueError, match="there is: sft, rl, paths, keep, smollm2-sft, smollm2-rl, smollm2"):
         model_folder("absent")
 
 
