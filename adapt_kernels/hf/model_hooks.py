@@ -59,8 +59,8 @@ class ModelHooks:
             yield
         if self._changes:
             warnings.warn(
-                f"{self.reason()}; it began when rows had been merged or moved, so one that indexes rows met others. Let"
-                " it change the first forward too, and rows will stay in place, or vouch for it with"
+                f"{self.reason()}; it began when rows had been merged or moved, so one that indexes rows met others."
+                " Let it change the first forward too, and rows will stay in place, or vouch for it with"
                 " adapt_kernels.row_independent(hook)",
                 stacklevel=_level_of_the_caller(),
             )
