@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny_runs import interrupted_and_resumed
 from typer.testing import CliRunner
 
 import adapt_kernels as ak
@@ -123,14 +124,7 @@ def test_command_and_resume(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "wall time" in done.output and "STOP" in done.output and "oracle" in done.output
     config = PathsConfig(seed=3, **TINY)
-
-    def interrupt(step, loss):
-        if step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "b", checkpoint_every=2, on_step=interrupt)
-    train(config, tmp_path / "b", resume=True)
+    interrupted_and_resumed(train, config, tmp_path / "b")
     for name in ("model.safetensors", "prefix_scorer.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     refused = CliRunner().invoke(commands.app, command)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from adapt_recipes.training import rl, sft
 from adapt_recipes.training.rl_config import RlConfig
 from adapt_recipes.training.run_state import RunResult
@@ -55,3 +57,15 @@ def run(recipe: Recipe, out: Path, **arguments: Any) -> Run:
 
 def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
+
+
+def interrupted_and_resumed(train: Callable[..., Any], config: Any, out: Path) -> None:
+    """A run of at least four steps that is broken off after the third, saved after the second, and gone on with."""
+
+    def interrupt(step, loss):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, out, checkpoint_every=2, on_step=interrupt)
+    train(config, out, resume=True)

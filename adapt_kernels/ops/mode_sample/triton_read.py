@@ -76,14 +76,21 @@ def load_words(source, group):
 
 
 @triton.jit
+def columns_of(w0, w1, w2, w3, HALF: tl.constexpr):
+    """float32 logits of the words that `load_words` gives: eight tiles, neighbours in tiles of a pair."""
+    a0, a1 = halves(w0, HALF)
+    a2, a3 = halves(w1, HALF)
+    a4, a5 = halves(w2, HALF)
+    a6, a7 = halves(w3, HALF)
+    return a0, a1, a2, a3, a4, a5, a6, a7
+
+
+@triton.jit
 def load_columns(source, group, WORDS: tl.constexpr, HALF: tl.constexpr):
     """float32 logits of whole groups, eight tiles [groups, 16]; WORDS: neighbours in tiles of a pair."""
     if WORDS:
         w0, w1, w2, w3 = load_words(source, group)
-        a0, a1 = halves(w0, HALF)
-        a2, a3 = halves(w1, HALF)
-        a4, a5 = halves(w2, HALF)
-        a6, a7 = halves(w3, HALF)
+        a0, a1, a2, a3, a4, a5, a6, a7 = columns_of(w0, w1, w2, w3, HALF)
     else:
         at = source.start + group * GROUP + tl.arange(0, 16)[None, :]
         a0, a1 = tl.load(at).to(tl.float32), tl.load(at + 16).to(tl.float32)
@@ -188,10 +195,7 @@ def group_statistics(
     HALF: tl.constexpr = logits.dtype.element_ty == tl.float16
     if PACKED:
         w0, w1, w2, w3 = load_words(source, group)
-        a0, a1 = halves(w0, HALF)
-        a2, a3 = halves(w1, HALF)
-        a4, a5 = halves(w2, HALF)
-        a6, a7 = halves(w3, HALF)
+        a0, a1, a2, a3, a4, a5, a6, a7 = columns_of(w0, w1, w2, w3, HALF)
     else:
         a0, a1, a2, a3, a4, a5, a6, a7 = load_columns(source, group, WORDS, HALF)
     if PACKED:

@@ -1,21 +1,19 @@
-"""`generate(kv_keep=)`: every score, spans, batches, memory, reports and what is refused."""
+"""`generate(kv_keep=)`: every score, spans, batches, memory, reports and padding."""
 
-import inspect
 import threading
 from itertools import count
 
 import pytest
 import torch
 from keep_rule import plain
-from parity import CACHE
+from parity import CACHE, padded_inputs
 from recorders import RowLengths
-from tiny_models import EOS, FAST, SLOW, build, left_padded, prompts, shared
+from tiny_models import EOS, FAST, SLOW, build, prompts, shared
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     DynamicCache,
     LogitsProcessorList,
-    StaticCache,
 )
 
 import adapt_kernels as ak
@@ -29,10 +27,6 @@ OPEN, CLOSE = 40, 41
 SCORES = ("key_norm", "value_norm", "key_diff", "snap", "tova", "r_kv")
 CALL = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
 SMALL = ak.KeepKV(8, 0.5, 3)
-
-
-def inputs():
-    return left_padded(prompts(3, WIDTH), [8, 3, 6])
 
 
 class SimulatedLayers:
@@ -86,14 +80,14 @@ class SimulatedLayers:
 @pytest.mark.parametrize("score", SCORES)
 def test_scores_choose_for_each_layer_and_head(score, layout):
     settings = ak.KeepKV(9, 0.4, 4, score)
-    call = {**inputs(), **CALL, "seed": 1}
+    call = {**padded_inputs(), **CALL, "seed": 1}
     model = build("llama")
     with ak.patched(model, MODES):
         ours = model.generate(**call, kv_keep=settings, kv_layout=layout, return_dict_in_generate=True)
         plain_call = model.generate(**call)
     assert ours.stats.kv_evictions >= 2
     SimulatedLayers(model, settings)
-    theirs = model.generate(**inputs(), **CALL)
+    theirs = model.generate(**padded_inputs(), **CALL)
     assert torch.equal(ours.sequences, theirs)
     assert not torch.equal(ours.sequences, plain_call), "evictions must change something"
 
@@ -113,8 +107,8 @@ class KeyNorm:
 def test_objects_with_the_signature_of_kvpress():
     model, press = build("llama"), KeyNorm()
     with ak.patched(model, MODES):
-        ours = model.generate(**inputs(), **CALL, kv_keep=ak.KeepKV(8, 0.5, 3, press))
-        named = model.generate(**inputs(), **CALL, kv_keep=ak.KeepKV(8, 0.5, 3, "key_norm"))
+        ours = model.generate(**padded_inputs(), **CALL, kv_keep=ak.KeepKV(8, 0.5, 3, press))
+        named = model.generate(**padded_inputs(), **CALL, kv_keep=ak.KeepKV(8, 0.5, 3, "key_norm"))
     assert torch.equal(ours, named)
     attention = [layer.self_attn for layer in model.model.layers]
     assert [seen[0] for seen in press.seen[:2]] == attention
@@ -127,8 +121,8 @@ def test_objects_with_the_signature_of_kvpress():
 def test_the_inputs_of_attention_are_those_of_the_last_steps():
     model, press = build("llama"), KeyNorm()
     with ak.patched(model, MODES):
-        model.generate(**inputs(), **{**CALL, "max_new_tokens": 11}, kv_keep=ak.KeepKV(8, 0.5, 3, press))
-        tokens = model.generate(**inputs(), **CALL)
+        model.generate(**padded_inputs(), **{**CALL, "max_new_tokens": 11}, kv_keep=ak.KeepKV(8, 0.5, 3, press))
+        tokens = model.generate(**padded_inputs(), **CALL)
     module, hidden = press.seen[0][:2]
     layer = model.model.layers[0]
     expected = layer.input_layernorm(model.model.embed_tokens(tokens[:, WIDTH + 6 : WIDTH + 9]))
@@ -142,7 +136,7 @@ def test_objects_must_score_every_position(shape):
             return torch.zeros(shape)
 
     with ak.patched(build("llama"), MODES) as model, pytest.raises(ValueError, match=r"Wrong.score must give \[3, 9\]"):
-        model.generate(**inputs(), **CALL, kv_keep=ak.KeepKV(8, 0.5, 3, Wrong()))
+        model.generate(**padded_inputs(), **CALL, kv_keep=ak.KeepKV(8, 0.5, 3, Wrong()))
 
 
 class TestBatches:
@@ -151,14 +145,14 @@ class TestBatches:
     def test_a_row_keeps_its_tokens_in_any_batch(self, score, layout):
         settings = ak.KeepKV(8, 0.5, 3, score)
         call = {"max_new_tokens": NEW, "do_sample": True, "eos_token_id": EOS, "kv_keep": settings}
-        together = {**inputs(), "num_return_sequences": 3, "kv_layout": layout}
+        together = {**padded_inputs(), "num_return_sequences": 3, "kv_layout": layout}
         seeds = torch.arange(9) + 5
         with ak.patched(shared("llama"), MODES) as model:
             # Rows leave at different steps.
             all_rows = model.generate(**together, **call, seed=seeds, mode="balanced")
             assert ak.last_stats(model).kv_evictions >= 2
             for row in range(9):
-                ids, mask = (inputs()[name][row // 3 : row // 3 + 1] for name in ("input_ids", "attention_mask"))
+                ids, mask = (padded_inputs()[name][row // 3 : row // 3 + 1] for name in ("input_ids", "attention_mask"))
                 mode = "fast" if row % 3 < 2 else "slow"
                 alone = model.generate(ids, attention_mask=mask, **call, seed=seeds[row : row + 1], mode=mode)
                 assert torch.equal(alone[0], all_rows[row, : alone.shape[1]])
@@ -169,10 +163,10 @@ class TestBatches:
         settings = ak.KeepKV(8, 0.5, 3, score)
         ends = [RowLengths(WIDTH, [6, NEW, 12])]
         with ak.patched(shared("qwen3"), MODES) as model:
-            free = model.generate(**inputs(), **CALL, seed=3, kv_keep=settings)
+            free = model.generate(**padded_inputs(), **CALL, seed=3, kv_keep=settings)
             call = {**CALL, "eos_token_id": EOS, "suppress_tokens": [EOS], "seed": 3, "compact_at": compact_at}
-            left = model.generate(**inputs(), **call, stopping_criteria=ends, kv_keep=settings)
-            suppressed = model.generate(**inputs(), **call, kv_keep=settings)
+            left = model.generate(**padded_inputs(), **call, stopping_criteria=ends, kv_keep=settings)
+            suppressed = model.generate(**padded_inputs(), **call, kv_keep=settings)
         assert torch.equal(left[1], suppressed[1]) and torch.equal(left[2, : WIDTH + 12], suppressed[2, : WIDTH + 12])
         assert free.shape == suppressed.shape
 
@@ -288,10 +282,10 @@ class TestMemory:
         assert bound <= stats.kv_bytes_peak <= 1.2 * bound and full > 5 * stats.kv_bytes_peak
 
     def test_a_returned_cache_holds_everything(self):
-        call = {**inputs(), **CALL, "return_dict_in_generate": True}
+        call = {**padded_inputs(), **CALL, "return_dict_in_generate": True}
         with ak.patched(build("llama"), MODES) as model:
             out = model.generate(**call, kv_keep=SMALL)
-            mask = torch.nn.functional.pad(inputs()["attention_mask"], (0, NEW), value=1)
+            mask = torch.nn.functional.pad(padded_inputs()["attention_mask"], (0, NEW), value=1)
             kv_cache = out[CACHE]
             assert isinstance(kv_cache, DynamicCache) and kv_cache.get_seq_length() == WIDTH + NEW - 1
             longer = {"attention_mask": mask, "max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
@@ -302,13 +296,13 @@ class TestMemory:
 class TestReports:
     def test_why_a_setting_was_inactive(self):
         with ak.patched(shared("llama"), MODES) as model:
-            model.generate(**inputs(), **CALL, kv_keep=ak.KeepKV(NEW, 0.5, 3))
+            model.generate(**padded_inputs(), **CALL, kv_keep=ak.KeepKV(NEW, 0.5, 3))
             stats = ak.last_stats(model)
             assert stats.kv_evictions == 0
             assert stats.kv_keep_reason == f"no row held more than the budget of {NEW} positions"
-            model.generate(**inputs(), **CALL, kv_keep=ak.KeepKV(4, 1.0, 3))
+            model.generate(**padded_inputs(), **CALL, kv_keep=ak.KeepKV(4, 1.0, 3))
             assert ak.last_stats(model).kv_keep_reason == "keep=1.0 drops nothing"
-            model.generate(**inputs(), **CALL)
+            model.generate(**padded_inputs(), **CALL)
             stats = ak.last_stats(model)
             assert stats.kv_evictions is None and stats.kv_held_peak is None and stats.kv_keep_reason == ""
 
@@ -316,100 +310,10 @@ class TestReports:
         settings = ak.KeepKV(8, 0.5, 3, "random")
         with ak.patched(shared("llama"), MODES) as model:
             torch.manual_seed(3)
-            first = [model.generate(**inputs(), **CALL, kv_keep=settings) for _ in range(6)]
+            first = [model.generate(**padded_inputs(), **CALL, kv_keep=settings) for _ in range(6)]
             torch.manual_seed(3)
-            assert torch.equal(first[0], model.generate(**inputs(), **CALL, kv_keep=settings))
+            assert torch.equal(first[0], model.generate(**padded_inputs(), **CALL, kv_keep=settings))
             assert any(not torch.equal(first[0], other) for other in first)
-
-
-class TestRefusals:
-    @pytest.mark.parametrize(
-        ("arguments", "text"),
-        [
-            ({"num_beams": 2}, "kv_keep cannot be honoured by this call: beam search has its own decoding loop"),
-            ({"cache_implementation": "static"}, "kv_keep cannot serve this call: StaticCache, offloaded"),
-            ({"use_cache": False}, "kv_keep cannot serve this call: there is no cache to branch"),
-            ({"rng": "hf", "do_sample": True}, "kv_keep cannot serve this call: rng='hf' draws"),
-            (
-                {"output_attentions": True, "return_dict_in_generate": True},
-                "kv_keep cannot serve this call: output_attentions shows",
-            ),
-            ({"kv_keep": {"budget": 8}}, "kv_keep must be an adapt_kernels.KeepKV; got {'budget': 8}"),
-            (
-                {"kv_keep": ak.KeepKV(8, 0.5, 3, count="all")},
-                "got a prompt of 8 positions and budget=8",
-            ),
-            (
-                {"kv_keep": ak.KeepKV(12, 6, 3, count="all")},
-                "its 8 positions do not fit the 6 that are held after an eviction",
-            ),
-            (
-                {"kv_keep": ak.KeepKV(12, 9, 3, count="all"), "kv_layout": "shared"},
-                "kv_layout='shared' cannot serve this call: kv_keep with count='all'",
-            ),
-        ],
-    )
-    def test_before_the_prefill(self, arguments, text):
-        model = build("llama", attn_implementation="eager")
-        forwards = []
-        model.register_forward_hook(lambda *_: forwards.append(1))
-        call = {**inputs(), **CALL, "kv_keep": SMALL, **arguments}
-        with ak.patched(model, MODES), pytest.raises((ValueError, TypeError), match=text):
-            model.generate(**call)
-        assert not forwards
-
-    def test_caches_of_the_caller(self):
-        model = build("llama")
-        for given in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=64)):
-            with ak.patched(model, MODES), pytest.raises(ValueError, match="kv_keep cannot serve this call: "):
-                model.generate(**inputs(), **CALL, kv_keep=SMALL, **{CACHE: given})
-
-    @pytest.mark.parametrize(
-        ("architecture", "settings", "text"),
-        [
-            ("mistral", SMALL, "it has no full-attention layer"),
-            ("mamba", SMALL, "it has no full-attention layer"),
-            ("falcon_h1", SMALL, "LinearAttentionAndFullAttentionLayer are not known to drop positions"),
-            ("bloom", SMALL, "BloomForCausalLM takes no position_ids"),
-            ("recurrent_gemma", SMALL, "recurrent_gemma keeps its state on its modules"),
-            ("falcon", ak.KeepKV(8, 0.5, 3, "snap"), "FalconForCausalLM does not take attention functions"),
-        ],
-    )
-    def test_models(self, architecture, settings, text):
-        text = f"kv_keep cannot serve this call: .*{text}"
-        with ak.patched(shared(architecture), MODES) as model, pytest.raises(ValueError, match=text):
-            model.generate(**inputs(), **CALL, kv_keep=settings)
-
-    @pytest.mark.parametrize("fault", ["alibi", "length"])
-    def test_models_that_tell_positions_from_the_cache(self, fault):
-        model = build("llama")
-        if fault == "length":
-
-            def forward(*args, position_ids=None, **kwargs):
-                kv_cache = kwargs.get(CACHE)
-                past = kv_cache.get_seq_length() if kv_cache is not None else 0
-                ids = kwargs["input_ids"]
-                return original(*args, position_ids=(past + torch.arange(ids.shape[1]))[None], **kwargs)
-
-            original = type(model).forward.__get__(model)
-        else:
-
-            def biased(module, query, key, value, attention_mask, **settings):
-                bias = torch.arange(key.shape[2]) * 0.3
-                mask = bias.expand(len(key), 1, query.shape[2], -1)
-                mask = mask if attention_mask is None else mask.masked_fill(~attention_mask, -1e9)
-                return AttentionInterface()["sdpa"](module, query, key, value, mask, **settings)
-
-            AttentionInterface.register("biased_by_index", ak.row_independent(biased))
-            AttentionMaskInterface.register("biased_by_index", AttentionMaskInterface()["sdpa"])
-            model.set_attn_implementation("biased_by_index")
-        if fault == "length":
-            kind = type("ByLength", (type(model),), {"forward": lambda self, **given: forward(**given)})
-            kind.forward.__signature__ = inspect.signature(type(model).forward)
-            model.__class__ = kind
-        text = "reads from the order or number of cached positions"
-        with ak.patched(model, MODES), pytest.raises(ValueError, match=text):
-            model.generate(**inputs(), **CALL, kv_keep=SMALL)
 
 
 @pytest.mark.parametrize("score", ["key_norm", "snap", "tova"])
@@ -419,7 +323,7 @@ def test_padding_goes_first_in_every_head(score, monkeypatch):
 
     def spy(keeper, stores, watches, slots, gone):
         evict(keeper, stores, watches, slots, gone)
-        real = torch.nn.functional.pad(inputs()["attention_mask"], (0, 99), value=1)
+        real = torch.nn.functional.pad(padded_inputs()["attention_mask"], (0, 99), value=1)
         mask = keeper.held_mask(slots, stores)
         for held in keeper._held:
             heads = held if held.ndim == 3 else held[:, None]
@@ -429,5 +333,5 @@ def test_padding_goes_first_in_every_head(score, monkeypatch):
     monkeypatch.setattr(kept_batch.Keeper, "evict", spy)
     with ak.patched(build("llama"), MODES) as model:
         # 10 of 11 stay: rows with five, two and no pads give one position up each time.
-        model.generate(**inputs(), **CALL, kv_keep=ak.KeepKV(10, 0.9, 2, score, count="all"))
+        model.generate(**padded_inputs(), **CALL, kv_keep=ak.KeepKV(10, 0.9, 2, score, count="all"))
     assert seen[0] == 4 + 1 and seen[:5] == sorted(seen[:5], reverse=True) and seen[-1] == 0
