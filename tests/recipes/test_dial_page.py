@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import pytest
+import torch
 from dial_server import serving
 from typer.testing import CliRunner
 
@@ -22,6 +23,7 @@ pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[dial
 
 DIAL = ["mode", 0, 0.5, "slow", "", "", ""]
 FIELDS = [16, 7, False]
+QUESTION = "1 +1 +2 +3 +1 . . . . ?"
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +57,19 @@ def asked(client, prompt, dial=DIAL, fields=FIELDS, slow=False):
     return client.predict(prompt, slow, *dial, *fields, api_name="/ask")
 
 
-def test_an_answer_with_its_cost(client):
-    said, text, thought, cost, bars = asked(client, "1 +1 +2 +3 +1 . . . . ?")
+def own_fast(served, prompt):
+    """P(fast) after one plain forward, no generation."""
+    with torch.no_grad():
+        logits = served.model(**served.inputs(prompt, 1)).logits[0, -1]
+    return logits[[served.modes[name].ids[0] for name in served.names]].softmax(0)[0].item()
+
+
+def test_an_answer_with_its_cost(client, served):
+    said, text, thought, cost, bars = asked(client, QUESTION)
     assert (said, text, thought) == ("", "8", "2 4 7 8")
-    assert "mode slow: 8 tokens" in cost and 'data-own="0.7584"' in bars and 'data-dialled="0.0000"' in bars
-    cost = asked(client, "1 +1 +2 +3 +1 . . . . ?", ["mode", 0, 0.5, "fast", "", "", ""], slow=True)[3]
+    assert "mode slow: 8 tokens" in cost and 'data-dialled="0.0000"' in bars
+    assert float(re.search(r'data-own="([\d.]+)"', bars)[1]) == pytest.approx(own_fast(served, QUESTION), abs=1e-3)
+    cost = asked(client, QUESTION, ["mode", 0, 0.5, "fast", "", "", ""], slow=True)[3]
     assert "mode fast: 3 tokens" in cost and "forced slow: 8 tokens" in cost
 
 
@@ -108,7 +118,7 @@ def test_a_failure_shows_no_traceback(client, served, monkeypatch, caplog):
 
 def test_compare_runs_both(client):
     fast = ["mode", 0, 0.5, "fast", "", "", ""]
-    shown = client.predict("1 +1 +2 +3 +1 . . . . ?", *DIAL, *fast, *FIELDS, api_name="/compare")
+    shown = client.predict(QUESTION, *DIAL, *fast, *FIELDS, api_name="/compare")
     assert "mode fast: 3 tokens" in shown[6]
 
 
