@@ -14,7 +14,7 @@ SHIPPED = Path(__file__).parent / "configs"
 Config = TypeVar("Config")
 
 
-def load_config(kind: type[Config], source: str | Path | None = None, **options: Any) -> Config:
+def load_config(kind: type[Config], source: str | Path | None = None, /, **options: Any) -> Config:
     """The settings of dataclass `kind` in `source`, then `options` that are not None on top of them.
 
     source: None (the defaults), the name of a shipped file ("rl" is configs/rl.yaml), or a path ending in .yaml or
@@ -89,12 +89,21 @@ def _check_keys(kind: type, values: dict[str, Any], where: str) -> None:
                     _check_keys(inner, item, f"{where}: {name}[{i}]")
 
 
-def parse_settings(settings: Iterable[str] | None) -> dict[str, Any]:
-    """The values of "name=value" texts, each value read as YAML."""
-    values = {}
+def parse_settings(settings: Iterable[str] | None, **options: Any) -> dict[str, Any]:
+    """The values of "name=value" texts, each value read as YAML, beside `options`, which have flags of their own.
+
+    Raises ValueError for what is no such text, and for a name that is given twice.
+    """
+    values = {name: value for name, value in options.items() if value is not None}
     for setting in settings or ():
-        name, equals, value = setting.partition("=")
+        name, equals, text = (part.strip() for part in setting.partition("="))
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE, got {setting!r}")
-        values[name.strip()] = yaml.safe_load(value)
+        if name in values:
+            raise ValueError(f"{name} is given twice, the second time as --set {setting}: leave one of them out")
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            why = " ".join(str(error).split())
+            raise ValueError(f"--set {setting}: the value must be YAML: {why}") from error
     return values

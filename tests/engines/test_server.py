@@ -2,16 +2,13 @@
 
 import http.client
 import json
-import os
-import socket
-import subprocess
 import time
 import urllib.request
 
 import pytest
 from asked import CLOSE, prompts
+from running_server import running
 
-from adapt_recipes.serving.launch import prepare
 from adapt_recipes.serving.load import Load, run
 
 FAST = {"vllm_xargs": {"mode": "fast"}}
@@ -35,36 +32,8 @@ def server(tmp_path_factory):
     """(address, model's name) of a running server."""
     import adapt_recipes as ar
 
-    folder, port = tmp_path_factory.mktemp("server"), _free_port()
-    more = ["--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32", "--host", "127.0.0.1"]
-    more += ["--gpu-memory-utilization", "0.3"]
-    launch = prepare(ar.checkpoint_path("sft"), "vllm", (), None, None, more, folder)
-    environment = {**os.environ, **launch.environment, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(launch.command, env=environment, stdout=log, stderr=log)
-    try:
-        yield _ready(process, f"http://127.0.0.1:{port}", folder / "log"), str(ar.checkpoint_path("sft"))
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def _ready(process, url: str, log) -> str:
-    end = time.monotonic() + 500
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text("utf-8")[-3000:]
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5)
-            return url
-        except OSError:
-            time.sleep(2)
-    raise AssertionError(f"no server after 500 s: {log.read_text('utf-8')[-3000:]}")
+    with running(ar.checkpoint_path("sft"), tmp_path_factory.mktemp("server")) as url:
+        yield url, str(ar.checkpoint_path("sft"))
 
 
 def _abandon(url: str, model: str) -> None:

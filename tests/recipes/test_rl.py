@@ -98,6 +98,11 @@ def test_bad_settings_fail_before_the_model_loads(monkeypatch, tmp_path, setting
         (["--set", "passes=3"], "passes must divide the 256 answers of a step (prompts x samples), got 3"),
         (["--scheme", "grppo"], "scheme must be one of 'separate', 'reference'"),
         (["--set", "gama=1"], "unknown key gama; allowed: model, fast"),
+        (["--set", "source=1"], "unknown key source; allowed: model, fast"),
+        (["--set", "trainer={a"], "--set trainer={a: the value must be YAML: while parsing a flow mapping"),
+        (["--set", "model=absent"], "absent"),
+        (["--model", "sft", "--set", "model=rl"], "model is given twice, the second time as --set model=rl"),
+        (["--set", "seed=1", "--set", "seed=2"], "seed is given twice, the second time as --set seed=2"),
         (["--config", "absent"], "no shipped configuration is named 'absent'"),
     ],
 )
