@@ -1,4 +1,4 @@
-"""Two tensor-parallel ranks draw the same modes; two engines, Ray actors or replicas of a server draw different ones."""
+"""Two tensor-parallel ranks draw the same modes; two engines, Ray actors or replicas of a server draw their own."""
 
 import json
 import os
@@ -89,7 +89,8 @@ def test_two_ray_actors_draw_different_modes(actors, shipped):
             outs = self.llm.generate(["1 +2 +3 . . . . . . . ?"] * count, asked, use_tqdm=False)
             return [out.outputs[0].token_ids[0] for out in outs]
 
-    one, two = actors.get([engine.draw.remote(64) for engine in [Engine.remote(shipped) for _ in range(2)]], timeout=500)
+    engines = [Engine.remote(shipped) for _ in range(2)]
+    one, two = actors.get([engine.draw.remote(64) for engine in engines], timeout=500)
     assert one != two and set(one) == set(two) == {26, 27}
 
 
