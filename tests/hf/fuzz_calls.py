@@ -178,7 +178,8 @@ def _fresh(model, case: Case, arguments: dict) -> dict:
     if case.draw == "assisted":
         fresh["assistant_model"] = shared(case.architecture, case.attention, case.weights + 1)
     if case.cache == "given":
-        fresh[CACHE] = DynamicCache(config=model.config.get_text_config(decoder=True))
+        config = model.config.get_text_config(decoder=True)
+        fresh[CACHE] = DynamicCache(config=config) if hasattr(config, "num_hidden_layers") else DynamicCache()  # blt
     return fresh
 
 

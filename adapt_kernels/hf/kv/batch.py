@@ -11,7 +11,7 @@ from adapt_kernels.hf.kv.cached import cache_of, cached_tokens, given_width, tra
 from adapt_kernels.hf.kv.layouts import LayoutChoice, RowsLayout
 from adapt_kernels.hf.kv.prompts import first_rows, select_rows
 from adapt_kernels.hf.kv.random_draws import drawn_from, random_states
-from adapt_kernels.hf.kv.rebuilt_cache import RebuiltCache, Witness, rebuild
+from adapt_kernels.hf.kv.rebuilt_cache import RebuiltCache, Witness, rebuild_as_witnessed
 from adapt_kernels.hf.kv.segments import (
     KVLedger,
     SegmentedLayer,
@@ -175,7 +175,7 @@ class BranchedBatch(WholeBatch):
         length = cached_tokens(self.kwargs) - surplus
         witness = Witness.of(cache, self.slots.row(0), mask, length, surplus, self._call.state.keep_rows)
         release(cache)
-        return RebuiltCache(self._model, lambda model: witness.checked(rebuild(model, *arguments))), self._peak
+        return RebuiltCache(self._model, lambda model: rebuild_as_witnessed(model, witness, *arguments)), self._peak
 
     def abandon(self) -> None:
         if (cache := cache_of(self.kwargs)) is not None:

@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import itertools
 import pickle
 import weakref
 
@@ -171,18 +172,44 @@ def test_autocast_of_the_call():
     assert inside.dtype == again.dtype and torch.equal(inside, again)
 
 
-def test_a_model_whose_whole_forward_is_not_its_decoding():
+def widened(factor):
+    """A model whose first attention reads its inputs times factor(positions)."""
     model = build("llama")
     attention = model.model.layers[0].self_attn
     plain = attention.forward
 
     @ak.row_independent
     def wider(hidden_states, *args, **kwargs):
-        return plain(hidden_states * (1 + 0.1 * hidden_states.shape[1]), *args, **kwargs)
+        return plain(hidden_states * factor(hidden_states.shape[1]), *args, **kwargs)
 
     attention.forward = wider
-    theirs = model.generate(**call())
-    ours = ak.patch(model, MODES).generate(**call())
-    with pytest.raises(RuntimeError, match="forward over a whole sequence differs from its decoding .* generate again"):
+    return model
+
+
+def test_a_model_whose_whole_forward_is_not_its_decoding():
+    """Its sequences are decoded again; from then on its rows stay."""
+    model = widened(lambda positions: 1 + 0.1 * positions)
+    ours, theirs = generated(model)
+    assert ours.stats.row_steps < ours.stats.row_steps_padded
+    assert_equal(ours[CACHE], theirs[CACHE])
+    assert type(vars(model.generate(**call()))[CACHE]) is not RebuiltCache
+
+
+def test_a_call_that_goes_on_from_such_a_cache():
+    model = widened(lambda positions: 1 + 0.1 * positions)
+    ours, theirs = generated(model)
+    ids = torch.cat([theirs.sequences, theirs.sequences[:, -2:]], 1)
+    again = {"input_ids": ids, "max_new_tokens": 4, "do_sample": False}
+    ak.unpatch(model)
+    expected = model.generate(**again, **{CACHE: theirs[CACHE]})
+    assert torch.equal(ak.patch(model, MODES).generate(**again, **{CACHE: ours[CACHE]}), expected)
+
+
+def test_a_model_that_does_not_decode_the_same_again():
+    """Nor is it believed."""
+    calls = itertools.count(1)
+    model = ak.patch(widened(lambda _: 1 + 0.1 * next(calls)), MODES)
+    ours = model.generate(**call())
+    with pytest.raises(RuntimeError, match="decoding the sequences again gave other keys. Call generate again"):
         ours[CACHE].get_seq_length()
-    assert_equal(model.generate(**call())[CACHE], theirs[CACHE])
+    assert type(vars(model.generate(**call()))[CACHE]) is not RebuiltCache
