@@ -6,7 +6,7 @@ from test_fuzz import fixed_seeds
 
 from adapt_kernels.hf.call import plan
 from adapt_kernels.hf.call.generate import ModeGenerate
-from adapt_kernels.hf.kv import attention, batch, cached, rebuilt_cache, whole_batch
+from adapt_kernels.hf.kv import attention, batch, cached, whole_batch
 from adapt_kernels.program.slots import Slots
 
 
@@ -70,10 +70,6 @@ def hide_the_signature(monkeypatch):
     monkeypatch.setattr(ModeGenerate, "_assisted_decoding", assisted, raising=False)
 
 
-def decode_no_sequence_again(monkeypatch):
-    monkeypatch.setattr(rebuilt_cache, "_decode_again", rebuilt_cache.rebuild)
-
-
 REVERTED = (
     (trust_every_model, "diffllama"),
     (rename_the_implementation, "deepseek_v32"),
@@ -93,7 +89,6 @@ REVERTED_FOR_SIBLINGS = (
     (ignore_random_numbers, "phimoe"),
     (ignore_hooks, "llama"),
     (hide_the_signature, "bart"),
-    (decode_no_sequence_again, "bert-generation"),
 )
 
 
