@@ -156,7 +156,7 @@ def kept_positions(scores: torch.Tensor, window: int, keep: int, protected: torc
     Returns int64 [B, keep + window] or [B, heads, keep + window], ascending. Deterministic; one host sync.
 
     Raises ValueError: window and keep beyond T; a row that protects more than keep + window positions; a row whose
-    scores are all NaN where one is needed. TypeError: other types.
+    scores are all NaN where it has to choose. TypeError: other types.
     """
     _check_kept_arguments(scores, window, keep, protected)
     length = scores.shape[-1]
@@ -201,7 +201,8 @@ def _check_room(protected, unknown, newest, room: int, keep: int) -> None:
     """Of every row: what it protects must fit, and something must be known of what may go."""
     counts = protected.sum(-1)
     free = ~protected & ~newest
-    blind = (unknown == free).all(-1) & free.any(-1) & ((protected & ~newest).sum(-1) < keep)
+    chooses = room < protected.shape[-1]
+    blind = chooses & (unknown == free).all(-1) & free.any(-1) & ((protected & ~newest).sum(-1) < keep)
     faults = torch.stack([counts > room, blind])
     faults = faults.any(-1) if faults.ndim == 3 else faults
     if not faults.any():

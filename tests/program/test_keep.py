@@ -47,7 +47,8 @@ class TestKeptPositions:
         expected = [plain(*row) for row in zip(scores, [window] * 3, [keep] * 3, protected, strict=True)]
         too_many = protected.sum(1) > keep + window
         blind = [
-            all(math.isnan(s) for s, p in zip(row[: length - window], own, strict=False) if not p)
+            keep + window < length
+            and all(math.isnan(s) for s, p in zip(row[: length - window], own, strict=False) if not p)
             and bool((~own[: length - window]).any())
             and own[: length - window].sum() < keep
             for row, own in zip(scores, protected, strict=True)
@@ -78,6 +79,7 @@ class TestKeptPositions:
         assert ak.kept_positions(torch.rand(2, 5), 2, 3).tolist() == [[0, 1, 2, 3, 4]] * 2
         assert ak.kept_positions(torch.rand(2, 5), 0, 0).shape == (2, 0)
         assert ak.kept_positions(torch.rand(0, 5), 1, 2).shape == (0, 3)
+        assert ak.kept_positions(torch.full((1, 4), NAN), 2, 2).tolist() == [[0, 1, 2, 3]]  # nothing to choose
 
     @pytest.mark.parametrize(
         ("arguments", "error", "text"),

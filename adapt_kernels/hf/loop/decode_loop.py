@@ -13,7 +13,7 @@ from adapt_kernels.hf.loop.row_ends import RowEnds
 from adapt_kernels.hf.loop.sampler import TokenSelector
 from adapt_kernels.hf.loop.steering import Steering
 from adapt_kernels.hf.loop.stop_check import StopCheck, may_be_late
-from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput
+from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput, asked_outputs
 from adapt_kernels.hf.plan import Plan
 from adapt_kernels.ops.steer import UNBOUNDED
 
@@ -45,7 +45,8 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
             outputs = batch.prefill(input_ids)
             batch.prefill_tokens += prefilled
         probes = probes_of(model, batch, selector.steering, config)
-        late = batch.plan.full and not paths.reads_ends and may_be_late(stopping_criteria, config, streamer, device)
+        late = batch.plan.full and not (paths.reads_ends or asked_outputs(config))
+        late = late and may_be_late(stopping_criteria, config, streamer, device)
         stop = StopCheck(rows, most_new, late)
         sequences = _steps(model, config, batch, outputs, selector, ends, record, streamer, stop, input_ids, paths)
         if streamer is not None:
@@ -94,7 +95,7 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
             steering = selector.steering
             ends.stop(None if steering is None else batch.slots.spread(steering.ended, 0))
             paths.observe(step + 1, logits, tokens, batch, ends.alive)
-            record.add(outputs, logits, scores)
+            record.add(outputs, logits, scores, batch.slots)
             record.add_rows(batch.slots.spread(logprobs, 0.0), batch.slots.spread(selector.forced, False), ends.alive)
             tokens = ends.pad(batch.slots.spread(tokens, ends.pad_token))
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
@@ -181,11 +182,12 @@ class _Record:
         self._logprobs: list[torch.Tensor] = []
         self._forced: list[torch.Tensor] = []
 
-    def add(self, outputs, logits, scores) -> None:
+    def add(self, outputs, logits, scores, slots) -> None:
+        """logits, scores [slots, V]; where they are asked for, every row has a slot."""
         if self.scores is not None:
-            self.scores += (scores,)
+            self.scores += (slots.spread(scores, None),)
         if self._logits is not None:
-            self._logits += (logits.to(copy=True, dtype=torch.float32),)
+            self._logits += (slots.spread(logits, None).to(copy=True, dtype=torch.float32),)
         if self._attentions is not None:
             self._attentions += (outputs.attentions,)
         if self._hidden_states is not None:
