@@ -153,6 +153,18 @@ def test_other_architectures(architecture):
     torch.testing.assert_close(out.path_scores, scorer.score(rows), atol=1e-5, rtol=1e-5)
 
 
+def test_the_first_vector_is_what_the_model_is_fed():
+    model = shared("gemma3_text")  # whose embeddings are scaled on their way in
+    with torch.no_grad():
+        fed = model.get_input_embeddings()(torch.arange(97))
+    assert not torch.equal(fed, model.get_input_embeddings().weight)
+    torch.testing.assert_close(scorer_of(model, init_token=7).vector.data, fed[7])
+    torch.testing.assert_close(scorer_of(model).vector.data, fed.mean(0))
+    for token in (97, -1, 1.0):
+        with pytest.raises(ValueError, match=f"init_token must be an id of the vocabulary, 0 to 96; got {token}"):
+            scorer_of(model, init_token=token)
+
+
 def test_refused():
     with pytest.raises(ValueError, match=r"no module named q_proj or v_proj: pass targets="):
         ak.PrefixScorer(shared("gpt2"))
