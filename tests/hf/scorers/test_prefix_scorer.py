@@ -143,7 +143,7 @@ def test_round_trip_and_other_models(tmp_path):
         ak.PrefixScorer.from_pretrained(tmp_path, shared("llama"))
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "gemma3_text", "mistral"])
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma3_text", "mistral", "jamba"])
 def test_other_architectures(architecture):
     scorer = awake(scorer_of(shared(architecture)))
     out = generate(ak.Paths(keep=1, at=4, score=scorer), architecture=architecture)
@@ -151,6 +151,23 @@ def test_other_architectures(architecture):
     assert len(check_against(whole, out)) == 6
     rows = whole_rows(whole, 4)
     torch.testing.assert_close(out.path_scores, scorer.score(rows), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["jamba", "qwen3_next"])
+def test_recurrent_states(architecture):
+    """They are written in place, and jamba's are lost where several positions follow at once."""
+    model, (ids, labels), hidden = shared(architecture), prefixes(6), []
+    scorer = scorer_of(model)  # LoRA starts as nothing, so that a plain forward says the same
+    shown = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: hidden.append(args[0][:, -1]))
+    with torch.no_grad():
+        for row in ids:
+            given = [model.get_input_embeddings()(torch.tensor([row])), scorer.embeds()[None]]
+            model(inputs_embeds=torch.cat(given, 1), use_cache=False)
+        shown.remove()
+        plain = torch.softmax(scorer.head(torch.cat(hidden)), -1)[:, 1]
+    torch.testing.assert_close(scorer.score(ids), plain, atol=1e-5, rtol=1e-5)
+    losses = [each["loss"] for each in scorer.fit(ids, labels, epochs=6, learning_rate=0.01, progress=False)]
+    assert losses[-1] < losses[0] - 0.1
 
 
 def test_the_first_vector_is_what_the_model_is_fed():
