@@ -316,7 +316,16 @@ class TestReports:
             assert any(not torch.equal(first[0], other) for other in first)
 
 
-@pytest.mark.parametrize("score", ["key_norm", "snap", "tova"])
+class Doubtful:
+    """Scores that are no reason to keep a position, and yet one to keep it rather than padding."""
+
+    def score(self, module, hidden_states, keys, values, attentions, kwargs):
+        scores = -keys.norm(dim=-1)
+        scores[:, 0], scores[:, 1, ::2] = -torch.inf, torch.nan
+        return scores
+
+
+@pytest.mark.parametrize("score", ["key_norm", "snap", "tova", Doubtful()])
 def test_padding_goes_first_in_every_head(score, monkeypatch):
     """One mask serves all layers and heads, whatever else they hold."""
     evict, seen = kept_batch.Keeper.evict, []
