@@ -211,7 +211,7 @@ def _check_room(protected, free, unknown, newest, room: int, keep: int) -> None:
     """Of every row: what it protects must fit, and something must be known of what may go."""
     counts = protected.sum(-1)
     left = keep - (protected & ~newest).sum(-1)
-    blind = (unknown == free).all(-1) & (0 < left) & (left < free.sum(-1))
+    blind = (unknown == free).all(-1) & (left > 0) & (left < free.sum(-1))
     faults = torch.stack([counts > room, blind])
     faults = faults.any(-1) if faults.ndim == 3 else faults
     if not faults.any():
