@@ -37,9 +37,13 @@ class Keeper:
 
     def must_evict(self, stores) -> bool:
         """Whether one position more than the budget is held."""
-        held = stores[0].held - self.start
+        return self.observe(stores) > self.settings.budget
+
+    def observe(self, stores, surplus: int = 0) -> int:
+        """The counted positions that a row holds now, but for the last `surplus` ones."""
+        held = stores[0].held - self.start - surplus
         self.held_peak = max(self.held_peak, held)
-        return held > self.settings.budget
+        return held
 
     def evict(self, stores, watches, slots: Slots, gone) -> None:
         """Drop positions of every store. gone [slots] bool: rows that show no more."""

@@ -5,7 +5,7 @@ import torch
 from adapt_kernels.hf.compat import CACHE
 from adapt_kernels.hf.kv.batch import BranchedBatch
 from adapt_kernels.hf.kv.cached import cache_of
-from adapt_kernels.hf.kv.kept_batch import KeptBatch, inactive, keep_reason
+from adapt_kernels.hf.kv.kept_batch import KeptBatch, counted_prompt, inactive, keep_reason
 from adapt_kernels.hf.kv.whole_batch import WholeBatch
 from adapt_kernels.hf.loop.path_steps import path_steps
 from adapt_kernels.hf.loop.probes import probes_of
@@ -35,6 +35,7 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
         selector.steering = Steering(call.programs, selector.processors, config, stopping_criteria)
     rules_end = selector.steering is not None and selector.steering.may_end
     ends = RowEnds(call.modes, stopping_criteria, config, rows, device, rules_end, call.paths is not None)
+    counted = counted_prompt(call.keep, input_ids, model_kwargs)  # before the mask grows
     batch = _batch(call.plan, model, call, config, input_ids, model_kwargs, most_new)
     record, paths = _Record(config), path_steps(model, call, batch, selector, input_ids)
     try:
@@ -60,7 +61,8 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
     finally:
         paths.close()
     new, call.plan = sequences[:, input_ids.shape[1] :], batch.plan
-    call.stats = _stats(call, batch, kv_bytes, new, {**paths.stats(ends, new.shape[1]), **_probed(probes)})
+    more = {**paths.stats(ends, new.shape[1]), **_probed(probes), **_keep_report(batch, call, counted, new.shape[1])}
+    call.stats = _stats(batch, kv_bytes, new, more)
     call.state.recent_lengths.add(ends.lengths((selector.modes == 0) & ~paths.cut(ends)))
     if not config.return_dict_in_generate:
         return sequences
@@ -127,7 +129,7 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
                 outputs = forward(**batch.prepared(inputs), return_dict=True)
 
 
-def _stats(call, batch, kv_bytes, new_tokens, more: dict) -> GenerateStats:
+def _stats(batch, kv_bytes, new_tokens, more: dict) -> GenerateStats:
     plan, rows = batch.plan, len(new_tokens)
     more |= {"kv_layout": plan.layout, "kv_layout_reason": plan.layout_reason} if plan.full else {}
     return GenerateStats(
@@ -138,7 +140,6 @@ def _stats(call, batch, kv_bytes, new_tokens, more: dict) -> GenerateStats:
         batch.prefill_tokens,
         kv_bytes,
         **more,
-        **_keep_report(batch, call),
     )
 
 
@@ -146,9 +147,13 @@ def _probed(probes) -> dict:
     return {} if probes is None else {"probe_tokens": probes.positions}
 
 
-def _keep_report(batch, call) -> dict:
+def _keep_report(batch, call, counted: int, new_tokens: int) -> dict:
+    """counted: positions of the prompt that count."""
     report = batch.keep_report()
-    return report if report or call.keep is None else {"kv_evictions": 0, "kv_keep_reason": inactive(call.keep)}
+    if report or call.keep is None:
+        return report
+    # The last token's KV is never written.
+    return {"kv_held_peak": counted + new_tokens - 1, "kv_evictions": 0, "kv_keep_reason": inactive(call.keep)}
 
 
 def _batch(plan: Plan, model, call, config, input_ids, model_kwargs, most_new):
@@ -157,9 +162,7 @@ def _batch(plan: Plan, model, call, config, input_ids, model_kwargs, most_new):
         reason = plan.reason or keep_reason(model, call.keep, cache_of(model_kwargs))
         if reason:
             raise ValueError(f"kv_keep cannot serve this call: {reason}. Change that, or leave kv_keep out")
-        counted = input_ids.shape[1] if call.keep.count == "all" else 0
-        # The last token's KV is never written.
-        if counted + most_new - 1 > call.keep.budget:
+        if counted_prompt(call.keep, input_ids, model_kwargs) + most_new - 1 > call.keep.budget:
             return KeptBatch(*given, call, most_new)
     if plan.full:
         return BranchedBatch(*given, call, most_new)

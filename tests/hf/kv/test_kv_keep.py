@@ -298,13 +298,27 @@ class TestReports:
         with ak.patched(shared("llama"), MODES) as model:
             model.generate(**padded_inputs(), **CALL, kv_keep=ak.KeepKV(NEW, 0.5, 3))
             stats = ak.last_stats(model)
-            assert stats.kv_evictions == 0
-            assert stats.kv_keep_reason == f"no row held more than the budget of {NEW} positions"
+            assert stats.kv_evictions == 0 and stats.kv_held_peak == NEW - 1
+            assert stats.kv_keep_reason == f"no row held more than the budget of {NEW} positions before a forward"
             model.generate(**padded_inputs(), **CALL, kv_keep=ak.KeepKV(4, 1.0, 3))
             assert ak.last_stats(model).kv_keep_reason == "keep=1.0 drops nothing"
             model.generate(**padded_inputs(), **CALL)
             stats = ak.last_stats(model)
             assert stats.kv_evictions is None and stats.kv_held_peak is None and stats.kv_keep_reason == ""
+
+    @pytest.mark.parametrize("embedded", [False, True])
+    def test_positions_held_at_most(self, embedded):
+        call = {**padded_inputs(), **CALL, "seed": 1}
+        with ak.patched(shared("llama"), MODES) as model:
+            if embedded:
+                call["inputs_embeds"] = model.get_input_embeddings()(call.pop("input_ids")).detach()
+            peaks = []
+            # The last token's KV is never written: NEW - 1 positions beside the prompt.
+            for budget in (NEW + 9, NEW + 7, NEW + 6, NEW + 5):
+                model.generate(**call, kv_keep=ak.KeepKV(budget, 0.5, 3, count="all"))
+                stats = ak.last_stats(model)
+                peaks.append((stats.kv_held_peak, stats.kv_evictions))
+        assert peaks == [(NEW + 7, 0), (NEW + 7, 0), (NEW + 7, 0), (NEW + 6, 1)]
 
     def test_random_needs_no_seed_and_obeys_one(self):
         settings = ak.KeepKV(8, 0.5, 3, "random")
