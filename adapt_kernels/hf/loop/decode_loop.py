@@ -39,12 +39,7 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
     batch = _batch(call.plan, model, call, config, input_ids, model_kwargs, most_new)
     record, paths = _Record(config), path_steps(model, call, batch, selector, input_ids)
     try:
-        outputs = batch.prefill(input_ids)
-        if batch.plan.full != call.plan.full:
-            prefilled = batch.prefill_tokens
-            batch = _batch(batch.plan, model, call, config, input_ids, batch.restart(), most_new)
-            outputs = batch.prefill(input_ids)
-            batch.prefill_tokens += prefilled
+        batch, outputs = _prefill(batch, model, call, config, input_ids, most_new)
         probes = probes_of(model, batch, selector.steering, config)
         late = batch.plan.full and not (paths.reads_ends or asked_outputs(config))
         late = late and may_be_late(stopping_criteria, config, streamer, device)
@@ -70,6 +65,17 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
     if selector.steering is not None:
         fields |= selector.steering.report(new, ends.new_tokens, fields["forced"])
     return _output(batch, selector, ends, sequences, input_ids.shape[1], call.stats, {CACHE: cache, **fields})
+
+
+def _prefill(batch, model, call, config, input_ids, most_new) -> tuple:
+    """The batch and its model's outputs for the prompts; another one where that shows that it cannot go on."""
+    outputs = batch.prefill(input_ids)
+    if batch.plan.full == call.plan.full:
+        return batch, outputs
+    other = _batch(batch.plan, model, call, config, input_ids, batch.restart(), most_new)
+    outputs = other.prefill(input_ids)
+    other.prefill_tokens += batch.prefill_tokens
+    return other, outputs
 
 
 def _output(batch, selector, ends, sequences, prompt_length: int, stats, fields: dict) -> ModeGenerateOutput:
