@@ -82,6 +82,14 @@ class ModeGenerateOutput(GenerateDecoderOnlyOutput):
     stats: GenerateStats | None = None
 
 
+_OUTPUTS_OF_STEPS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+
+
+def asked_outputs(config) -> list[str]:
+    """Settings by which a call returns something of every step and row."""
+    return [name for name in _OUTPUTS_OF_STEPS if config.return_dict_in_generate and getattr(config, name)]
+
+
 def cache_bytes(cache) -> int:
     """Bytes held by the tensors of a Hugging Face cache (all layers, attention and linear-attention states)."""
     parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]

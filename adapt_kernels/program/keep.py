@@ -139,10 +139,17 @@ def _check_integer(name: str, value, least: int) -> None:
 
 
 @torch.no_grad()
-def kept_positions(scores: torch.Tensor, window: int, keep: int, protected: torch.Tensor | None = None) -> torch.Tensor:
+def kept_positions(
+    scores: torch.Tensor,
+    window: int,
+    keep: int,
+    protected: torch.Tensor | None = None,
+    padding: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The positions that stay: the newest `window`, and of the others the `keep` with the highest scores.
 
-        order  = protected first, then the window (newest first), then by score (ties: the older first, NaN last)
+        order  = protected first, then the window (newest first), then by score (ties: the older first, NaN last), then
+                 padding (the older first)
         result = ascending(order[: keep + window])
 
     so that protected positions always stay: where a row has more than `keep` of them outside the window, its window
@@ -151,34 +158,32 @@ def kept_positions(scores: torch.Tensor, window: int, keep: int, protected: torc
     Args:
         scores: [B, T] or [B, heads, T], any real dtype; higher stays; not read inside the window.
         window, keep: integers >= 0, together at most T.
-        protected: bool, [B, T] or the shape of scores; None = nothing.
+        protected, padding: bool, [B, T] or the shape of scores; None = nothing. Scores of padding are not read.
 
     Returns int64 [B, keep + window] or [B, heads, keep + window], ascending. Deterministic; one host sync.
 
     Raises ValueError: window and keep beyond T; a row that protects more than keep + window positions; a row whose
-    scores are all NaN where one is needed. TypeError: other types.
+    scores are all NaN where it has to choose. TypeError: other types.
     """
-    _check_kept_arguments(scores, window, keep, protected)
+    _check_kept_arguments(scores, window, keep)
     length = scores.shape[-1]
-    if protected is None:
-        protected = torch.zeros(1, 1, dtype=torch.bool, device=scores.device)
-    elif protected.ndim < scores.ndim:
-        protected = protected[:, None]
-    protected = protected.expand(scores.shape)
+    protected = _marked("protected", protected, scores)
+    padding = _marked("padding", padding, scores) & ~protected
     place = torch.arange(length, device=scores.device)
     newest = place >= length - window
     value = scores.double()
-    unknown = value.isnan() & ~newest & ~protected
-    _check_room(protected, unknown, newest, keep + window, keep)
-    rank = torch.where(protected, 3, torch.where(newest, 2, torch.where(unknown, 0, 1)))
-    value = torch.where(protected | newest, place.double(), value.masked_fill(unknown, -math.inf))
+    free = ~newest & ~protected & ~padding
+    unknown = value.isnan() & free
+    _check_room(protected, free, unknown, newest, keep + window, keep)
+    rank = torch.where(protected, 4, torch.where(newest, 3, torch.where(padding, 0, torch.where(unknown, 1, 2))))
+    value = torch.where(protected | newest, place.double(), value.masked_fill(unknown | padding, -math.inf))
     # Two stable sorts: by score, then by rank. Never top-k, whose order among ties is not defined.
     order = value.sort(dim=-1, descending=True, stable=True).indices
     by_rank = rank.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices
     return order.gather(-1, by_rank)[..., : keep + window].sort(dim=-1).values
 
 
-def _check_kept_arguments(scores, window, keep, protected) -> None:
+def _check_kept_arguments(scores, window, keep) -> None:
     if not torch.is_tensor(scores) or scores.is_complex() or scores.ndim not in (2, 3):
         shown = tuple(scores.shape) if torch.is_tensor(scores) else type(scores).__name__
         raise TypeError(f"scores must be a real tensor [B, T] or [B, heads, T]; got {shown}")
@@ -189,19 +194,24 @@ def _check_kept_arguments(scores, window, keep, protected) -> None:
             f"keep + window must be at most the {scores.shape[-1]} positions of scores; got keep={keep} and"
             f" window={window}"
         )
-    if protected is None:
-        return
-    if not torch.is_tensor(protected) or protected.dtype != torch.bool:
-        raise TypeError(f"protected must be a bool tensor; got {getattr(protected, 'dtype', type(protected).__name__)}")
-    if protected.shape not in (scores.shape, (scores.shape[0], scores.shape[-1])):
-        raise ValueError(f"protected must have shape {tuple(scores.shape)}; got {tuple(protected.shape)}")
 
 
-def _check_room(protected, unknown, newest, room: int, keep: int) -> None:
+def _marked(name: str, positions, scores) -> torch.Tensor:
+    """The same in the shape of scores; None: nothing is marked."""
+    if positions is None:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    if not torch.is_tensor(positions) or positions.dtype != torch.bool:
+        raise TypeError(f"{name} must be a bool tensor; got {getattr(positions, 'dtype', type(positions).__name__)}")
+    if positions.shape not in (scores.shape, (scores.shape[0], scores.shape[-1])):
+        raise ValueError(f"{name} must have shape {tuple(scores.shape)}; got {tuple(positions.shape)}")
+    return (positions if positions.ndim == scores.ndim else positions[:, None]).expand(scores.shape)
+
+
+def _check_room(protected, free, unknown, newest, room: int, keep: int) -> None:
     """Of every row: what it protects must fit, and something must be known of what may go."""
     counts = protected.sum(-1)
-    free = ~protected & ~newest
-    blind = (unknown == free).all(-1) & free.any(-1) & ((protected & ~newest).sum(-1) < keep)
+    left = keep - (protected & ~newest).sum(-1)
+    blind = (unknown == free).all(-1) & (left > 0) & (left < free.sum(-1))
     faults = torch.stack([counts > room, blind])
     faults = faults.any(-1) if faults.ndim == 3 else faults
     if not faults.any():

@@ -47,7 +47,8 @@ class TestKeptPositions:
         expected = [plain(*row) for row in zip(scores, [window] * 3, [keep] * 3, protected, strict=True)]
         too_many = protected.sum(1) > keep + window
         blind = [
-            all(math.isnan(s) for s, p in zip(row[: length - window], own, strict=False) if not p)
+            keep + window < length
+            and all(math.isnan(s) for s, p in zip(row[: length - window], own, strict=False) if not p)
             and bool((~own[: length - window]).any())
             and own[: length - window].sum() < keep
             for row, own in zip(scores, protected, strict=True)
@@ -61,6 +62,16 @@ class TestKeptPositions:
 
     def test_ties_go_to_the_older(self):
         assert ak.kept_positions(torch.zeros(1, 300), 2, 3).tolist() == [[0, 1, 2, 298, 299]]
+
+    def test_padding_goes_first(self):
+        padding = torch.tensor([[True, True, False, False, False, False]])
+        scores = torch.tensor([[INF, NAN, NAN, -INF, 1.0, 0.0]])
+        for keep, expected in ((4, [1, 2, 3, 4, 5]), (3, [2, 3, 4, 5]), (2, [3, 4, 5]), (1, [4, 5])):
+            kept = ak.kept_positions(scores, 1, keep, padding=padding).tolist()[0]
+            assert kept == (expected if keep < 4 else [0, *expected[1:]])  # of padding the older one stays
+        with pytest.raises(ValueError, match="row 0 has NaN for a score everywhere"):
+            ak.kept_positions(torch.full((1, 6), NAN), 1, 1, padding=padding)
+        assert ak.kept_positions(scores, 1, 1, padding, padding).tolist() == [[0, 1]]  # what is protected stays
 
     def test_heads_have_sets_of_their_own(self):
         scores = torch.tensor([[[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0]]])
@@ -78,6 +89,7 @@ class TestKeptPositions:
         assert ak.kept_positions(torch.rand(2, 5), 2, 3).tolist() == [[0, 1, 2, 3, 4]] * 2
         assert ak.kept_positions(torch.rand(2, 5), 0, 0).shape == (2, 0)
         assert ak.kept_positions(torch.rand(0, 5), 1, 2).shape == (0, 3)
+        assert ak.kept_positions(torch.full((1, 4), NAN), 2, 2).tolist() == [[0, 1, 2, 3]]  # nothing to choose
 
     @pytest.mark.parametrize(
         ("arguments", "error", "text"),
@@ -92,6 +104,7 @@ class TestKeptPositions:
                 "protected must be a bool tensor; got torch.float32",
             ),
             ((torch.rand(1, 4), 1, 1, torch.ones(2, 4) > 0), ValueError, r"protected must have shape \(1, 4\)"),
+            ((torch.rand(1, 4), 1, 1, None, torch.ones(3) > 0), ValueError, r"padding must have shape \(1, 4\)"),
             (
                 (torch.rand(2, 4), 1, 1, torch.tensor([[False] * 4, [True] * 3 + [False]])),
                 ValueError,

@@ -75,7 +75,7 @@ class ModeGenerate(_BeforeAModel):
             paths: an `adapt_kernels.Paths`: which of a prompt's rows go on living. The others leave the batch, give
                 their KV back and are padded; those that stay have the tokens of the call without it.
             kv_keep: an `adapt_kernels.KeepKV`: rows drop KV positions beyond a budget as they decode; plan "full" only.
-                A returned cache holds everything: it is recomputed.
+                A returned cache holds everything: it is recomputed. With output_scores or output_logits no row leaves.
             Everything else goes to Hugging Face's `generate`.
 
         Returns what Hugging Face returns; under `return_dict_in_generate=True` with `modes`, `mode_probs` and `stats`

@@ -18,6 +18,7 @@ from adapt_kernels.hf.kv.cached import cache_of, training_state
 from adapt_kernels.hf.kv.prompts import ROW_INPUTS
 from adapt_kernels.hf.loop.processors import ROWWISE_PROCESSORS
 from adapt_kernels.hf.model_hooks import ModelHooks
+from adapt_kernels.hf.outputs import asked_outputs
 from adapt_kernels.hf.plan import Plan
 from adapt_kernels.hf.row_hooks import row_hook_reason
 
@@ -88,7 +89,7 @@ def whole_batch_reason(model, call, config, processors, rows: int, model_kwargs)
     if hooks.handles & call.state.changing_hooks:
         return hooks.reason()
     return (
-        _output_reason(config)
+        _output_reason(config, call.keep)
         or row_hook_reason(model)
         or _virtual_token_reason(model)
         or _processor_reason(processors)
@@ -117,9 +118,10 @@ def _virtual_token_reason(model) -> str | None:
     return None
 
 
-def _output_reason(config) -> str | None:
-    names = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-    asked = [name for name in names if config.return_dict_in_generate and getattr(config, name)]
+def _output_reason(config, keep) -> str | None:
+    # Rows under kv_keep stay for their scores and logits, which have no other plan.
+    stay = ("output_scores", "output_logits") if keep is not None else ()
+    asked = [name for name in asked_outputs(config) if name not in stay]
     return f"{asked[0]} shows what finished rows compute" if asked else None
 
 

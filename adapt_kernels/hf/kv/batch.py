@@ -25,7 +25,7 @@ from adapt_kernels.hf.kv.segments import (
 from adapt_kernels.hf.kv.shared_prompts import SharedPromptLayer
 from adapt_kernels.hf.kv.whole_batch import WholeBatch
 from adapt_kernels.hf.model_hooks import ModelHooks
-from adapt_kernels.hf.outputs import cache_bytes
+from adapt_kernels.hf.outputs import asked_outputs, cache_bytes
 from adapt_kernels.hf.plan import Plan
 from adapt_kernels.ops.branch import branch
 
@@ -38,7 +38,9 @@ class BranchedBatch(WholeBatch):
     def __init__(self, model, config, input_ids, model_kwargs, plan: Plan, call, most_new: int):
         super().__init__(model, config, input_ids, model_kwargs, plan)
         self._prompt_length, self._compact_at = input_ids.shape[1], call.request.compact_at
-        self._prompts = self.prompts
+        # What every row shows of every step is computed by itself, to the end.
+        self._shows = bool(asked_outputs(config))
+        self._prompts = torch.arange(self._rows) if self._shows else self.prompts
         self._first = first_rows(self._prompts)
         self._prompt_kwargs = {n: v for n, v in model_kwargs.items() if n not in CACHE_NAMES}
         self._call, self._most_new, self._ledger, self._peak = call, most_new, KVLedger(), 0
@@ -118,6 +120,8 @@ class BranchedBatch(WholeBatch):
     @property
     def _leave(self) -> bool:
         """Whether finished rows leave: some models' KV is not to be had again for a cache that is returned."""
+        if self._shows:
+            return False
         stay = self._virtual or self._call.state.rows_stay
         return not (stay and self._config.return_dict_in_generate)
 

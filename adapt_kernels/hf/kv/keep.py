@@ -9,7 +9,6 @@ from adapt_kernels.philox import PURPOSE_KEEP, uniform
 from adapt_kernels.program.keep import KeepKV, RowError, kept_positions
 from adapt_kernels.program.slots import Slots
 
-_NEG_INF = float("-inf")
 _COMPARED = 1 << 14
 
 
@@ -38,9 +37,13 @@ class Keeper:
 
     def must_evict(self, stores) -> bool:
         """Whether one position more than the budget is held."""
-        held = stores[0].held - self.start
+        return self.observe(stores) > self.settings.budget
+
+    def observe(self, stores, surplus: int = 0) -> int:
+        """The counted positions that a row holds now, but for the last `surplus` ones."""
+        held = stores[0].held - self.start - surplus
         self.held_peak = max(self.held_peak, held)
-        return held > self.settings.budget
+        return held
 
     def evict(self, stores, watches, slots: Slots, gone) -> None:
         """Drop positions of every store. gone [slots] bool: rows that show no more."""
@@ -57,8 +60,7 @@ class Keeper:
                 scores = self._scores(number, store, watches[number], where, slots, real)
                 where = where[:, None].expand(scores.shape) if scores.ndim > where.ndim else where
                 scores = scores[:, None].expand(where.shape) if where.ndim > scores.ndim else scores
-                scores = scores.masked_fill(~_of(real, where), _NEG_INF)
-                index = self._chosen(scores, outside, _of(guarded, where), slots)
+                index = self._chosen(scores, outside, _of(guarded, where), ~_of(real, where), slots)
                 chosen = slots.spread(where.gather(-1, index).int(), 0)
             kept.append(chosen)
             store.keep(self._whole(index))
@@ -133,9 +135,9 @@ class Keeper:
             scores = torch.cat([scores.new_zeros(len(slots), self._prompt), scores], 1)
         return _of(scores, where)
 
-    def _chosen(self, scores, outside: int, guarded, slots: Slots) -> torch.Tensor:
+    def _chosen(self, scores, outside: int, guarded, padding, slots: Slots) -> torch.Tensor:
         try:
-            return kept_positions(scores, self.settings.window, outside, guarded)
+            return kept_positions(scores, self.settings.window, outside, guarded, padding)
         except RowError as error:
             raise ValueError(
                 f"kv_keep: row {slots.row(error.row)} {error.what} (budget={self.settings.budget},"

@@ -37,6 +37,11 @@ def keep_reason(model, settings, kv_cache) -> str | None:
     return shared_layout_reason(model, None) if watched else None
 
 
+def counted_prompt(settings, input_ids, model_kwargs) -> int:
+    """Positions of the prompt, padding included, that count."""
+    return given_width(input_ids, model_kwargs) if settings is not None and settings.count == "all" else 0
+
+
 class KeptBatch(BranchedBatch):
     """A `BranchedBatch` whose rows drop positions under `call.keep`."""
 
@@ -61,8 +66,7 @@ class KeptBatch(BranchedBatch):
         """The new tokens that buffers must have room for, one more than their positions."""
         if self._settings.everything:
             return most_new
-        counted = given_width(input_ids, model_kwargs) if self._settings.count == "all" else 0
-        return min(most_new, self._settings.budget + 2 - counted)
+        return min(most_new, self._settings.budget + 2 - counted_prompt(self._settings, input_ids, model_kwargs))
 
     def _layer(self, plain):
         layer = super()._layer(plain)
@@ -160,6 +164,7 @@ class KeptBatch(BranchedBatch):
         return {"kv_held_peak": keeper.held_peak, "kv_evictions": keeper.evictions, "kv_keep_reason": reason}
 
     def close(self, sequences, return_cache: bool, surplus: bool):
+        self._keeper.observe(self._stores, int(surplus))
         if not (return_cache and self._keeper.evictions):
             return super().close(sequences, return_cache, surplus)
         self._observe_bytes()
@@ -175,7 +180,7 @@ def inactive(settings) -> str:
     """Why nothing was dropped."""
     if settings.everything:
         return f"keep={settings.keep} drops nothing"
-    return f"no row held more than the budget of {settings.budget} positions"
+    return f"no row held more than the budget of {settings.budget} positions before a forward"
 
 
 def _refused(reason: str) -> ValueError:

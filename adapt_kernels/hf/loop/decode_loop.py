@@ -5,7 +5,7 @@ import torch
 from adapt_kernels.hf.compat import CACHE
 from adapt_kernels.hf.kv.batch import BranchedBatch
 from adapt_kernels.hf.kv.cached import cache_of
-from adapt_kernels.hf.kv.kept_batch import KeptBatch, inactive, keep_reason
+from adapt_kernels.hf.kv.kept_batch import KeptBatch, counted_prompt, inactive, keep_reason
 from adapt_kernels.hf.kv.whole_batch import WholeBatch
 from adapt_kernels.hf.loop.path_steps import path_steps
 from adapt_kernels.hf.loop.probes import probes_of
@@ -13,7 +13,7 @@ from adapt_kernels.hf.loop.row_ends import RowEnds
 from adapt_kernels.hf.loop.sampler import TokenSelector
 from adapt_kernels.hf.loop.steering import Steering
 from adapt_kernels.hf.loop.stop_check import StopCheck, may_be_late
-from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput
+from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput, asked_outputs
 from adapt_kernels.hf.plan import Plan
 from adapt_kernels.ops.steer import UNBOUNDED
 
@@ -35,17 +35,14 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
         selector.steering = Steering(call.programs, selector.processors, config, stopping_criteria)
     rules_end = selector.steering is not None and selector.steering.may_end
     ends = RowEnds(call.modes, stopping_criteria, config, rows, device, rules_end, call.paths is not None)
+    counted = counted_prompt(call.keep, input_ids, model_kwargs)  # before the mask grows
     batch = _batch(call.plan, model, call, config, input_ids, model_kwargs, most_new)
     record, paths = _Record(config), path_steps(model, call, batch, selector, input_ids)
     try:
-        outputs = batch.prefill(input_ids)
-        if batch.plan.full != call.plan.full:
-            prefilled = batch.prefill_tokens
-            batch = _batch(batch.plan, model, call, config, input_ids, batch.restart(), most_new)
-            outputs = batch.prefill(input_ids)
-            batch.prefill_tokens += prefilled
+        batch, outputs = _prefill(batch, model, call, config, input_ids, most_new)
         probes = probes_of(model, batch, selector.steering, config)
-        late = batch.plan.full and not paths.reads_ends and may_be_late(stopping_criteria, config, streamer, device)
+        late = batch.plan.full and not (paths.reads_ends or asked_outputs(config))
+        late = late and may_be_late(stopping_criteria, config, streamer, device)
         stop = StopCheck(rows, most_new, late)
         sequences = _steps(model, config, batch, outputs, selector, ends, record, streamer, stop, input_ids, paths)
         if streamer is not None:
@@ -59,7 +56,8 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
     finally:
         paths.close()
     new, call.plan = sequences[:, input_ids.shape[1] :], batch.plan
-    call.stats = _stats(call, batch, kv_bytes, new, {**paths.stats(ends, new.shape[1]), **_probed(probes)})
+    more = {**paths.stats(ends, new.shape[1]), **_probed(probes), **_keep_report(batch, call, counted, new.shape[1])}
+    call.stats = _stats(batch, kv_bytes, new, more)
     call.state.recent_lengths.add(ends.lengths((selector.modes == 0) & ~paths.cut(ends)))
     if not config.return_dict_in_generate:
         return sequences
@@ -67,6 +65,17 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
     if selector.steering is not None:
         fields |= selector.steering.report(new, ends.new_tokens, fields["forced"])
     return _output(batch, selector, ends, sequences, input_ids.shape[1], call.stats, {CACHE: cache, **fields})
+
+
+def _prefill(batch, model, call, config, input_ids, most_new) -> tuple:
+    """The batch and its model's outputs for the prompts; another one where that shows that it cannot go on."""
+    outputs = batch.prefill(input_ids)
+    if batch.plan.full == call.plan.full:
+        return batch, outputs
+    other = _batch(batch.plan, model, call, config, input_ids, batch.restart(), most_new)
+    outputs = other.prefill(input_ids)
+    other.prefill_tokens += batch.prefill_tokens
+    return other, outputs
 
 
 def _output(batch, selector, ends, sequences, prompt_length: int, stats, fields: dict) -> ModeGenerateOutput:
@@ -94,7 +103,7 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
             steering = selector.steering
             ends.stop(None if steering is None else batch.slots.spread(steering.ended, 0))
             paths.observe(step + 1, logits, tokens, batch, ends.alive)
-            record.add(outputs, logits, scores)
+            record.add(outputs, logits, scores, batch.slots)
             record.add_rows(batch.slots.spread(logprobs, 0.0), batch.slots.spread(selector.forced, False), ends.alive)
             tokens = ends.pad(batch.slots.spread(tokens, ends.pad_token))
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
@@ -126,7 +135,7 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
                 outputs = forward(**batch.prepared(inputs), return_dict=True)
 
 
-def _stats(call, batch, kv_bytes, new_tokens, more: dict) -> GenerateStats:
+def _stats(batch, kv_bytes, new_tokens, more: dict) -> GenerateStats:
     plan, rows = batch.plan, len(new_tokens)
     more |= {"kv_layout": plan.layout, "kv_layout_reason": plan.layout_reason} if plan.full else {}
     return GenerateStats(
@@ -137,7 +146,6 @@ def _stats(call, batch, kv_bytes, new_tokens, more: dict) -> GenerateStats:
         batch.prefill_tokens,
         kv_bytes,
         **more,
-        **_keep_report(batch, call),
     )
 
 
@@ -145,9 +153,13 @@ def _probed(probes) -> dict:
     return {} if probes is None else {"probe_tokens": probes.positions}
 
 
-def _keep_report(batch, call) -> dict:
+def _keep_report(batch, call, counted: int, new_tokens: int) -> dict:
+    """counted: positions of the prompt that count."""
     report = batch.keep_report()
-    return report if report or call.keep is None else {"kv_evictions": 0, "kv_keep_reason": inactive(call.keep)}
+    if report or call.keep is None:
+        return report
+    # The last token's KV is never written.
+    return {"kv_held_peak": counted + new_tokens - 1, "kv_evictions": 0, "kv_keep_reason": inactive(call.keep)}
 
 
 def _batch(plan: Plan, model, call, config, input_ids, model_kwargs, most_new):
@@ -156,9 +168,7 @@ def _batch(plan: Plan, model, call, config, input_ids, model_kwargs, most_new):
         reason = plan.reason or keep_reason(model, call.keep, cache_of(model_kwargs))
         if reason:
             raise ValueError(f"kv_keep cannot serve this call: {reason}. Change that, or leave kv_keep out")
-        counted = input_ids.shape[1] if call.keep.count == "all" else 0
-        # The last token's KV is never written.
-        if counted + most_new - 1 > call.keep.budget:
+        if counted_prompt(call.keep, input_ids, model_kwargs) + most_new - 1 > call.keep.budget:
             return KeptBatch(*given, call, most_new)
     if plan.full:
         return BranchedBatch(*given, call, most_new)
@@ -181,11 +191,12 @@ class _Record:
         self._logprobs: list[torch.Tensor] = []
         self._forced: list[torch.Tensor] = []
 
-    def add(self, outputs, logits, scores) -> None:
+    def add(self, outputs, logits, scores, slots) -> None:
+        """logits, scores [slots, V]; where they are asked for, every row has a slot."""
         if self.scores is not None:
-            self.scores += (scores,)
+            self.scores += (slots.spread(scores, None),)
         if self._logits is not None:
-            self._logits += (logits.to(copy=True, dtype=torch.float32),)
+            self._logits += (slots.spread(logits, None).to(copy=True, dtype=torch.float32),)
         if self._attentions is not None:
             self._attentions += (outputs.attentions,)
         if self._hidden_states is not None:

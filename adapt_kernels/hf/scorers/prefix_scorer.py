@@ -66,13 +66,12 @@ class PrefixScorer:
         self.model, alpha = model, 2 * rank if alpha is None else alpha
         self.settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "dropout": dropout, "num_tokens": num_tokens}
         self.settings["targets"] = list(targets)
-        table = model.get_input_embeddings().weight.detach()
-        first = table.float().mean(0) if init_token is None else table[init_token].float()
+        first = _first_vector(model.get_input_embeddings(), init_token)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.adapter = SideAdapter(model, tuple(targets), rank, alpha, dropout)
-            self.head = nn.Linear(table.shape[1], 2, device=table.device)
-        self.vector = nn.Parameter(first.clone())
+            self.head = nn.Linear(len(first), 2, device=first.device)
+        self.vector = nn.Parameter(first)
         self.adapter.train(False)
 
     @property
@@ -151,6 +150,16 @@ class PrefixScorer:
             raise ValueError(f"PrefixScorer: {min(wrong)} is missing or has another shape")
         for name, parameter in own.items():
             parameter.copy_(weights[name])
+
+
+@torch.no_grad()
+def _first_vector(embeddings, token: int | None) -> torch.Tensor:
+    """[h] float32: what the embeddings give for a token, which need not be its row of their weight; None: for all."""
+    count, device = len(embeddings.weight), embeddings.weight.device
+    if token is not None and (isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < count):
+        raise ValueError(f"PrefixScorer: init_token must be an id of the vocabulary, 0 to {count - 1}; got {token!r}")
+    ids = torch.arange(count, device=device) if token is None else torch.tensor([token], device=device)
+    return embeddings(ids).float().mean(0)
 
 
 def _base(model):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 from torch.nn.functional import log_softmax
 
 from adapt_kernels.hf.scorers.side_adapter import frozen_gradients
@@ -100,9 +101,11 @@ class _Run:
             torch.manual_seed(settings.seed * 1_000_003 + self.epoch)
             order = torch.randperm(len(prefixes)).split(settings.batch_size)
             for chosen in order:
-                logits = self.scorer.logits([prefixes[i] for i in chosen.tolist()])
-                loss = soft_cross_entropy(logits, labels[chosen].to(logits.device))
-                frozen_gradients(loss, list(self.parameters))
+                # Caches write recurrent states in place, position after position.
+                with allow_mutation_on_saved_tensors():
+                    logits = self.scorer.logits([prefixes[i] for i in chosen.tolist()])
+                    loss = soft_cross_entropy(logits, labels[chosen].to(logits.device))
+                    frozen_gradients(loss, list(self.parameters))
                 self.optimizer.step()
                 losses.append(loss.item() * len(chosen))
                 step()

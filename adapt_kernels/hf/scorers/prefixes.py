@@ -7,8 +7,11 @@ from contextlib import contextmanager
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from adapt_kernels.hf.compat import CACHE_NAMES
+
+_STATELESS = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def checked_prefixes(prefixes: Sequence) -> list[torch.Tensor]:
@@ -32,15 +35,17 @@ def hidden_behind(model, prefixes: list[torch.Tensor], embeds: torch.Tensor, ada
     lengths = torch.tensor([len(p) for p in prefixes], device=device)
     mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = {_cache_name(model): DynamicCache(config=model.config.get_text_config(decoder=True))}
-    arguments = {"use_cache": True, **cache, **_one_logit(model)}
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    arguments = {"use_cache": True, _cache_name(model): cache, **_one_logit(model)}
     with torch.no_grad():
         model(input_ids=ids, attention_mask=mask, position_ids=positions, **arguments)
-    mask = torch.cat([mask, mask.new_ones(len(ids), len(embeds))], 1)
-    positions = lengths[:, None] + torch.arange(len(embeds), device=device)
-    appended = embeds.expand(len(ids), *embeds.shape)
+    # Some models forget a recurrent state when more than one position follows it.
+    parts = 1 if all(type(layer) in _STATELESS for layer in cache.layers) else len(embeds)
     with adapter, _kept_hidden(model) as kept:
-        model(inputs_embeds=appended, attention_mask=mask, position_ids=positions, **arguments)
+        for part in torch.arange(len(embeds), device=device).chunk(parts):
+            mask = torch.cat([mask, mask.new_ones(len(ids), len(part))], 1)
+            appended = embeds[part].expand(len(ids), -1, -1)
+            model(inputs_embeds=appended, attention_mask=mask, position_ids=lengths[:, None] + part, **arguments)
     return kept[-1]
 
 

@@ -1,4 +1,4 @@
-"""`generate(kv_keep=)`: every score, spans, batches, memory, reports and padding."""
+"""`generate(kv_keep=)`: every score, batches, memory, reports and padding."""
 
 import threading
 from itertools import count
@@ -13,7 +13,6 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     DynamicCache,
-    LogitsProcessorList,
 )
 
 import adapt_kernels as ak
@@ -23,7 +22,6 @@ from adapt_kernels.ops.kv_scores import kv_scores
 
 MODES = ak.Modes(fast=FAST, slow=SLOW)
 WIDTH, NEW = 8, 22
-OPEN, CLOSE = 40, 41
 SCORES = ("key_norm", "value_norm", "key_diff", "snap", "tova", "r_kv")
 CALL = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
 SMALL = ak.KeepKV(8, 0.5, 3)
@@ -190,79 +188,6 @@ class TestBatches:
         assert all(torch.equal(results[name], alone[name]) for name in (0, 1))
 
 
-class TestSpans:
-    SPANS = {"think": ak.Span(open=OPEN, close=CLOSE)}
-
-    def script(self, tokens):
-        """Force the new tokens of every row, [rows, new]."""
-
-        def forced(ids, scores):
-            step = ids.shape[1] - WIDTH
-            row = torch.arange(len(ids)) % len(tokens)
-            out = torch.full_like(scores, -1e9)
-            return out.scatter(1, tokens[row, step][:, None], 0.0)
-
-        return forced
-
-    def generate(self, tokens, settings, spans, ids=None):
-        kept, original = [], kept_batch.Keeper.evict
-
-        def spy(keeper, stores, *arguments):
-            original(keeper, stores, *arguments)
-            kept.append(keeper._held[0].clone())
-
-        processor = self.script(tokens)
-        ids = prompts(len(tokens), WIDTH) if ids is None else ids
-        model = ak.patch(build("llama"), MODES, spans=spans)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kept_batch.Keeper, "evict", spy)
-            # It knows rows by their place, and none leaves.
-            patch.setattr("adapt_kernels.hf.call.plan._processor_reason", lambda given: None)
-            model.generate(
-                ids,
-                **{**CALL, "max_new_tokens": tokens.shape[1]},
-                logits_processor=LogitsProcessorList([_Processor(processor)]),
-                kv_keep=settings,
-            )
-        return kept
-
-    def test_thinking_goes_and_the_rest_stays(self):
-        tokens = torch.full((2, 16), 50)
-        tokens[:, 2], tokens[0, 9] = OPEN, CLOSE
-        kept = self.generate(tokens, ak.KeepKV(10, 8, 2, "recent"), self.SPANS)
-        # At 11 of 0..10: what was before the thought and after it stays, with the tags, and the newest of the rest.
-        assert kept[0][0].tolist() == [0, 1, 2, 6, 7, 8, 9, 10]
-        assert kept[0][1].tolist() == [0, 1, 2, 6, 7, 8, 9, 10]
-        assert kept[1][0].tolist() == [0, 1, 2, 9, 10, 11, 12, 13]
-        assert kept[1][1].tolist() == [0, 1, 2, 9, 10, 11, 12, 13]
-
-    def test_no_span_known_means_every_new_position(self):
-        tokens = torch.full((2, 16), 50)
-        kept = self.generate(tokens, ak.KeepKV(10, 8, 2, "recent", sinks=1), {})
-        assert kept[0][0].tolist() == [0, 4, 5, 6, 7, 8, 9, 10]
-
-    def test_a_thought_that_the_prompt_opened(self):
-        ids = prompts(1, WIDTH)
-        ids[:, -1] = OPEN
-        kept = self.generate(torch.full((1, 14), 50), ak.KeepKV(10, 8, 2, "recent"), self.SPANS, ids)
-        assert kept[0][0].tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
-
-    def test_answers_beyond_the_budget_are_an_error(self):
-        tokens = torch.full((2, 16), 50)
-        tokens[1, 0] = OPEN
-        text = r"row 0 protects 11 positions, and only 8 may be held .*budget=10, keep=8, window=2"
-        with pytest.raises(ValueError, match=text):
-            self.generate(tokens, ak.KeepKV(10, 8, 2, "recent"), self.SPANS)
-
-
-class _Processor:
-    def __init__(self, function):
-        self._function = function
-
-    def __call__(self, ids, scores):
-        return self._function(ids, scores)
-
-
 class TestMemory:
     def bytes_of(self, positions):
         return positions * 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, floats
@@ -298,13 +223,27 @@ class TestReports:
         with ak.patched(shared("llama"), MODES) as model:
             model.generate(**padded_inputs(), **CALL, kv_keep=ak.KeepKV(NEW, 0.5, 3))
             stats = ak.last_stats(model)
-            assert stats.kv_evictions == 0
-            assert stats.kv_keep_reason == f"no row held more than the budget of {NEW} positions"
+            assert stats.kv_evictions == 0 and stats.kv_held_peak == NEW - 1
+            assert stats.kv_keep_reason == f"no row held more than the budget of {NEW} positions before a forward"
             model.generate(**padded_inputs(), **CALL, kv_keep=ak.KeepKV(4, 1.0, 3))
             assert ak.last_stats(model).kv_keep_reason == "keep=1.0 drops nothing"
             model.generate(**padded_inputs(), **CALL)
             stats = ak.last_stats(model)
             assert stats.kv_evictions is None and stats.kv_held_peak is None and stats.kv_keep_reason == ""
+
+    @pytest.mark.parametrize("embedded", [False, True])
+    def test_positions_held_at_most(self, embedded):
+        call = {**padded_inputs(), **CALL, "seed": 1}
+        with ak.patched(shared("llama"), MODES) as model:
+            if embedded:
+                call["inputs_embeds"] = model.get_input_embeddings()(call.pop("input_ids")).detach()
+            peaks = []
+            # The last token's KV is never written: NEW - 1 positions beside the prompt.
+            for budget in (NEW + 9, NEW + 7, NEW + 6, NEW + 5):
+                model.generate(**call, kv_keep=ak.KeepKV(budget, 0.5, 3, count="all"))
+                stats = ak.last_stats(model)
+                peaks.append((stats.kv_held_peak, stats.kv_evictions))
+        assert peaks == [(NEW + 7, 0), (NEW + 7, 0), (NEW + 7, 0), (NEW + 6, 1)]
 
     def test_random_needs_no_seed_and_obeys_one(self):
         settings = ak.KeepKV(8, 0.5, 3, "random")
@@ -316,7 +255,16 @@ class TestReports:
             assert any(not torch.equal(first[0], other) for other in first)
 
 
-@pytest.mark.parametrize("score", ["key_norm", "snap", "tova"])
+class Doubtful:
+    """Scores that are no reason to keep a position, and yet one to keep it rather than padding."""
+
+    def score(self, module, hidden_states, keys, values, attentions, kwargs):
+        scores = -keys.norm(dim=-1)
+        scores[:, 0], scores[:, 1, ::2] = -torch.inf, torch.nan
+        return scores
+
+
+@pytest.mark.parametrize("score", ["key_norm", "snap", "tova", Doubtful()])
 def test_padding_goes_first_in_every_head(score, monkeypatch):
     """One mask serves all layers and heads, whatever else they hold."""
     evict, seen = kept_batch.Keeper.evict, []

@@ -78,6 +78,41 @@ def test_prompts_stored_once(architecture):
     assert difference(shared(architecture), KEEPS["random"], kv_layout="shared") <= TOLERANCE
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+def test_logits_that_are_asked_for(architecture):
+    model, settings = shared(architecture), KEEPS["random"]
+    given = {name: tensor.repeat_interleave(2, 0) for name, tensor in inputs().items()}
+    call = {**inputs(), "max_new_tokens": NEW, "do_sample": True, "eos_token_id": None, "seed": SEED}
+    call |= {"num_return_sequences": 2, "mode": "balanced", "return_dict_in_generate": True, "top_k": 0}
+    with ak.patched(model, MODES):
+        quiet = model.generate(**call, kv_keep=settings)
+        shown = model.generate(**call, kv_keep=settings, output_logits=True, output_scores=True)
+    rows = [
+        Simulated(settings, WIDTH, WIDTH - LENGTHS[row // 2], score_of("random", ak.row_seed(SEED, row), WIDTH))
+        for row in range(6)
+    ]
+    expected = replayed(model, given, shown.sequences, rows)
+    assert torch.equal(shown.sequences, quiet.sequences) and shown.stats.kv_evictions == rows[0].evictions
+    assert float((torch.stack(shown.logits, 1) - expected).abs().max()) <= TOLERANCE
+    assert all(map(torch.equal, shown.scores[1:], shown.logits[1:]))  # the first ones are those of the gate
+    assert (shown.scores[0] > -torch.inf).sum(1).tolist() == [2] * 6
+
+
+@pytest.mark.parametrize("ends", [None, 4])
+def test_logits_under_a_budget_that_is_not_reached(ends):
+    model, asked = shared("llama"), {"output_logits": True, "output_scores": True}
+    call = {**inputs(), "max_new_tokens": NEW, "do_sample": True, "seed": SEED, "num_return_sequences": 2, **asked}
+    call |= {"return_dict_in_generate": True, "pad_token_id": 0, "eos_token_id": None}
+    with ak.patched(model, MODES):
+        if ends is not None:
+            call["eos_token_id"] = model.generate(**call).sequences[:, WIDTH + ends].tolist()
+        plain, kept = (model.generate(**call, **more) for more in ({}, {"kv_keep": ak.KeepKV(NEW - 2, 0.5, 2)}))
+        if ends is None:
+            kept = model.generate(**call, kv_keep=ak.KeepKV(NEW, 0.5, 2))
+    assert kept.stats.kv_evictions == 0 and torch.equal(kept.sequences, plain.sequences)
+    assert all(map(torch.equal, kept.logits, plain.logits)) and all(map(torch.equal, kept.scores, plain.scores))
+
+
 def test_a_mask_that_is_not_gathered_is_seen(monkeypatch):
     def whole_mask(batch, stores):
         return batch.kwargs["attention_mask"]

@@ -143,7 +143,7 @@ def test_round_trip_and_other_models(tmp_path):
         ak.PrefixScorer.from_pretrained(tmp_path, shared("llama"))
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "gemma3_text", "mistral"])
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma3_text", "mistral", "jamba"])
 def test_other_architectures(architecture):
     scorer = awake(scorer_of(shared(architecture)))
     out = generate(ak.Paths(keep=1, at=4, score=scorer), architecture=architecture)
@@ -151,6 +151,35 @@ def test_other_architectures(architecture):
     assert len(check_against(whole, out)) == 6
     rows = whole_rows(whole, 4)
     torch.testing.assert_close(out.path_scores, scorer.score(rows), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["jamba", "qwen3_next"])
+def test_recurrent_states(architecture):
+    """They are written in place, and jamba's are lost where several positions follow at once."""
+    model, (ids, labels), hidden = shared(architecture), prefixes(6), []
+    scorer = scorer_of(model)  # LoRA starts as nothing, so that a plain forward says the same
+    shown = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: hidden.append(args[0][:, -1]))
+    with torch.no_grad():
+        for row in ids:
+            given = [model.get_input_embeddings()(torch.tensor([row])), scorer.embeds()[None]]
+            model(inputs_embeds=torch.cat(given, 1), use_cache=False)
+        shown.remove()
+        plain = torch.softmax(scorer.head(torch.cat(hidden)), -1)[:, 1]
+    torch.testing.assert_close(scorer.score(ids), plain, atol=1e-5, rtol=1e-5)
+    losses = [each["loss"] for each in scorer.fit(ids, labels, epochs=6, learning_rate=0.01, progress=False)]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_the_first_vector_is_what_the_model_is_fed():
+    model = shared("gemma3_text")  # whose embeddings are scaled on their way in
+    with torch.no_grad():
+        fed = model.get_input_embeddings()(torch.arange(97))
+    assert not torch.equal(fed, model.get_input_embeddings().weight)
+    torch.testing.assert_close(scorer_of(model, init_token=7).vector.data, fed[7])
+    torch.testing.assert_close(scorer_of(model).vector.data, fed.mean(0))
+    for token in (97, -1, 1.0):
+        with pytest.raises(ValueError, match=f"init_token must be an id of the vocabulary, 0 to 96; got {token}"):
+            scorer_of(model, init_token=token)
 
 
 def test_refused():
