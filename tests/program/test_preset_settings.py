@@ -45,6 +45,12 @@ def test_values_that_mean_nothing_are_refused():
         Program.preset("budget", PIECED, tokens=9, soft=-0.5)
     with pytest.raises(ValueError, match=r"rules\[0\] \(force\) 'count' must be an integer >= 0; got -1"):
         Program.preset("qwen3", PIECED, tokens=-1)
+    with pytest.raises(ValueError, match="preset 'mind': turns must be an integer >= 0; got -1"):
+        Program.preset("mind", PIECED, turns=-1)
+    with pytest.raises(ValueError, match="preset 'ds4': hard_tokens must be an integer >= 0; got -1"):
+        Program.preset("ds4", TAGGED, tokens=9, hard_tokens=-1)
+    with pytest.raises(ValueError, match=r"unknown preset \['budget'\]; there are"):
+        Program.preset(["budget"], PIECED)
     with pytest.raises(TypeError, match="preset 'budget' needs a Hugging Face tokenizer; NoneType has no get_vocab"):
         Program.preset("budget", None, tokens=9)
 

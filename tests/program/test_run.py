@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from scripted import play
 from toy_tokenizer import TRACE_TOKENIZER
 
 from adapt_kernels.ops.steer import ENDS_AFTER, ENDS_BEFORE
@@ -188,3 +189,13 @@ def test_gates_force_what_surrounds_their_choice():
         log.append((tokens.tolist(), decision.gate.tolist()))
     assert log == [([1, 1], [-1, -1]), ([3, 3], [-1, -1]), ([2, 8], [0, 0]), ([3, 10], [-1, -1]), ([10, 10], [-1, -1])]
     assert run.modes(0).tolist() == [0, 1] and run.fired().tolist() == [[1], [1]]
+
+
+def test_counts_that_no_row_reaches():
+    """Larger than the int32 of the tables: as good as for ever."""
+    ever = 2**70
+    ban = {"bias": 8, "by": "ban", "when": {"after": 1, "times": ever}, "hold": ever}
+    late = {"force": [2], "when": {"in": "think", "count": [1, ever]}, "settle": {"on": 4, "within": ever}}
+    never = {"force": [5], "when": {"in": "think", "every": ever}}
+    program = Program.from_dict({"spans": {"think": {"open": 1, "close": 2}}, "rules": [ban, late, never]})
+    assert play(program, "8>9 8>9 4 . 6").shown == "9~ 9~ 4~ [2] 6~"
