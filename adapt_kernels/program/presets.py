@@ -188,7 +188,8 @@ def mind(tokenizer, turns: int = 1, think: Span | None = None):
 def concisehint(
     tokenizer, every: Count = 128, within: int = 64, hint: str = "make answer concise!", think: Span | None = None
 ):
-    """ConciseHint, arXiv 2506.18810, approximately: a hint at a sentence's end every so many tokens."""
+    """ConciseHint, arXiv 2506.18810, approximately: a hint at a sentence's end every so many tokens. Its
+    code puts the hint into a user turn, whose end would end the row here, and grows the distance with the text."""
     rule = {
         "force": f"-{hint}-",
         "when": {"in": "think", "every": every},

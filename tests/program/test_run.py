@@ -67,10 +67,13 @@ def test_bounds_and_sequences_may_come_with_the_row():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "the program reads the row input 'budget': give one value per row, inputs={'budget': ...}"),
+        ({}, "the program reads the row input 'budget': give one value per row, program_inputs={'budget': ...}"),
         ({"inputs": {"budget": [1]}}, "the row input 'budget' must have one value per row, 2; got 1 values"),
         ({"inputs": {"budget": 4}}, "the row input 'budget' must have one value per row, 2; got 4"),
-        ({"inputs": {"budget": [1, -1]}}, "the row input 'budget' must be >= 0 or None; got [1, -1]"),
+        ({"inputs": {"budget": [1, -1]}}, "the row input 'budget' must be an integer >= 0 or None; got [1, -1]"),
+        ({"inputs": {"budget": [1, 1.5]}}, "the row input 'budget' must be an integer >= 0 or None; got [1, 1.5]"),
+        ({"inputs": {"budget": ["3", 1]}}, "the row input 'budget' must be an integer >= 0 or None; got ['3', 1]"),
+        ({"inputs": {"budget": [1, math.nan]}}, "must be an integer >= 0 or None; got [1, nan]"),
         (
             {"inputs": {"budget": [1, 1], "n": [1, 1]}},
             "no rule reads the row input 'n'; the program's inputs are 'budget'",
@@ -81,6 +84,14 @@ def test_row_inputs_that_do_not_fit_are_refused(given, message):
     rules = program({"force": [2], "when": {"in": "think", "count": [{"input": "budget"}, None]}})
     with pytest.raises(ValueError, match=re.escape(message)):
         start([rules] * 2, **given)
+
+
+@pytest.mark.parametrize("value", ["a", None, math.nan, True, [0.0]])
+def test_numbers_of_rows_are_checked(value):
+    rules = program({"bias": 8, "by": "ban", "when": {"if": {"easy": [1, None]}}})
+    with pytest.raises(ValueError, match=re.escape(f"'easy' must be a number, not NaN; got {value!r} for row 1")):
+        start([rules] * 2, inputs={"easy": [1, value]})
+    start([rules, None], inputs={"easy": [1, value]})  # its row does not read it
 
 
 @pytest.mark.parametrize("plan", [[99], [-1], 5, [1.5], "text"])
