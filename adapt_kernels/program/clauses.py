@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import cast
 
 RANGES = ("at", "count", "total", "entry", "left")
 _LARGEST = 1e38
@@ -141,9 +142,9 @@ def check_keys(given: Mapping, allowed, label: str) -> None:
 
 def number(given, label: str) -> float:
     """A finite number as float, of a size that float32 holds."""
-    if isinstance(given, bool) or not isinstance(given, Real) or not math.isfinite(given):
+    if isinstance(given, bool) or not isinstance(given, Real) or given != given or abs(given) == math.inf:
         raise ValueError(f"{label} must be a finite number; got {given!r}")
-    if abs(given) > _LARGEST:
+    if abs(cast(float, given)) > _LARGEST:
         raise ValueError(f"{label} must be at most {_LARGEST:g} either way; got {given!r}")
     return float(given)
 

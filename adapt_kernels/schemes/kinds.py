@@ -1,18 +1,19 @@
 """What a setting of a scheme may be: a number, a whole number, yes or no, or several numbers."""
 
-import math
+import sys
 from numbers import Real
+from typing import Any, cast
 
 import torch
 
 
-def number(name: str, value) -> float:
+def number(name: str, value: Any) -> float:
     """The value itself. Raises TypeError for what is no number, ValueError for one that is not finite."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; got {value!r}")
-    if not math.isfinite(value):
+    if not abs(cast(float, value)) <= sys.float_info.max:
         raise ValueError(f"{name} must be finite; got {value!r}")
-    return value
+    return cast(float, value)
 
 
 def whole(name: str, value, at_least: int | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -152,9 +152,10 @@ class Scheme:
         rollouts = rollouts._replace(**self._own_columns(name, rollouts))
         return rollouts, settings.at(rollouts.progress, rollouts.step), {} if state is None else state
 
-    def _own_columns(self, name: str, rollouts: Rollouts) -> dict:
+    def _own_columns(self, name: str, rollouts: Rollouts) -> dict[str, Any]:
         """What this scheme needs beside the columns that every scheme has."""
-        rows, found = len(rollouts.outcome), {}
+        rows = len(rollouts.outcome)
+        found: dict[str, Any] = {}
         for signal in (*self.signals, *self.optional):
             value = rollouts.given(signal)
             if value is None and signal in self.optional:

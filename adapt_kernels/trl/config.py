@@ -230,7 +230,7 @@ class ADaPTConfig(GRPOConfig):
 
     def _check_paths(self) -> None:
         if isinstance(self.paths, Mapping):
-            self.paths = made(Paths, self.paths, "paths")  # type: ignore[assignment]  # the field says what YAML can give
+            self.paths = made(Paths, self.paths, "paths")
         if self.paths is None:
             return
         if not isinstance(self.paths, Paths):

@@ -10,6 +10,7 @@ REFUSED = [
         "rules[0] (bias): 'by' must be a number, 'ban', 'only' or {'scale': s}; got 'banned'",
     ),
     ({"bias": 5, "by": float("nan")}, "rules[0] (bias) 'by' must be a finite number; got nan"),
+    ({"bias": 5, "by": 10**400}, "rules[0] (bias) 'by' must be at most 1e+38 either way; got 1000"),
     ({"bias": 5, "by": 1e39}, "rules[0] (bias) 'by' must be at most 1e+38 either way; got 1e+39"),
     (
         {"force": [2], "when": {"at": 0}, "settle": {"on": None, "within": 2}},

@@ -17,6 +17,7 @@ REFUSED = [
     ("budget", {"tokens": None}, "tokens must be an integer; got None"),
     ("budget", {"tokens": 9, "soft": "a"}, "soft must be a finite number; got 'a'"),
     ("budget", {"tokens": 9, "soft": float("nan")}, "soft must be a finite number; got nan"),
+    ("budget", {"tokens": 9, "soft": 10**400}, "soft must be a finite number; got 1000"),
     ("budget", {"tokens": 9, "closing": 3}, "closing must be a text or a list with a text or an integer each; got 3"),
     (
         "budget",

@@ -112,6 +112,7 @@ def test_columns_of_other_types_earn_the_same(name):
 BAD_SETTINGS = [
     ({"gamma": "0.5"}, "gamma must be a number; got '0.5'"),
     ({"gamma": True}, "gamma must be a number; got True"),
+    ({"kimi_weight": 10**400}, "kimi_weight must be finite; got 1000"),
     ({"avr_length": torch.tensor(3.0)}, "avr_length must be a number; got tensor"),
     ({"laser_every": 1.5}, "laser_every must be a whole number; got 1.5"),
     ({"hbpo_budgets": 512}, "hbpo_budgets must be a tuple of numbers; got 512"),
