@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import cast
 
 RANGES = ("at", "count", "total", "entry", "left")
+_LARGEST = 1e38
 _KEYS = {"in", "mode", "after", "drawn", "every", "if", "times", *RANGES}
 
 
@@ -135,13 +137,15 @@ def check_keys(given: Mapping, allowed, label: str) -> None:
     """Raises ValueError that names the first unknown key and lists the allowed ones."""
     unknown = [key for key in given if key not in allowed]
     if unknown:
-        raise ValueError(f"{label}: unknown key {unknown[0]!r}; there are {', '.join(sorted(allowed))}")
+        raise ValueError(f"{label}: unknown key {unknown[0]!r}; there are {', '.join(sorted(map(str, allowed)))}")
 
 
 def number(given, label: str) -> float:
-    """A finite number as float."""
-    if isinstance(given, bool) or not isinstance(given, Real) or not math.isfinite(given):
+    """A finite number as float, of a size that float32 holds."""
+    if isinstance(given, bool) or not isinstance(given, Real) or given != given or abs(given) == math.inf:
         raise ValueError(f"{label} must be a finite number; got {given!r}")
+    if abs(cast(float, given)) > _LARGEST:
+        raise ValueError(f"{label} must be at most {_LARGEST:g} either way; got {given!r}")
     return float(given)
 
 

@@ -1,12 +1,14 @@
 """Whether the settings of a preset are of the types that its function is annotated with."""
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from adapt_kernels.program.rules import Span
+
+_MOST = sys.float_info.max
 
 
 def check_settings(name: str, build: Callable, settings: Mapping) -> None:
@@ -34,7 +36,7 @@ def _fits(value, wanted) -> bool:
     if wanted is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
     if wanted is float:
-        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, Real) and not isinstance(value, bool) and -_MOST <= cast(float, value) <= _MOST
     return isinstance(value, wanted)
 
 

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Sequence
 
 from adapt_kernels.program.budgets import BUDGETS
+from adapt_kernels.program.clauses import whole
 from adapt_kernels.program.gates import GATES
 from adapt_kernels.program.preset_settings import check_settings
 from adapt_kernels.program.preset_spans import Count, Text, ids_of, rules_in, single, thought
@@ -162,8 +163,9 @@ def ds4(
     """ds4's soft close (PR #898): past the budget as soon as the close is among the top few, hard so many tokens on."""
     span = thought(tokenizer, think)
     close = single(tokenizer, span.close)
+    cap = tokens + whole(hard_tokens, "preset 'ds4': hard_tokens")
     soft = {"in": "think", "count": [tokens, None], "if": {f"rank:{close}": [1, rank + 1]}}
-    hard = {"force": closing, "when": {"in": "think", "count": [tokens + hard_tokens, None]}}
+    hard = {"force": closing, "when": {"in": "think", "count": [cap, None]}}
     return rules_in(span, {"bias": close, "by": "only", "when": soft}, hard)
 
 
@@ -175,14 +177,19 @@ def deepconf(tokenizer, threshold: float, window: int = 2048, top: int = 20):
 
 def mind(tokenizer, turns: int = 1, think: Span | None = None):
     """MinD, arXiv 2505.19788: ends the row where a turn more than `turns` opens."""
-    rule = {"force": [], "stop": True, "when": {"in": "think", "entry": [turns + 1, None]}}
+    rule = {
+        "force": [],
+        "stop": True,
+        "when": {"in": "think", "entry": [whole(turns, "preset 'mind': turns") + 1, None]},
+    }
     return rules_in(thought(tokenizer, think), rule)
 
 
 def concisehint(
     tokenizer, every: Count = 128, within: int = 64, hint: str = "make answer concise!", think: Span | None = None
 ):
-    """ConciseHint, arXiv 2506.18810, approximately: a hint at a sentence's end every so many tokens."""
+    """ConciseHint, arXiv 2506.18810, approximately: a hint at a sentence's end every so many tokens. Its
+    code puts the hint into a user turn, whose end would end the row here, and grows the distance with the text."""
     rule = {
         "force": f"-{hint}-",
         "when": {"in": "think", "every": every},
@@ -229,7 +236,7 @@ PRESETS: dict[str, Callable] = {
 def preset(name: str, tokenizer, settings: dict) -> dict:
     """The definition of a preset. Raises ValueError that lists the names, or the settings of that name; TypeError for a
     setting of another type than it takes."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; there are {', '.join(sorted(PRESETS))}")
     build, parameters = PRESETS[name], inspect.signature(PRESETS[name]).parameters
     try:

@@ -1,6 +1,7 @@
 """What rows bring to a call: their programs, and the numbers and sequences that these ask for."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 
 import torch
 
@@ -21,7 +22,8 @@ def checked_inputs(programs: Sequence[Program], inputs: Mapping, rows: int) -> d
     missing = [name for name in needed if name not in inputs]
     if missing:
         raise ValueError(
-            f"the program reads the row input {missing[0]!r}: give one value per row, inputs={{{missing[0]!r}: ...}}"
+            f"the program reads the row input {missing[0]!r}: give one value per row,"
+            f" program_inputs={{{missing[0]!r}: ...}}"
         )
     unknown = [name for name in inputs if name not in needed]
     if unknown:
@@ -35,3 +37,21 @@ def checked_inputs(programs: Sequence[Program], inputs: Mapping, rows: int) -> d
             raise ValueError(f"the row input {name!r} must have one value per row, {rows}; got {shown}")
         found[name] = list(values)
     return found
+
+
+def register_values(name: str, values: Sequence, reads: Sequence[bool]) -> list[float]:
+    """One number per row; 0 for rows that do not read it. Raises ValueError for what is none."""
+    for row, (value, read) in enumerate(zip(values, reads, strict=True)):
+        if read and (isinstance(value, bool) or not isinstance(value, Real) or value != value):
+            raise ValueError(f"the row input {name!r} must be a number, not NaN; got {value!r} for row {row}")
+    return [float(value) if read else 0.0 for value, read in zip(values, reads, strict=True)]
+
+
+def bound_values(name: str, values: Sequence, at_least: int, label: str) -> list[int | None]:
+    """One integer per row, None for a row that does without the rule. Raises ValueError for what is none."""
+    for value in values:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < at_least):
+            raise ValueError(
+                f"{label}: the row input {name!r} must be an integer >= {at_least} or None; got {list(values)}"
+            )
+    return [None if value is None else int(value) for value in values]

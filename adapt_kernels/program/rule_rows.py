@@ -71,8 +71,8 @@ class RuleRows:
             row[RuleField.SPAN] = self.spans.index((self._owner[index], when.span))
         row[RuleField.INSIDE] = int(when.inside)
         row[RuleField.AFTER], row[RuleField.DRAWN] = self._pattern(own.after), self._pattern(own.drawn)
-        row[RuleField.TIMES] = UNBOUNDED if when.times is None else when.times
-        row[RuleField.HOLD] = rule.hold if isinstance(rule.hold, int) else UNBOUNDED  # "span"
+        row[RuleField.TIMES] = UNBOUNDED if when.times is None else min(when.times, UNBOUNDED)
+        row[RuleField.HOLD] = min(rule.hold, UNBOUNDED) if isinstance(rule.hold, int) else UNBOUNDED  # "span"
         row[RuleField.HOLD_SPAN] = int(rule.hold == "span")
         row[RuleField.CHANCE] = 2 if isinstance(rule.chance, Ramp) else int(rule.chance is not None)
         if isinstance(rule.chance, Ramp):
@@ -110,7 +110,7 @@ class RuleRows:
     def _kind(self, index: int, rule: Rule, own: RuleTokens, row: list[int]) -> None:
         if isinstance(rule, Force):
             row[RuleField.STOP] = int(rule.stop)
-            row[RuleField.SETTLE], row[RuleField.WITHIN] = self._pattern(own.settle), rule.within
+            row[RuleField.SETTLE], row[RuleField.WITHIN] = self._pattern(own.settle), min(rule.within, UNBOUNDED // 2)
             row[RuleField.SEQUENCE] = self._sequence(
                 own.sequence if isinstance(rule.sequence, (str, list, tuple)) else rule.sequence, index, Role.FORCE
             )

@@ -202,7 +202,7 @@ def _force(given, shared: Shared, label: str) -> Force:
     if "settle" not in given:
         return Force(*shared, sequence, stop=stop)
     settle = given["settle"]
-    if not isinstance(settle, Mapping) or set(settle) != {"on", "within"}:
+    if not isinstance(settle, Mapping) or set(settle) != {"on", "within"} or settle["on"] is None:
         raise ValueError(f"{label}: 'settle' must be {{'on': pattern, 'within': n}}; got {settle!r}")
     if shared[0].drawn is not None:
         raise ValueError(f"{label}: 'settle' waits for a token and 'drawn' replaces one: give one of them")

@@ -17,7 +17,7 @@ from adapt_kernels.ops.steer import (
     state_columns,
 )
 from adapt_kernels.program.program import Program
-from adapt_kernels.program.row_inputs import checked_inputs, listed
+from adapt_kernels.program.row_inputs import checked_inputs, listed, register_values
 from adapt_kernels.program.rules import Gate, Probe, label_of
 from adapt_kernels.program.settings import row_settings
 from adapt_kernels.program.slots import Slots
@@ -92,7 +92,7 @@ class ProgramRun:
             if name in inputs:
                 # A probe of another row's program may fill the register of the same name.
                 reads = [any(name in compiled.programs[owner].inputs for owner in own) for own in self._of_rows]
-                values = [value if read else 0.0 for value, read in zip(inputs[name], reads, strict=True)]
+                values = register_values(name, inputs[name], reads)
                 registers[:, column] = torch.tensor(values, dtype=torch.float32, device=self.device)
             elif name in self.signals:
                 registers[:, column] = float("nan")

@@ -10,6 +10,7 @@ from adapt_kernels.program.class_tables import bias_tables, pattern_tables
 from adapt_kernels.program.clauses import Ramp, RowInput
 from adapt_kernels.program.program import Program
 from adapt_kernels.program.resolved import RuleTokens
+from adapt_kernels.program.row_inputs import bound_values
 from adapt_kernels.program.rule_rows import RuleRows
 from adapt_kernels.program.rules import Rule, Sample, label_of
 
@@ -123,14 +124,10 @@ def row_limits(rules: Sequence[Rule], inputs: Mapping) -> torch.Tensor:
 
 
 def _row_bounds(bound: RowInput, index: int, rule: Rule, side: int, limit: Limit, inputs: Mapping) -> list[int]:
-    values = [None if each is None else int(each) for each in inputs[bound.name]]
+    smallest = 1 if limit == Limit.EVERY else 0
+    values = bound_values(bound.name, inputs[bound.name], smallest, label_of(index, rule))
     # A row that brings None does without the rule: nothing is at least so large, or below so little.
     missing = -UNBOUNDED if side else UNBOUNDED
-    smallest = 1 if limit == Limit.EVERY else 0
-    if any(each is not None and each < smallest for each in values):
-        raise ValueError(
-            f"{label_of(index, rule)}: the row input {bound.name!r} must be >= {smallest} or None; got {values}"
-        )
     return [missing if each is None else min(each, UNBOUNDED) for each in values]
 
 

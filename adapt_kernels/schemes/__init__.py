@@ -36,7 +36,8 @@ def rewards(
 
     state: dict of small float64 tensors that stateful schemes carry from batch to batch, updated in place; None = the
     first batch. No randomness; sorts the groups (host syncs on CUDA). Raises ValueError for an unknown scheme, missing
-    signals, other shapes, or numbers of modes it is not defined for.
+    signals, values that are not finite, other shapes, or numbers of modes it is not defined for; TypeError for other
+    kinds. Integer columns may be of any integer type, `correct` of any that holds 0 and 1.
     """
     return _row(name).rewards(rollouts, settings, state)
 
@@ -49,7 +50,7 @@ def advantages(
 
 
 def _row(name: str) -> Scheme:
-    if name not in SCHEMES:
+    if not isinstance(name, str) or name not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(map(repr, SCHEMES))}; got {name!r}")
     return SCHEMES[name]
 

@@ -1,9 +1,11 @@
 """What a scheme sees of a batch."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+
+from adapt_kernels.schemes.kinds import column, number, whole
 
 
 class Steps(NamedTuple):
@@ -52,38 +54,75 @@ class Rollouts(NamedTuple):
         return self.modes >= 0
 
 
-def check_columns(rollouts: Rollouts) -> None:
-    """Raises ValueError for a column of another length, a mode that is none of the M, or a row without tokens."""
-    rows = tuple(rollouts.outcome.shape)
-    for name in ("outcome", "correct", "lengths", "groups", "modes"):
-        shape = tuple(getattr(rollouts, name).shape)
-        if len(shape) != 1 or shape != rows:
-            raise ValueError(
-                f"{name} must be [B], one entry for each of {rows[0] if rows else 0} rows; got shape {shape}"
-            )
-    if rows[0] and not -1 <= int(rollouts.modes.min()) <= int(rollouts.modes.max()) < rollouts.num_modes:
+def checked(rollouts: Rollouts) -> Rollouts:
+    """The batch with integer columns in int64 and `correct` as bool, whatever they came as.
+
+    Raises TypeError or ValueError for a column of another kind or length, numbers that are not finite, a mode that is
+    none of the M, or a row without tokens.
+    """
+    if not isinstance(rollouts, Rollouts):
+        raise TypeError(f"rollouts must be a Rollouts; got {type(rollouts).__name__}")
+    if not isinstance(rollouts.outcome, torch.Tensor) or rollouts.outcome.ndim != 1:
+        raise TypeError(f"outcome must be a tensor [B]; got {getattr(rollouts.outcome, 'shape', rollouts.outcome)!r}")
+    rows = len(rollouts.outcome)
+    found: dict[str, Any] = {
+        "outcome": finite("schemes need outcome", rollouts.outcome),
+        "correct": _verdicts(rollouts, rows),
+    }
+    for name in ("lengths", "groups", "modes"):
+        found[name] = column(name, getattr(rollouts, name), rows, integers=True)
+    found["num_modes"] = whole("num_modes", rollouts.num_modes, 1)
+    found["step"] = whole("step", rollouts.step, 0)
+    if not 0 <= number("progress", rollouts.progress) <= 1:
+        raise ValueError(f"progress must be in [0, 1], the share of the training done; got {rollouts.progress}")
+    if not isinstance(rollouts.signals, Mapping | None):
+        raise TypeError(f"signals must be a mapping {{name: [B]}}; got {type(rollouts.signals).__name__}")
+    least, most = (int(end) for end in found["modes"].aminmax()) if rows else (0, 0)
+    if not -1 <= least <= most < found["num_modes"]:
         raise ValueError(
-            f"modes must be 0 to {rollouts.num_modes - 1} (num_modes - 1), or -1 for a malformed row; got"
-            f" {int(rollouts.modes.min())} to {int(rollouts.modes.max())}"
+            f"modes must be 0 to {found['num_modes'] - 1} (num_modes - 1), or -1 for a malformed row; got {least} to"
+            f" {most}"
         )
-    if rows[0] and int(rollouts.lengths.min()) < 1:
-        raise ValueError(f"lengths must be at least 1 (the mode token counts); got {int(rollouts.lengths.min())}")
+    if rows and int(found["lengths"].min()) < 1:
+        raise ValueError(f"lengths must be at least 1 (the mode token counts); got {int(found['lengths'].min())}")
+    return rollouts._replace(**found)
 
 
-def check_steps(name: str, rollouts: Rollouts) -> None:
-    """Raises ValueError unless there are measurements, each of one of the rows and at one of its tokens."""
-    if rollouts.steps is None:
-        raise ValueError(f"scheme {name!r} needs Rollouts.steps, the accuracies measured along each thought")
+def finite(need: str, values: torch.Tensor) -> torch.Tensor:
+    """The values [B] themselves; `need`: who needs what, for the error."""
+    if not bool(values.isfinite().all()):
+        bad = (~values.isfinite()).nonzero()[:5, 0].tolist()
+        raise ValueError(f"{need} of every row; it is not finite for rows {bad}")
+    return values
+
+
+def _verdicts(rollouts: Rollouts, rows: int) -> torch.Tensor:
+    correct = column("correct", rollouts.correct, rows)
+    if not bool(((correct == 0) | (correct == 1)).all()):
+        raise ValueError(f"correct must be bool, or 1 for a right answer and 0 for a wrong one; got {correct.tolist()}")
+    return correct.bool()
+
+
+def checked_steps(name: str, rollouts: Rollouts) -> Steps:
+    """The measurements, in int64. Raises TypeError or ValueError unless each is of one of the rows, at a token."""
+    if not isinstance(rollouts.steps, Steps):
+        raise ValueError(
+            f"scheme {name!r} needs Rollouts.steps, a Steps of the accuracies measured along each thought; got"
+            f" {type(rollouts.steps).__name__}"
+        )
     rows, positions, accuracies = rollouts.steps
-    if not rows.shape == positions.shape == accuracies.shape or rows.ndim != 1:
-        shapes = [tuple(part.shape) for part in rollouts.steps]
-        raise ValueError(f"steps must be rows, positions and accuracies, [K] each; got shapes {shapes}")
+    shapes = [tuple(getattr(part, "shape", ())) for part in rollouts.steps]
+    if len(shapes[0]) != 1 or len(set(shapes)) > 1:
+        raise ValueError(f"steps must be tensors rows, positions and accuracies, [K] each; got shapes {shapes}")
+    rows = column("steps.rows", rows, len(rows), integers=True)
+    positions = column("steps.positions", positions, len(rows), integers=True)
     bad = (rows < 0) | (rows >= len(rollouts.outcome)) | (positions < 0) | ~accuracies.isfinite()
     if bad.any():
         raise ValueError(
             f"steps must be of rows 0 to {len(rollouts.outcome) - 1}, at positions from 0 on, with finite accuracies;"
             f" got {[part[bad][0].item() for part in rollouts.steps]} at {bad.nonzero()[0].item()}"
         )
+    return Steps(rows, positions, accuracies)
 
 
 # What each signal is, in the words of errors and of `adapt schemes`.

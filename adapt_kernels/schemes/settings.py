@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from adapt_kernels.schemes.baselines import BASELINES
+from adapt_kernels.schemes.kinds import as_default, number, whole
 
 _SHAPES = ("linear", "cosine", "steps")
 
@@ -26,7 +27,9 @@ class Schedule:
     def __post_init__(self):
         if self.shape not in _SHAPES:
             raise ValueError(f"shape must be one of {', '.join(map(repr, _SHAPES))}; got {self.shape!r}")
-        if self.every < 1:
+        for name in ("start", "end", "factor"):
+            number(name, getattr(self, name))
+        if whole("every", self.every) < 1:
             raise ValueError(f"every must be at least 1 step; got {self.every}")
         if not 0 < self.factor <= 1:
             raise ValueError(f"factor must be in (0, 1]; got {self.factor}")
@@ -114,14 +117,15 @@ class SchemeSettings:
     vsrm_ahead: int = 4
 
     def __post_init__(self):
-        for value in _ends(self.gamma):
-            if not 0 <= value <= 1:
-                raise ValueError(f"gamma must be in [0, 1], the accuracy asked of the fast mode; got {self.gamma}")
-        if len(self.degrpo_rewards) != 3:
-            raise ValueError(f"degrpo_rewards must be (correct fast, correct slow, wrong); got {self.degrpo_rewards}")
-        if len(self.avr_bonus) != 3 or len(self.avr_penalty) != 3:
-            raise ValueError("avr_bonus and avr_penalty must have three entries, for AVR's three modes")
-        if self.baseline is not None and self.baseline not in BASELINES:
+        for field in fields(self):
+            if field.name not in ("baseline", "apriel_buffer"):
+                self._take(field.name, field.default)
+        if self.apriel_buffer is not None:
+            self._take("apriel_buffer", 1)
+        for name, entries in _THREE.items():
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"{name} must be {entries}; got {getattr(self, name)}")
+        if not isinstance(self.baseline, str | None) or self.baseline not in (None, *BASELINES):
             allowed = ", ".join(map(repr, BASELINES))
             raise ValueError(f"baseline must be one of {allowed}, or None for the scheme's own; got {self.baseline!r}")
         if len(self.arlcp_weights) != len(self.arlcp_counts) + 1:
@@ -129,27 +133,27 @@ class SchemeSettings:
                 f"arlcp_weights must have one entry more than arlcp_counts, which lie between them; got"
                 f" {len(self.arlcp_weights)} and {len(self.arlcp_counts)}"
             )
-        self._check_ranges()
-        if not 0 < self.buffer <= self.max_length:
-            raise ValueError(f"apriel_buffer must be in (0, max_length = {self.max_length}]; got {self.apriel_buffer}")
-        if self.overlong_buffer > self.max_length:
-            raise ValueError(
-                f"overlong_buffer must be at most max_length = {self.max_length}; got {self.overlong_buffer}"
-            )
+        shortest = min(_ends(self.max_length))
+        if max(_ends(self.apriel_buffer or 1)) > shortest:
+            raise ValueError(f"apriel_buffer must be in (0, max_length = {shortest}]; got {self.apriel_buffer}")
+        if max(_ends(self.overlong_buffer)) > shortest:
+            raise ValueError(f"overlong_buffer must be at most max_length = {shortest}; got {self.overlong_buffer}")
 
-    def _check_ranges(self) -> None:
-        for field in fields(self):
-            values = _ends(getattr(self, field.name))
-            numbers = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
-            for number in numbers:
-                if isinstance(number, float) and not math.isfinite(number):
-                    raise ValueError(f"{field.name} must be finite; got {getattr(self, field.name)}")
-                low, high = _RANGES.get(field.name, (None, None))
-                if low == _ABOVE and not number > 0:
-                    raise ValueError(f"{field.name} must be above 0; got {getattr(self, field.name)}")
-                if high is not None and not 0 <= number <= high:
-                    limit = f"in [0, {high}]" if high < math.inf else "at least 0"
-                    raise ValueError(f"{field.name} must be {limit}; got {getattr(self, field.name)}")
+    def _take(self, name: str, default) -> None:
+        """Check the field, of the kind of its default; a list becomes a tuple."""
+        value = getattr(self, name)
+        if not isinstance(value, Schedule):
+            object.__setattr__(self, name, as_default(name, value, default))
+        elif isinstance(default, bool | tuple):
+            raise TypeError(f"{name} must not be a Schedule, which moves one number; got {value}")
+        ends = _ends(getattr(self, name))
+        low, high = _RANGES.get(name, (None, None))
+        for entry in [e for end in ends for e in (end if isinstance(end, tuple) else (end,))]:
+            if low == _ABOVE and not entry > 0:
+                raise ValueError(f"{name} must be above 0; got {getattr(self, name)}")
+            if high is not None and not 0 <= entry <= high:
+                limit = f"in [0, {high}]" if high < math.inf else "at least 0"
+                raise ValueError(f"{name} must be {limit}; got {getattr(self, name)}")
 
     @property
     def buffer(self) -> float:
@@ -157,18 +161,24 @@ class SchemeSettings:
         return max(1, self.max_length // 5) if self.apriel_buffer is None else self.apriel_buffer
 
     def at(self, progress: float, step: int) -> "SchemeSettings":
-        """These settings with every schedule's value of now."""
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
-        values: dict[str, Any] = {n: v.at(progress, step) for n, v in found.items() if isinstance(v, Schedule)}
-        return replace(self, **values) if values else self
+        """These settings with every schedule's value of now; that of a whole number is rounded."""
+        found: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Schedule):
+                now = value.at(progress, step)
+                found[field.name] = round(now) if isinstance(field.default, int) or field.default is None else now
+        return replace(self, **found) if found else self
 
 
+_THREE = dict.fromkeys(("avr_bonus", "avr_penalty"), "three entries, for AVR's three modes")
+_THREE["degrpo_rewards"] = "(correct fast, correct slow, wrong)"
 _ABOVE = "above 0"
 _POSITIVE = (
     "degrpo_alpha avr_length length_scale max_length laser_length laser_lower laser_step laser_upper laser_every"
-    " hbpo_budgets traac_window ares_kl_target train_long_budget"
+    " hbpo_budgets traac_window ares_kl_target train_long_budget apriel_buffer"
 )
-_SHARES = "adactrl_easy adathink_alpha adathink_quantile adathink_decay vsrm_decay"
+_SHARES = "gamma adactrl_easy adathink_alpha adathink_quantile adathink_decay vsrm_decay"
 _AT_LEAST_0 = "overlong_buffer overlong_factor vsrm_ahead apriel_gamma train_long_weight crf_alpha pear_alpha"
 _RANGES = {
     **dict.fromkeys(_POSITIVE.split(), (_ABOVE, None)),

@@ -1,14 +1,15 @@
 """The table: what a row is, and how its rewards become advantages."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from adapt_kernels.advantages import Advantages
 from adapt_kernels.schemes.baselines import centred, centred_tokens, reward_to_go
-from adapt_kernels.schemes.rollouts import SIGNALS, Rollouts, check_columns, check_steps
+from adapt_kernels.schemes.kinds import column
+from adapt_kernels.schemes.rollouts import SIGNALS, Rollouts, checked, checked_steps, finite
 from adapt_kernels.schemes.settings import SchemeSettings
 from adapt_kernels.schemes.state import State
 
@@ -136,15 +137,25 @@ class Scheme:
         return reward + overlong(rollouts, settings) if settings.overlong_buffer else reward
 
     def _prepared(self, rollouts, settings, state) -> tuple[Rollouts, SchemeSettings, State]:
+        for argument, value, kind in (("settings", settings, SchemeSettings), ("state", state, MutableMapping)):
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(f"{argument} must be a {kind.__name__}, or None; got {type(value).__name__}")
+        loose = [key for key, value in (state or {}).items() if not isinstance(value, torch.Tensor)]
+        if loose:
+            raise TypeError(
+                f"state must hold tensors, as a former call left them; got {loose[0]} = {state[loose[0]]!r}"
+            )
         settings = SchemeSettings() if settings is None else settings
         name = next((name for name, row in SCHEMES.items() if row is self), "this one")
+        rollouts = checked(rollouts)
         self.check(name, settings, rollouts.num_modes, rollouts.signals or ())
-        self._check_rows(name, rollouts)
+        rollouts = rollouts._replace(**self._own_columns(name, rollouts))
         return rollouts, settings.at(rollouts.progress, rollouts.step), {} if state is None else state
 
-    def _check_rows(self, name: str, rollouts: Rollouts) -> None:
-        check_columns(rollouts)
-        shape = rollouts.outcome.shape
+    def _own_columns(self, name: str, rollouts: Rollouts) -> dict[str, Any]:
+        """What this scheme needs beside the columns that every scheme has."""
+        rows = len(rollouts.outcome)
+        found: dict[str, Any] = {}
         for signal in (*self.signals, *self.optional):
             value = rollouts.given(signal)
             if value is None and signal in self.optional:
@@ -152,15 +163,14 @@ class Scheme:
             if value is None:
                 what = SIGNALS.get(signal, "a number for each row")
                 raise ValueError(f"scheme {name!r} needs {signal}, {what}: give it in Rollouts.signals")
-            if value.shape != shape:
-                raise ValueError(f"{signal} must be [B] = {tuple(shape)}; got shape {tuple(value.shape)}")
-            if signal != "reference_accuracy" and not bool(value.isfinite().all()):
-                bad = (~value.isfinite()).nonzero()[:5, 0].tolist()
-                raise ValueError(f"scheme {name!r} needs {signal} of every row; it is not finite for rows {bad}")
+            finite(f"scheme {name!r} needs {signal}", column(signal, value, rows))
         if self.placed is not None:
-            check_steps(name, rollouts)
-        if "answer" in self.segments and rollouts.answer_start is None:
-            raise ValueError(f"scheme {name!r} needs Rollouts.answer_start, the position of each answer's first token")
+            found["steps"] = checked_steps(name, rollouts)
+        if "answer" in self.segments:
+            if rollouts.answer_start is None:
+                raise ValueError(f"scheme {name!r} needs Rollouts.answer_start, where each answer's first token is")
+            found["answer_start"] = column("answer_start", rollouts.answer_start, rows, integers=True)
+        return found
 
 
 SCHEMES: dict[str, Scheme] = {}

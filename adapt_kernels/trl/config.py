@@ -1,6 +1,5 @@
 """ADaPTConfig: TRL's GRPOConfig with the mode token's settings; refuses what the trainer would not honour."""
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -12,6 +11,7 @@ from adapt_kernels.program.paths import Paths
 from adapt_kernels.program.program import Program
 from adapt_kernels.schemes import SCHEMES, Schedule, Scheme, SchemeSettings
 from adapt_kernels.trl.engine_rollout import check_engine_rollouts
+from adapt_kernels.trl.field_kinds import check_kinds, made
 
 KINDS = ("none", "ppo", "cispo", "reinforce")  # in the order of policy_loss's kinds
 _LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
@@ -178,6 +178,7 @@ class ADaPTConfig(GRPOConfig):
         return {"clip_low": self.epsilon, "clip_high": high, "dual_clip": dual_clip or None}
 
     def _check_own(self) -> None:
+        check_kinds(self)
         _one_of("rollout", self.rollout, ("balanced", "auto"))
         _one_of("old_logprobs", self.old_logprobs, ("rollout", "policy"))
         _one_of("loss_type", self.loss_type, _LOSS_TYPES)
@@ -189,13 +190,6 @@ class ADaPTConfig(GRPOConfig):
                 raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
         if self.dual_clip is not None and self.dual_clip != 0 and not self.dual_clip > 1:
             raise ValueError(f"dual_clip must be above 1, or 0 to leave it out; got {self.dual_clip}")
-        weights = self.reward_weights or ()
-        if not all(math.isfinite(weight) for weight in weights):
-            raise ValueError(f"reward_weights must be finite; got {weights}")
-        if (self.num_generations or 0) < 2:
-            raise ValueError(f"num_generations must be at least 2 to compare samples; got {self.num_generations}")
-        if (self.max_completion_length or 0) < 1:
-            raise ValueError(f"max_completion_length must be at least 1; got {self.max_completion_length}")
         self._check_rollout()
         self._check_paths()
         self._check_scheme()
@@ -236,7 +230,7 @@ class ADaPTConfig(GRPOConfig):
 
     def _check_paths(self) -> None:
         if isinstance(self.paths, Mapping):
-            self.paths = Paths(**self.paths)  # type: ignore[assignment]  # the field says what YAML can give
+            self.paths = made(Paths, self.paths, "paths")
         if self.paths is None:
             return
         if not isinstance(self.paths, Paths):
@@ -261,10 +255,10 @@ class ADaPTConfig(GRPOConfig):
 def _setting(value):
     """As `SchemeSettings` takes it, from what JSON and YAML have."""
     if isinstance(value, dict):
-        return Schedule(**value)
+        return made(Schedule, value, "a schedule")
     return tuple(value) if isinstance(value, list) else value
 
 
 def _one_of(name: str, value, allowed) -> None:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")

@@ -8,7 +8,7 @@ from adapt_kernels.advantages import Advantages
 from adapt_kernels.modes import Modes
 from adapt_kernels.schemes import Rollouts, Steps
 from adapt_kernels.trl.config import ADaPTConfig
-from adapt_kernels.trl.finite import check_advantages
+from adapt_kernels.trl.finite import check_finite
 from adapt_kernels.trl.rollout import Rollout, RolloutRows
 from adapt_kernels.trl.signals import (
     ENTROPIES,
@@ -103,6 +103,7 @@ def credited(
     done: progress, and optimiser steps. Rows that were not graded get 0, and the others are compared without them.
     Raises ValueError for rows whose advantage is not finite.
     """
+    check_finite(outcome[None], "the weighted reward")
     graded = ~correct.isnan()
     chosen_modes = everyone.modes
     if "malformed" in signals:
@@ -123,7 +124,7 @@ def credited(
     )
     found = args.method.advantages(rollouts, args.scheme_settings, state)
     found = Advantages._make(None if part is None else _spread(part, graded) for part in found)
-    check_advantages(outcome, torch.stack([found.mode, found.rest]), args.scheme)
+    check_finite(torch.stack([found.mode, found.rest]), f"the advantage of scheme {args.scheme!r}")
     return found
 
 

@@ -52,15 +52,14 @@ def check_rewards(rewards: torch.Tensor, trainer) -> None:
             )
 
 
-def check_advantages(outcome: torch.Tensor, advantages: torch.Tensor, scheme: str) -> None:
-    """Raises ValueError naming the rows whose outcome [N] or advantages [2, N], of all ranks, are not finite."""
-    for name, values in (("the weighted reward", outcome[None]), (f"the advantage of scheme {scheme!r}", advantages)):
-        bad = ~values.isfinite().all(0)
-        if bad.any():
-            raise ValueError(
-                f"{name} is not finite for rows {rows_of(bad)} of the batch: look at the sizes of the rewards, at"
-                " reward_weights, at the scheme's settings and, for 'adaptthink', at the reference accuracies"
-            )
+def check_finite(values: torch.Tensor, what: str) -> None:
+    """Raises ValueError naming the rows for which one of the values [M, N], of all ranks, is not finite."""
+    bad = ~values.isfinite().all(0)
+    if bad.any():
+        raise ValueError(
+            f"{what} is not finite for rows {rows_of(bad)} of the batch: look at the sizes of the rewards, at"
+            " reward_weights and at the scheme's settings"
+        )
 
 
 def not_finite(batch: dict, mask: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -10,6 +10,12 @@ REFUSED = [
         "rules[0] (bias): 'by' must be a number, 'ban', 'only' or {'scale': s}; got 'banned'",
     ),
     ({"bias": 5, "by": float("nan")}, "rules[0] (bias) 'by' must be a finite number; got nan"),
+    ({"bias": 5, "by": 10**400}, "rules[0] (bias) 'by' must be at most 1e+38 either way; got 1000"),
+    ({"bias": 5, "by": 1e39}, "rules[0] (bias) 'by' must be at most 1e+38 either way; got 1e+39"),
+    (
+        {"force": [2], "when": {"at": 0}, "settle": {"on": None, "within": 2}},
+        "'settle' must be {'on': pattern, 'within'",
+    ),
     ({"bias": 5}, "'by' must be a number, 'ban', 'only' or {'scale': s}; got None"),
     ({"bias": {"text": "</think>"}, "by": "ban"}, "rules[0] (bias) 'bias' takes ids, and {'text': '</think>'}"),
     ({"bias": "</perception>", "by": "ban"}, "rules[0] (bias) 'bias': this tokenizer has no tokens for"),
@@ -75,6 +81,7 @@ REFUSED = [
     ),
     ({"gate": {"a": 2, "b": 5}, "bias": 1, "prob": 0.5}, "'bias' and 'prob' both set P(mode)"),
     ({"gate": {"a": 2, "b": 5}, "bias": {"c": 1}}, "unknown key 'c'; there are a, b"),
+    ({"gate": {"a": 2, 3: 5}, "bias": {"c": 1}}, "unknown key 'c'; there are 3, a"),
     ({"gate": {"a": 2, "b": 5}, "prob": 1.0}, "'prob' must be inside (0, 1); got 1.0"),
     (
         {"gate": {"a": 2, "b": 5}, "bias": {"a": float("-inf"), "b": float("-inf")}},

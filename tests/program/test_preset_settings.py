@@ -17,6 +17,7 @@ REFUSED = [
     ("budget", {"tokens": None}, "tokens must be an integer; got None"),
     ("budget", {"tokens": 9, "soft": "a"}, "soft must be a finite number; got 'a'"),
     ("budget", {"tokens": 9, "soft": float("nan")}, "soft must be a finite number; got nan"),
+    ("budget", {"tokens": 9, "soft": 10**400}, "soft must be a finite number; got 1000"),
     ("budget", {"tokens": 9, "closing": 3}, "closing must be a text or a list with a text or an integer each; got 3"),
     (
         "budget",
@@ -45,6 +46,12 @@ def test_values_that_mean_nothing_are_refused():
         Program.preset("budget", PIECED, tokens=9, soft=-0.5)
     with pytest.raises(ValueError, match=r"rules\[0\] \(force\) 'count' must be an integer >= 0; got -1"):
         Program.preset("qwen3", PIECED, tokens=-1)
+    with pytest.raises(ValueError, match="preset 'mind': turns must be an integer >= 0; got -1"):
+        Program.preset("mind", PIECED, turns=-1)
+    with pytest.raises(ValueError, match="preset 'ds4': hard_tokens must be an integer >= 0; got -1"):
+        Program.preset("ds4", TAGGED, tokens=9, hard_tokens=-1)
+    with pytest.raises(ValueError, match=r"unknown preset \['budget'\]; there are"):
+        Program.preset(["budget"], PIECED)
     with pytest.raises(TypeError, match="preset 'budget' needs a Hugging Face tokenizer; NoneType has no get_vocab"):
         Program.preset("budget", None, tokens=9)
 

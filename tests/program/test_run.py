@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from scripted import play
 from toy_tokenizer import TRACE_TOKENIZER
 
 from adapt_kernels.ops.steer import ENDS_AFTER, ENDS_BEFORE
@@ -66,10 +67,13 @@ def test_bounds_and_sequences_may_come_with_the_row():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "the program reads the row input 'budget': give one value per row, inputs={'budget': ...}"),
+        ({}, "the program reads the row input 'budget': give one value per row, program_inputs={'budget': ...}"),
         ({"inputs": {"budget": [1]}}, "the row input 'budget' must have one value per row, 2; got 1 values"),
         ({"inputs": {"budget": 4}}, "the row input 'budget' must have one value per row, 2; got 4"),
-        ({"inputs": {"budget": [1, -1]}}, "the row input 'budget' must be >= 0 or None; got [1, -1]"),
+        ({"inputs": {"budget": [1, -1]}}, "the row input 'budget' must be an integer >= 0 or None; got [1, -1]"),
+        ({"inputs": {"budget": [1, 1.5]}}, "the row input 'budget' must be an integer >= 0 or None; got [1, 1.5]"),
+        ({"inputs": {"budget": ["3", 1]}}, "the row input 'budget' must be an integer >= 0 or None; got ['3', 1]"),
+        ({"inputs": {"budget": [1, math.nan]}}, "must be an integer >= 0 or None; got [1, nan]"),
         (
             {"inputs": {"budget": [1, 1], "n": [1, 1]}},
             "no rule reads the row input 'n'; the program's inputs are 'budget'",
@@ -80,6 +84,14 @@ def test_row_inputs_that_do_not_fit_are_refused(given, message):
     rules = program({"force": [2], "when": {"in": "think", "count": [{"input": "budget"}, None]}})
     with pytest.raises(ValueError, match=re.escape(message)):
         start([rules] * 2, **given)
+
+
+@pytest.mark.parametrize("value", ["a", None, math.nan, True, [0.0]])
+def test_numbers_of_rows_are_checked(value):
+    rules = program({"bias": 8, "by": "ban", "when": {"if": {"easy": [1, None]}}})
+    with pytest.raises(ValueError, match=re.escape(f"'easy' must be a number, not NaN; got {value!r} for row 1")):
+        start([rules] * 2, inputs={"easy": [1, value]})
+    start([rules, None], inputs={"easy": [1, value]})  # its row does not read it
 
 
 @pytest.mark.parametrize("plan", [[99], [-1], 5, [1.5], "text"])
@@ -188,3 +200,13 @@ def test_gates_force_what_surrounds_their_choice():
         log.append((tokens.tolist(), decision.gate.tolist()))
     assert log == [([1, 1], [-1, -1]), ([3, 3], [-1, -1]), ([2, 8], [0, 0]), ([3, 10], [-1, -1]), ([10, 10], [-1, -1])]
     assert run.modes(0).tolist() == [0, 1] and run.fired().tolist() == [[1], [1]]
+
+
+def test_counts_that_no_row_reaches():
+    """Larger than the int32 of the tables: as good as for ever."""
+    ever = 2**70
+    ban = {"bias": 8, "by": "ban", "when": {"after": 1, "times": ever}, "hold": ever}
+    late = {"force": [2], "when": {"in": "think", "count": [1, ever]}, "settle": {"on": 4, "within": ever}}
+    never = {"force": [5], "when": {"in": "think", "every": ever}}
+    program = Program.from_dict({"spans": {"think": {"open": 1, "close": 2}}, "rules": [ban, late, never]})
+    assert play(program, "8>9 8>9 4 . 6").shown == "9~ 9~ 4~ [2] 6~"

@@ -44,6 +44,30 @@ def test_settings(tmp_path, settings, text):
         make_config(tmp_path, **settings)
 
 
+BAD_KINDS = [
+    ({"scheme": ["grpo"]}, r"scheme must be one of .*got \['grpo'\]"),
+    ({"mode_weight": "2"}, "mode_weight must be a number; got '2'"),
+    ({"mode_margin_coef": float("nan")}, "mode_margin_coef must be finite; got nan"),
+    ({"mask_mode_token": "no"}, "mask_mode_token must be True or False; got 'no'"),
+    ({"num_generations": 2.5}, "num_generations must be a whole number; got 2.5"),
+    ({"correct_reward": 3}, "correct_reward must be a name; got 3"),
+    ({"reward_weights": 1.0}, "reward_weights must be a list with a number for each reward function; got 1.0"),
+    ({"signals": 3}, "signals must be a mapping with names as keys, or None; got 3"),
+    ({"scheme": "fapo", "signals": {"flawed": 3}}, "signals: 'flawed' must be the name of a reward function or a col"),
+    ({"constants": {3: 4}}, "constants must be a mapping with names as keys, or None; got {3: 4}"),
+    ({"gamma": "0.5"}, "gamma must be a number; got '0.5'"),
+    ({"gamma": {"begin": 1}}, "a schedule: Schedule has no 'begin'; it has start, end, shape, factor, every"),
+    ({"gamma": {"end": 1.0}}, "a schedule: .*'start'"),
+    ({"paths": {"keeps": 2}}, "paths: Paths has no 'keeps'; it has keep, at"),
+]
+
+
+@pytest.mark.parametrize(("settings", "text"), BAD_KINDS)
+def test_fields_of_another_kind(tmp_path, settings, text):
+    with pytest.raises((TypeError, ValueError), match=text):
+        make_config(tmp_path, **settings)
+
+
 def build(tmp_path, monkeypatch, args=None, model="no-such-model", modes=MODES, reward=tiny_trainer.letters, **others):
     def loaded(*_, **__):
         raise AssertionError("the model was loaded")
