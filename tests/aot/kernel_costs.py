@@ -93,7 +93,8 @@ SAMPLERS = {
         {"group_statistics": (Hot(256, "MUFU.EX2", 128),), "weigh_bracket": (Hot(128, "MUFU.EX2", 128),)},
     ),
     "T = 1, V = 151944": (64, {"vocab_size": 151944}, {"group_statistics": (Hot(128, "MUFU.EX2", 128),)}),
-    "T = 1, V = 151937": (64, {"vocab_size": 151937}, {"group_statistics": (Hot(32, "MUFU.EX2", 32),)}),
+    # Two loads of 16 bytes for eight logits, as a row may begin between.
+    "T = 1, V = 151937": (64, {"vocab_size": 151937}, {"group_statistics": (Hot(512, "LDG.128", 128),)}),
 }
 
 
