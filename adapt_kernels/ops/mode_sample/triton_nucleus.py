@@ -2,7 +2,7 @@
 
 `bracket` estimates two logits around the threshold from a sample of whole groups. `weigh_bracket` then reads the row
 once on many programs: kept mass and count of every group above the bracket, and where the logits inside it are.
-`nucleus_threshold` finishes on those, or says that the estimate missed, which only costs time.
+`draw` finishes on those, or finds that the estimate missed, which only costs time.
 """
 
 import triton
@@ -34,8 +34,7 @@ from adapt_kernels.ops.mode_sample.triton_words import halves, load_columns, loa
 STATE = tl.constexpr(2)
 # Standard deviations of the sampled mass between the estimate and each end of the bracket.
 SAFETY = tl.constexpr(3.5)
-# Eight logits that a thread of `weigh_bracket` holds side by side; a group's word is (kept) + BLOCK_UNIT * (blocks
-# with logits inside the bracket).
+# Of eight logits that a thread holds side by side; a group's word is (kept) + BLOCK_UNIT * (blocks with candidates).
 BLOCKS = tl.constexpr(16)
 BLOCK_UNIT = tl.constexpr(256)
 
