@@ -83,8 +83,14 @@ SAMPLERS = {
         {
             "bracket": (),
             "weigh_bracket": (Hot(32, "MUFU.EX2", 32),),
-            # The list of candidates: eight logits a turn, of the fifth of a flat row whose blocks hold any.
-            "draw": (Hot(1, "LDG.U8", 40, loop=True),),
+            # The list of candidates. Every thread answers for 593 logits of a flat row, a fifth of whose blocks of
+            # eight hold any: at most 12 of a group's 16, four a turn; then four turns of 1024 blocks, each with
+            # three turns for as many candidates in one block.
+            "draw": (
+                Hot(128, "STG.E", 593 // 3, loop=True),
+                Hot(64, "LDG.U16", 593 // 4, loop=True),
+                Hot(16, "STG.E", 593 // 12, loop=True),
+            ),
         },
     ),
     "top_p .95, 64 rows": (
@@ -93,7 +99,8 @@ SAMPLERS = {
         {"group_statistics": (Hot(256, "MUFU.EX2", 128),), "weigh_bracket": (Hot(128, "MUFU.EX2", 128),)},
     ),
     "T = 1, V = 151944": (64, {"vocab_size": 151944}, {"group_statistics": (Hot(128, "MUFU.EX2", 128),)}),
-    "T = 1, V = 151937": (64, {"vocab_size": 151937}, {"group_statistics": (Hot(32, "MUFU.EX2", 32),)}),
+    # Two loads of 16 bytes for eight logits, as a row may begin between.
+    "T = 1, V = 151937": (64, {"vocab_size": 151937}, {"group_statistics": (Hot(512, "LDG.128", 128),)}),
 }
 
 

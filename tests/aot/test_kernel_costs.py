@@ -69,13 +69,19 @@ def test_the_plain_read_meets_what_was_asked_of_it():
         read = kernels[f"mode_sample group_statistics, {name}"]
         assert read["instructions_per_logit"] <= most and read["float64"] == read["divisions"] == 0, name
     assert kernels["mode_sample group_statistics, T = 1, 1 row"]["ctas"] >= 132
-    assert kernels["mode_sample group_statistics, T = 1, V = 151944"]["instructions_per_logit"] <= 8
+    for vocab_size in (151944, 151937):
+        read = kernels[f"mode_sample group_statistics, T = 1, V = {vocab_size}"]
+        assert read["instructions_per_logit"] <= 8 and read["load_bits"] == 128, vocab_size
 
 
 def test_filters_and_credit_meet_what_was_asked_of_them():
     kernels = TABLE["kernels"]
     passes = [kernels[f"mode_sample {name}, top_p .95, 64 rows"] for name in ("group_statistics", "weigh_bracket")]
-    assert sum(cost["instructions_per_logit"] for cost in passes) <= 25
+    listed = kernels["mode_sample draw, top_p .95"]["instructions_per_logit"]
+    unit_temperature = kernels["mode_sample group_statistics, T = 1"]["instructions_per_logit"]
+    assert unit_temperature + passes[1]["instructions_per_logit"] + listed <= 25
+    # The second exponential, of raw log-probs at another temperature, is 3.4 of it.
+    assert sum(cost["instructions_per_logit"] for cost in passes) + listed <= 27
     assert all(cost["float64"] == cost["divisions"] == 0 for cost in passes)
     assert all(cost["ctas_per_sm"] >= 2 for name, cost in kernels.items() if "draw, top" in name)
     for name, most in {"token_logprobs scan_tiles": 8, "policy_loss loss_rows": 14}.items():

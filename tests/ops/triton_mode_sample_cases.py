@@ -170,6 +170,19 @@ class TestLayout:
         cube = x[: 2 * 3 * 300].view(3, 2, 300).transpose(0, 1)
         check(cube, top_k=torch.tensor([3, 40]), step=torch.arange(6).view(2, 3))
 
+    def test_bits_do_not_depend_on_where_a_row_begins(self):
+        """Eight rows of odd length begin at every offset within 16 bytes, between neighbours that are NaN."""
+        rows = torch.randn(8, 389, generator=torch.Generator().manual_seed(14)).bfloat16()
+        odd = torch.full((8, 393), NAN, dtype=rows.dtype)[:, 2:391]
+        odd.copy_(rows)
+        aligned = torch.zeros(8, 400, dtype=rows.dtype)[:, :389]
+        aligned.copy_(rows)
+        assert {row.data_ptr() % 16 for row in odd} == set(range(0, 16, 2))
+        got, want = sample(odd, temperature=0.8)
+        same, _ = sample(aligned, temperature=0.8)
+        assert all(torch.equal(a, b) for a, b in zip(got, same, strict=True))
+        assert torch.equal(got.tokens, want.tokens)
+
     def test_offsets_past_2_31(self):
         stride = 2**30
         torch.use_deterministic_algorithms(False)  # it would write the 4 GB that only exist as addresses

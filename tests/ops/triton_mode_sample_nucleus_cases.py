@@ -114,6 +114,14 @@ class TestLargeNucleus:
         check(x.to(dtype), self.config, modes=(3, None, 7777), at_mode=True, only_modes=False, top_p=0.9)
         assert brackets == [True] * 4
 
+    def test_bracket_of_edited_logits(self, brackets):
+        """The classed ids end within a group; rows of odd length."""
+        x = torch.randn(2, 20001, generator=torch.Generator().manual_seed(25)).bfloat16()
+        classes = torch.arange(15000).remainder(7).eq(0).to(torch.uint8)
+        edits = classes, torch.tensor([[1.0, 0.5], [1.0, 1.0]]), torch.tensor([[0.0, 0.25], [0.0, -float("inf")]])
+        check(x, self.config, class_edits=edits, top_p=0.9)
+        assert brackets == [True, True]
+
     def test_a_bracket_that_overflows_only_costs_time(self, brackets):
         x = torch.randn(2, 20000, generator=torch.Generator().manual_seed(22))
         x[1] = x[1].round()

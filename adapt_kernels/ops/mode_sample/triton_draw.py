@@ -166,7 +166,7 @@ def draw(
                 bracketed, filled, outside, highest = open_bracket(
                     low, high, least, group_peak + first_group, group_above + first_group, group_word + first_group,
                     blocks + first_group * BLOCKS, places + row * CAPACITY, num_groups, values + row * CAPACITY,
-                    weights + row * CAPACITY, group_list + first_group, source, mode_ids, listed_y, shift, peak, t,
+                    weights + row * CAPACITY, source, mode_ids, listed_y, shift, peak, t,
                     NUM_MODES, OTHER, GROUP_SLOTS, CAPACITY, GROUPS, WORDS,
                 )  # fmt: skip
         if (k > 0) | (p < 1.0):

@@ -71,19 +71,36 @@ def row_logits(
 
 
 @triton.jit
+def row_from(source, first, left):
+    """A row from column `first` on, `left` logits of it; one per element of both."""
+    if source.classes is None:
+        return RowLogits(source.start + first, left, None, None, None, None)
+    else:
+        classed = source.num_classed - first
+        return RowLogits(source.start + first, left, source.classes + first, classed, source.scale, source.bias)
+
+
+@triton.jit
 def by_class(x, kind, source):
     """Logits times the scale plus the bias of their classes: two roundings, so not one fused operation."""
     return tl.fma(x, tl.load(source.scale + kind), 0.0) + tl.load(source.bias + kind)
 
 
 @triton.jit
-def load_logits(source, columns, mask):
-    """float32 logits, -inf for NaN and outside the mask. (No `other=`: the interpreter has no bfloat16 constants.)"""
+def read_logits(source, columns, mask):
+    """float32 logits after edits, NaN included; anything outside the mask."""
     x = tl.load(source.start + columns, mask=mask).to(tl.float32)
     if source.classes is not None:
         kind = tl.load(source.classes + columns, mask=mask & (columns < source.num_classed), other=0).to(tl.int32)
         gone = (x == NEG_INF) | (tl.load(source.bias + kind) == NEG_INF)
         x = tl.where(gone, NEG_INF, by_class(x, kind, source))
+    return x
+
+
+@triton.jit
+def load_logits(source, columns, mask):
+    """float32 logits, -inf for NaN and outside the mask. (No `other=`: the interpreter has no bfloat16 constants.)"""
+    x = read_logits(source, columns, mask)
     return tl.where(mask & (x == x), x, NEG_INF)
 
 

@@ -135,14 +135,13 @@ def _launch(rows: Rows, config: Config, out: ModeSample) -> None:
 def _read_options(rows: Rows, config: Config) -> dict:
     """How stage A, and with it stage C, holds a row's groups."""
     most = config.read_groups if rows.token_classes is None else config.class_read_groups
-    words = _are_words(rows.logits)
-    # Logits that must be loaded one by one take a register each.
-    one_by_one = not words and rows.logits.element_size() == 2
-    most = config.few_rows_read_groups if one_by_one or rows.count <= config.few_rows else most
+    most = config.few_rows_read_groups if rows.count <= config.few_rows else most
+    words = rows.logits.element_size() == 2
     whole_groups = rows.logits.shape[-1] // GROUP_SIZE
     return {
         "GROUPS": min(most, 1 << max(whole_groups.bit_length() - 1, 0)),
         "WORDS": words,
+        "ALIGNED": _are_aligned(rows.logits),
         "PACKED": words and _compiles_for_nvidia(),
         "FUSED": not triton.knobs.runtime.interpret,
         "CLASS_SLOTS": _class_slots(rows),
@@ -252,10 +251,10 @@ def _class_slots(rows: Rows) -> int:
     return 0 if rows.class_scale is None else max(32, triton.next_power_of_2(rows.class_scale.shape[1]))
 
 
-def _are_words(logits: torch.Tensor) -> bool:
-    """Whether every row is 16-bit logits from a multiple of 16 bytes on."""
-    aligned = logits.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in logits.stride()[:2])
-    return logits.element_size() == 2 and aligned
+def _are_aligned(logits: torch.Tensor) -> bool:
+    """Whether every row begins at a multiple of 16 bytes."""
+    size = logits.element_size()
+    return logits.data_ptr() % 16 == 0 and all(stride * size % 16 == 0 for stride in logits.stride()[:2])
 
 
 def _compiles_for_nvidia() -> bool:

@@ -2,7 +2,7 @@
 
 `bracket` estimates two logits around the threshold from a sample of whole groups. `weigh_bracket` then reads the row
 once on many programs: kept mass and count of every group above the bracket, and where the logits inside it are.
-`nucleus_threshold` finishes on those, or says that the estimate missed, which only costs time.
+`draw` finishes on those, or finds that the estimate missed, which only costs time.
 """
 
 import triton
@@ -27,14 +27,14 @@ from adapt_kernels.ops.mode_sample.triton_gate import (
     row_scale,
     with_listed_mass,
 )
-from adapt_kernels.ops.mode_sample.triton_read import LARGEST_SHIFT, halves, load_columns, load_words, mass_of
+from adapt_kernels.ops.mode_sample.triton_read import LARGEST_SHIFT, mass_of
+from adapt_kernels.ops.mode_sample.triton_words import halves, load_columns, load_words
 
 # A row's state, float32: the bracket's ends, logits of the row; the lower is +inf where the nucleus is not large.
 STATE = tl.constexpr(2)
 # Standard deviations of the sampled mass between the estimate and each end of the bracket.
 SAFETY = tl.constexpr(3.5)
-# Eight logits that a thread of `weigh_bracket` holds side by side; a group's word is (kept) + BLOCK_UNIT * (blocks
-# with logits inside the bracket).
+# Of eight logits that a thread holds side by side; a group's word is (kept) + BLOCK_UNIT * (blocks with candidates).
 BLOCKS = tl.constexpr(16)
 BLOCK_UNIT = tl.constexpr(256)
 
@@ -222,7 +222,7 @@ def weigh_bracket(
     group_word,  # [N, num_groups] int32
     blocks,  # [N, num_groups, BLOCKS] uint8: which hold logits inside the bracket
     NUM_MODES: tl.constexpr, OTHER: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr,
-    PACKED: tl.constexpr, FUSED: tl.constexpr, CLASS_SLOTS: tl.constexpr,
+    ALIGNED: tl.constexpr, PACKED: tl.constexpr, FUSED: tl.constexpr, CLASS_SLOTS: tl.constexpr,
 ):  # fmt: skip
     """One program = GROUPS groups of one row; tokens that are modes of their own are left out, as in stage A."""
     row = tl.program_id(0).to(tl.int64)
@@ -243,7 +243,7 @@ def weigh_bracket(
         HALF: tl.constexpr = logits.dtype.element_ty == tl.float16
         cut_by_class = num_groups
         if PACKED:
-            w0, w1, w2, w3 = load_words(source, group)
+            w0, w1, w2, w3 = load_words(source, group, ALIGNED)
             low_pair, high_pair = pair_of(low, HALF), pair_of(high, HALF)
             a0, a1, n0, r0 = split_words(w0, low_pair, high_pair, HALF)
             a2, a3, n1, r1 = split_words(w1, low_pair, high_pair, HALF)
@@ -251,7 +251,7 @@ def weigh_bracket(
             a6, a7, n3, r3 = split_words(w3, low_pair, high_pair, HALF)
             count = count_of_masks(tl.sum(n0 + n1 + n2 + n3, 1, keep_dims=True))
         else:
-            a0, a1, a2, a3, a4, a5, a6, a7 = load_columns(source, group, WORDS, HALF)
+            a0, a1, a2, a3, a4, a5, a6, a7 = load_columns(source, group, WORDS, ALIGNED, HALF)
             if token_classes is not None:
                 acts, all_act = acts_on_row(source, num_classes, CLASS_SLOTS)
                 if acts:

@@ -3,78 +3,97 @@
 import triton
 import triton.language as tl
 
-from adapt_kernels.ops.mode_sample.triton_gate import GROUP, NEG_INF, gated, load_logits, tempered
+from adapt_kernels.ops.mode_sample.triton_gate import (
+    GROUP,
+    NEG_INF,
+    gated,
+    load_logits,
+    read_logits,
+    row_from,
+    tempered,
+)
 from adapt_kernels.ops.mode_sample.triton_nucleus import BLOCK_UNIT, BLOCKS, mass_level
 from adapt_kernels.ops.mode_sample.triton_threshold import is_kept
 
-# Blocks per step of the list: one per thread.
-LISTED = tl.constexpr(256)
+# Blocks per step of the list.
+LISTED = tl.constexpr(1024)
 # Kept masses of a group are added up as integers, in any order: at most 128 of 1.
 UNIT = tl.constexpr(2.0**55)
 
 
 @triton.jit
-def groups_of(slot, ends, num_groups, GROUP_SLOTS: tl.constexpr):
-    """The groups of entries of a list of which group i ends before `ends[i]`."""
-    group = slot * 0
-    width = tl.full((), GROUP_SLOTS // 2, tl.int32)
-    while width > 0:
-        probe = group + width
-        end = tl.load(ends + probe - 1, mask=probe <= num_groups, other=2147483647)
-        group = tl.where(end <= slot, probe, group)
-        width = width // 2
-    return group
+def list_blocks(num_groups, group_word, blocks, block_list, GROUP_SLOTS: tl.constexpr, CAPACITY: tl.constexpr):
+    """Writes the row's blocks with logits inside the bracket in order, unless too many; returns their number."""
+    group = tl.arange(0, GROUP_SLOTS)
+    count = tl.load(group_word + group, mask=group < num_groups, other=0) // BLOCK_UNIT
+    number = tl.sum(count)
+    if number <= CAPACITY:
+        four = blocks.to(tl.pointer_type(tl.int32), bitcast=True) + group * (BLOCKS // 4)
+        listed = block_list + tl.cumsum(count, 0) - count
+        for first in range(0, tl.max(count), 4):
+            word = tl.load(four + first // 4, mask=first < count, other=0)
+            for i in tl.static_range(4):
+                block = group * BLOCKS + ((word >> (8 * i)) & 255)
+                tl.store(listed + first + i, block, mask=first + i < count)
+    tl.debug_barrier()
+    return number
 
 
 @triton.jit
 def list_candidates(
-    low, high, num_groups, group_word, blocks, group_list, values, places, source, mode_ids,
+    low, high, num_groups, group_word, blocks, block_list, places, source, mode_ids,
     NUM_MODES: tl.constexpr, OTHER: tl.constexpr, GROUP_SLOTS: tl.constexpr, CAPACITY: tl.constexpr,
     WORDS: tl.constexpr,
 ):  # fmt: skip
-    """Writes the logits inside the bracket and their columns; returns their number, which may exceed CAPACITY."""
-    step: tl.constexpr = LISTED
-    group = tl.arange(0, GROUP_SLOTS)
-    count = tl.load(group_word + group, mask=group < num_groups, other=0) // BLOCK_UNIT
-    tl.store(group_list + group, tl.cumsum(count, 0), mask=group < num_groups)
-    tl.debug_barrier()
-    filled = 0
-    number = tl.sum(count)
-    for first in range(0, number, step):
-        slot = first + tl.arange(0, step)
-        real = slot < number
-        home = groups_of(slot, group_list, num_groups, GROUP_SLOTS)
-        before = tl.load(group_list + home - 1, mask=real & (home > 0), other=0)
-        block = tl.load(blocks + home * BLOCKS + slot - before, mask=real, other=0).to(tl.int32)[:, None]
-        each = tl.arange(0, 8)[None, :]
-        column = 32 * (each // 2) + 2 * block + each % 2 if WORDS else BLOCKS * each + block
-        column += home[:, None] * GROUP
-        x = load_logits(source, column, real[:, None] & (column < source.vocab_size))
-        take = (x >= low) & (x <= high) & (x > NEG_INF)
-        for i in tl.static_range(NUM_MODES):
-            if i != OTHER:
-                take = take & (column != tl.load(mode_ids + i))
-        take = tl.reshape(take, [step * 8])
-        position = filled + tl.cumsum(take.to(tl.int32), 0) - 1
-        fits = take & (position < CAPACITY)
-        tl.store(values + position, tl.reshape(x, [step * 8]).to(tl.float64), mask=fits)
-        tl.store(places + position, tl.reshape(column, [step * 8]), mask=fits)
-        filled += tl.sum(take.to(tl.int32))
+    """Writes the columns of the logits inside the bracket; returns their number, or more than CAPACITY."""
+    number = list_blocks(num_groups, group_word, blocks, block_list, GROUP_SLOTS, CAPACITY)
+    filled = tl.where(number > CAPACITY, CAPACITY + 1, 0)
+    for first in range(0, tl.where(number > CAPACITY, 0, number), LISTED):
+        # Not as neighbours: what is loaded by them lies as they do.
+        slot = tl.max_contiguous(first + tl.arange(0, LISTED), 1)
+        block = tl.load(block_list + slot, mask=slot < number, other=0)
+        start = (block >> 4) * GROUP + (block & 15) * (2 if WORDS else 1)
+        rest = row_from(source, start, tl.where(slot < number, source.vocab_size - start, 0))
+        # Its bits: which of the eight are inside; above them, how many.
+        taken = tl.zeros([LISTED], tl.int32)
+        for each in tl.static_range(8):
+            column = 32 * (each // 2) + each % 2 if WORDS else BLOCKS * each
+            x = read_logits(rest, column, column < rest.vocab_size)
+            inside = (column < rest.vocab_size) & (x >= low) & (x <= high)
+            for i in tl.static_range(NUM_MODES):
+                if i != OTHER:
+                    inside = inside & (start + column != tl.load(mode_ids + i))
+            taken += tl.where(inside, 256 + (1 << each), 0)
+        many = taken >> 8
+        end = filled + tl.cumsum(many, 0)
+        position = end - many
+        taken = tl.where(end <= CAPACITY, taken & 255, 0)
+        while tl.max(taken) > 0:
+            # The first that is left: of a power of two, float32 holds the exponent.
+            least = ((taken & -taken).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+            ahead = 32 * (least >> 1) + (least & 1) if WORDS else BLOCKS * least
+            tl.store(places + position, start + ahead, mask=taken != 0)
+            position += 1
+            taken = taken & (taken - 1)
+        filled = tl.max(end)
     return filled
 
 
 @triton.jit
 def weigh_candidates(
-    filled, lowest, highest, values, weights, places, mode_ids, listed_y, shift, peak, temperature,
+    filled, lowest, highest, values, weights, places, source, mode_ids, listed_y, shift, peak, temperature,
     NUM_MODES: tl.constexpr, OTHER: tl.constexpr, CAPACITY: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Turns the logits into tempered values and their masses, and adds the listed tokens between the two values."""
+    """Writes tempered values of the listed columns and their masses, and adds the tokens between the two values that
+    are modes of their own."""
     tl.debug_barrier()
-    held = tl.minimum(filled, CAPACITY)
+    # Of a list that is too long some columns were never written.
+    held = tl.where(filled > CAPACITY, 0, filled)
     for first in range(0, held, STEP):
         slot = first + tl.arange(0, STEP)
-        x = tl.load(values + slot, mask=slot < held, other=NEG_INF)
-        y = tempered(gated(x, shift), peak, temperature)
+        place = tl.load(places + slot, mask=slot < held, other=0)
+        x = load_logits(source, place, slot < held)
+        y = tempered(gated(x.to(tl.float64), shift), peak, temperature)
         tl.store(values + slot, y, mask=slot < held)
         tl.store(weights + slot, tl.exp(y), mask=slot < held)
     for i in tl.static_range(NUM_MODES):
@@ -142,21 +161,23 @@ def kept_masses(
 
 @triton.jit
 def open_bracket(
-    low, high, min_p, group_peak, group_above, group_word, blocks, places, num_groups, values, weights, group_list,
+    low, high, min_p, group_peak, group_above, group_word, blocks, places, num_groups, values, weights,
     source, mode_ids, listed_y, shift, peak, temperature,
     NUM_MODES: tl.constexpr, OTHER: tl.constexpr, GROUP_SLOTS: tl.constexpr, CAPACITY: tl.constexpr,
     GROUPS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """(whether the candidates of a row with a bracket could be listed, their number, the mass above them, the value
     that it lies above)."""
+    # There are no weights yet.
+    block_list = weights.to(tl.pointer_type(tl.int32), bitcast=True)
     filled = list_candidates(
-        low, high, num_groups, group_word, blocks, group_list, values, places, source, mode_ids,
+        low, high, num_groups, group_word, blocks, block_list, places, source, mode_ids,
         NUM_MODES, OTHER, GROUP_SLOTS, CAPACITY, WORDS,
     )  # fmt: skip
     highest = tempered(gated(high.to(tl.float64), shift), peak, temperature)
     lowest = tempered(gated(low.to(tl.float64), shift), peak, temperature)
     filled = weigh_candidates(
-        filled, lowest, highest, values, weights, places, mode_ids, listed_y, shift, peak, temperature,
+        filled, lowest, highest, values, weights, places, source, mode_ids, listed_y, shift, peak, temperature,
         NUM_MODES, OTHER, CAPACITY, GROUPS * GROUP,
     )  # fmt: skip
     above, _ = masses_above(

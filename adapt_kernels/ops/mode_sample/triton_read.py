@@ -23,6 +23,7 @@ from adapt_kernels.ops.mode_sample.triton_gate import (
     row_logits,
     row_scale,
 )
+from adapt_kernels.ops.mode_sample.triton_words import columns_of, halves, load_columns, load_words
 
 # Relative, of a group's mass where 1e-30 <= T <= 1e30: 2**-22 of ex2.approx, twice; the rounding of scale and argument,
 # which at most 4 times 2**-24 of a sum is; ten additions.
@@ -53,51 +54,6 @@ def larger_fp16(a, b):
 def smaller_fp16(a, b):
     """As `smaller_bf16`."""
     return tl.inline_asm_elementwise("min.f16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1)
-
-
-@triton.jit
-def halves(word, HALF: tl.constexpr):
-    """The two logits of a word as float32, the one at the lower address first."""
-    if HALF:
-        low = (word & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-        high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    else:
-        low = (word << 16).to(tl.float32, bitcast=True)
-        high = (word & -65536).to(tl.float32, bitcast=True)
-    return low, high
-
-
-@triton.jit
-def load_words(source, group):
-    """Pairs of 16-bit logits of whole groups, four tiles [groups, 16]."""
-    words = tl.multiple_of(source.start.to(tl.pointer_type(tl.int32), bitcast=True), 16)
-    words += group * (GROUP // 2) + tl.arange(0, 16)[None, :]
-    return tl.load(words), tl.load(words + 16), tl.load(words + 32), tl.load(words + 48)
-
-
-@triton.jit
-def columns_of(w0, w1, w2, w3, HALF: tl.constexpr):
-    """float32 logits of the words that `load_words` gives: eight tiles, neighbours in tiles of a pair."""
-    a0, a1 = halves(w0, HALF)
-    a2, a3 = halves(w1, HALF)
-    a4, a5 = halves(w2, HALF)
-    a6, a7 = halves(w3, HALF)
-    return a0, a1, a2, a3, a4, a5, a6, a7
-
-
-@triton.jit
-def load_columns(source, group, WORDS: tl.constexpr, HALF: tl.constexpr):
-    """float32 logits of whole groups, eight tiles [groups, 16]; WORDS: neighbours in tiles of a pair."""
-    if WORDS:
-        w0, w1, w2, w3 = load_words(source, group)
-        a0, a1, a2, a3, a4, a5, a6, a7 = columns_of(w0, w1, w2, w3, HALF)
-    else:
-        at = source.start + group * GROUP + tl.arange(0, 16)[None, :]
-        a0, a1 = tl.load(at).to(tl.float32), tl.load(at + 16).to(tl.float32)
-        a2, a3 = tl.load(at + 32).to(tl.float32), tl.load(at + 48).to(tl.float32)
-        a4, a5 = tl.load(at + 64).to(tl.float32), tl.load(at + 80).to(tl.float32)
-        a6, a7 = tl.load(at + 96).to(tl.float32), tl.load(at + 112).to(tl.float32)
-    return a0, a1, a2, a3, a4, a5, a6, a7
 
 
 @triton.jit
@@ -175,8 +131,9 @@ def group_statistics(
     group_raw_mass,  # [N, num_groups] float32: sum exp(x - peak)
     group_count,  # [N, num_groups] int16: (finite logits) + NAN_UNIT * (NaN logits)
     NUM_MODES: tl.constexpr, OTHER: tl.constexpr, GROUPS: tl.constexpr,
-    WORDS: tl.constexpr,  # 16-bit logits whose rows begin at multiples of 16 bytes
-    PACKED: tl.constexpr,  # and NVIDIA's instructions for pairs of them
+    WORDS: tl.constexpr,  # 16-bit logits
+    ALIGNED: tl.constexpr,  # whose rows begin at multiples of 16 bytes
+    PACKED: tl.constexpr,  # NVIDIA's instructions for pairs of them
     FUSED: tl.constexpr,  # tl.fma rounds once
     CLASS_SLOTS: tl.constexpr,
 ):  # fmt: skip
@@ -194,10 +151,10 @@ def group_statistics(
     )  # fmt: skip
     HALF: tl.constexpr = logits.dtype.element_ty == tl.float16
     if PACKED:
-        w0, w1, w2, w3 = load_words(source, group)
+        w0, w1, w2, w3 = load_words(source, group, ALIGNED)
         a0, a1, a2, a3, a4, a5, a6, a7 = columns_of(w0, w1, w2, w3, HALF)
     else:
-        a0, a1, a2, a3, a4, a5, a6, a7 = load_columns(source, group, WORDS, HALF)
+        a0, a1, a2, a3, a4, a5, a6, a7 = load_columns(source, group, WORDS, ALIGNED, HALF)
     if PACKED:
         if HALF:
             top = tl.reduce(larger_fp16(larger_fp16(w0, w1), larger_fp16(w2, w3)), 1, larger_fp16, keep_dims=True)
