@@ -40,7 +40,7 @@ BUILD_FILES = "|".join(
 MODEL_USERS = ("evaluation", "training")
 PROGRAMS = tuple(
     f"adapt_recipes.{name}"
-    for name in ("cli", "commands", "train_commands", "serve_commands", "terminal", "demo", "smollm2_demo")
+    for name in ("cli", "commands", "train_commands", "serve_commands", "terminal", "demo", "smollm2_frontier")
 )
 COMMANDS = ("cli", "commands", "train_commands", "serve_commands", "terminal")
 PAGE = "|".join(f"adapt_recipes/dial/{name}.py" for name in ("page", "controls", "asking", "style"))

@@ -26,13 +26,15 @@ app.command()(serve_commands.load)
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the plot (PNG) and the table (CSV).")] = Path("adapt_demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the plot (PNG) and the tables (CSV).")] = Path("adapt_demo"),
     problems: Annotated[
         int | None,
-        typer.Option(help="Problems measured at each setting; default 1000, of --paths 100, of --keep 224."),
+        typer.Option(
+            help="Problems measured at each setting; default 1000, of --smollm2 150, of --paths 100, of --keep 224."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the problems and of every draw.")] = 7,
-    smollm2: Annotated[bool, typer.Option("--smollm2", help="Show SmolLM2-135M instead of the task model.")] = False,
+    smollm2: Annotated[bool, typer.Option("--smollm2", help="Show SmolLM2-135M (`adapt fetch-smollm2`).")] = False,
     paths: Annotated[
         bool, typer.Option("--paths", help="Show which of 16 samples live on: random, confidence, STOP, oracle.")
     ] = False,
@@ -48,11 +50,8 @@ def demo(
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} are demos of their own: choose one")
         if smollm2:
-            from adapt_recipes.smollm2_demo import run_smollm2_demo
-
-            run_smollm2_demo(seed, console)
-            return
-        if paths:
+            from adapt_recipes.smollm2_frontier import run_frontier_demo as run
+        elif paths:
             from adapt_recipes.paths_demo import run_paths_demo as run
         elif keep:
             from adapt_recipes.keep_demo import run_keep_demo as run
@@ -118,7 +117,7 @@ def generate(
 @app.command()
 def dial(
     model: Annotated[Path | None, typer.Option(help="Local model folder; default: the shipped checkpoint.")] = None,
-    smollm2: Annotated[bool, typer.Option("--smollm2", help="Serve SmolLM2-135M (93 MB, fetched once).")] = False,
+    smollm2: Annotated[bool, typer.Option("--smollm2", help="Serve SmolLM2-135M (`adapt fetch-smollm2`).")] = False,
     fast: Annotated[str | None, typer.Option(help="Text that opens a fast answer; default: modes.json.")] = None,
     slow: Annotated[str | None, typer.Option(help="Text that opens a slow answer; default: modes.json.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",

@@ -4,45 +4,61 @@ import hashlib
 import time
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 import adapt_kernels as ak
+import adapt_recipes as ar
 from adapt_recipes import smollm2
-from adapt_recipes.evaluation.generate import answer
+from adapt_recipes.evaluation.frontier import levels, measure_modes, spread_problems
 from adapt_recipes.models import load
-from adapt_recipes.smollm2_demo import FAST_WORD, PROMPTS, SLOW_WORD
-
-CAP = 40
 
 
-@pytest.mark.smollm2
-def test_thinking_is_a_dial_on_a_real_model():
+@pytest.fixture(scope="module")
+def base():
     try:
-        folder = smollm2.fetch()
+        return smollm2.fetch()
     except RuntimeError as error:
         if str(error).startswith("could not download"):
             pytest.skip(str(error))
         raise
+
+
+@pytest.mark.smollm2
+def test_a_second_fetch_is_at_once(base):
     began = time.perf_counter()
-    assert smollm2.fetch() == folder
+    assert smollm2.fetch() == base
     assert time.perf_counter() - began < 1
-    model, tokenizer = load(folder)
-    ak.patch(model, ak.Modes.from_tokenizer(tokenizer, fast=FAST_WORD, slow=SLOW_WORD))
 
-    def mean_tokens(**gate):
-        got = answer(model, tokenizer, PROMPTS, max_new_tokens=CAP, **gate)
-        return sum(got.tokens) / len(got.tokens), got
 
-    slow_tokens, slow = mean_tokens(mode="slow", do_sample=False)
-    fast_tokens, fast = mean_tokens(mode="fast", do_sample=False)
-    assert all(text.startswith("Let") for text in slow.texts)
-    assert all(text.startswith("The") for text in fast.texts)
-    assert slow_tokens > fast_tokens + 8
-    swept = [mean_tokens(mode_bias=bias, seed=0, do_sample=True, top_k=1) for bias in (-3.0, -0.5, 3.0)]
-    tokens = [slow_tokens, *(mean for mean, _ in swept), fast_tokens]
-    assert tokens == sorted(tokens, reverse=True) and len(set(tokens[1:4])) == 3
-    shares = [(got.modes == 0).double().mean().item() for _, got in swept]
-    assert shares == sorted(shares) and shares[0] < 0.5 < shares[2]
+@pytest.mark.smollm2
+@pytest.mark.usefixtures("base")
+def test_the_shipped_adapters_think_by_the_question():
+    """40 unseen questions; the whole table is in benchmarks/results."""
+    tasks = spread_problems("words", 40, seed=21)
+    found = {}
+    for name in ar.ADAPTERS:
+        model, tokenizer = load(ar.adapter_path(name))
+        modes = ak.Modes.from_pretrained(ar.adapter_path(name))
+        ak.patch(model, modes)
+        found[name] = measure_modes(model, tokenizer, modes, tasks)
+    for outcomes in found.values():
+        fast, slow = outcomes.correct.mean(axis=0)
+        assert slow >= 0.75 and slow > fast + 0.2
+        assert outcomes.tokens[:, 0].mean() < 6 < outcomes.tokens[:, 1].mean()
+    easiest, *_, hardest = levels(found["smollm2-rl"])
+    assert easiest.p_fast > 0.5 > hardest.p_fast
+
+
+def test_shipped_adapters_are_small_and_say_what_they_are():
+    folders = [ar.adapter_path(name) for name in ar.ADAPTERS]
+    assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) <= 12_000_000
+    for folder in folders:
+        tensors = load_file(folder / "adapter_model.safetensors")
+        assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
+        card = (folder / "README.md").read_text("utf-8")
+        assert card.startswith(f"# {folder.name}\n") and "## Results" in card and "## Limits" in card
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import adapt_kernels as ak
 from adapt_recipes import checkpoint_path, problems
 from adapt_recipes.dial.thought import Tags, tag_openings, thought_tags
 from adapt_recipes.evaluation.generate import encode
-from adapt_recipes.models import default_length, load, load_modes, require_vocabulary
+from adapt_recipes.models import default_length, load, load_modes, model_folder, require_vocabulary
 from adapt_recipes.programs import load_program, thought_span
+from adapt_recipes.tasks import words
 
 DEFAULT = "rl"
 MAX_PROMPT_CHARACTERS = 20_000
@@ -132,11 +133,9 @@ def serve_default() -> Served:
 
 
 def serve_smollm2() -> Served:
-    """SmolLM2-135M-Instruct, fetched once, its first word taken as mode."""
-    from adapt_recipes.smollm2 import fetch
-    from adapt_recipes.smollm2_demo import FAST_WORD, PROMPTS, SLOW_WORD
-
-    return _served(fetch(), "SmolLM2-135M-Instruct", PROMPTS[:1] + PROMPTS[10:14], FAST_WORD, SLOW_WORD)
+    """SmolLM2-135M-Instruct with the shipped adapter that has learnt to choose."""
+    examples = [problems(1, level, seed=3, family=kind)[0].prompt for level, kind in enumerate(words.KINDS, start=1)]
+    return _served(model_folder("smollm2-rl"), "SmolLM2-135M-Instruct", examples, None, None)
 
 
 def serve_folder(folder: Path, fast: str | None = None, slow: str | None = None) -> Served:
