@@ -1,6 +1,7 @@
 """The model card of an adapter: everything it says comes from the run and from what was measured."""
 
 import csv
+import json
 import shutil
 
 import pytest
@@ -36,6 +37,17 @@ def test_card_says_data_settings_results_and_limits(run, measured, adapter_confi
     assert "| all | 1 | 40 | 0.750 | 0.900 | 9.500 | 0.875 |" in text and "0.250" not in text
     for kind in ("sums", "legs", "stories", "swaps"):
         assert f"\n- {kind}: " in text
+
+
+def test_a_training_in_stages_tells_them_all(run, measured, tmp_path):
+    second = shutil.copytree(run, tmp_path / "second")
+    state = json.loads((second / "training/state.json").read_text())
+    state["config"] |= {"start": str(run), "steps": 7}
+    (second / "training/state.json").write_text(json.dumps({**state, "step": 7}))
+    measured.write_text(measured.read_text().replace("other", "second"))
+    text = write_card(second, measured).read_text()
+    first, last = text.index("Stage 1 of 2: 5 steps"), text.index("Stage 2 of 2: 7 steps")
+    assert "- `start`: mine\n" in text[last:] and "- `start`: None\n" in text[first:last] and str(tmp_path) not in text
 
 
 def test_command_writes_it_beside_a_copy(run, measured, tmp_path):

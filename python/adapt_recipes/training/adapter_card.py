@@ -43,11 +43,9 @@ def write_card(run: Path, measured: Path, adapter: Path | None = None) -> Path:
         raise ValueError(f"{run} holds no finished training of an adapter (training/state.json, {CONFIG}, {WEIGHTS})")
     adapter = run if adapter is None else adapter
     rows = _rows(measured, adapter.name)
-    spent, step = state["spent"], state["step"]
     parts = [
         f"# {adapter.name}\n", _ABOUT.format(base=base_name(run)), "## Data\n", _DATA, *map(_example, words.KINDS), "",
-        "## Training\n", f"{step} steps, {spent['wall_s']:.0f} s wall time and {spent['cpu_s']:.0f} s CPU time.\n",
-        *(f"- `{name}`: {value}" for name, value in state["config"].items()), "",
+        "## Training\n", *_training(_stages(run)),
         "## Results\n", "Greedy answers of each forced mode, and the model's own share of fast answers.\n",
         _line(_HEADINGS), _line(["---"] * len(_HEADINGS)), *(_line(_cells(row)) for row in rows), "",
         "## Limits\n", _LIMITS,
@@ -55,6 +53,33 @@ def write_card(run: Path, measured: Path, adapter: Path | None = None) -> Path:
     path = adapter / "README.md"
     path.write_text("\n".join(parts), "utf-8")
     return path
+
+
+def _stages(run: Path) -> list[dict[str, Any]]:
+    """The states of this training and of those it went on from, the first one first."""
+    states, folder = [], run
+    while (state := read_state(folder)) is not None:
+        states.insert(0, state)
+        folder = Path(state["config"].get("start") or folder / "nothing")
+    return states
+
+
+def _training(states: Sequence[dict[str, Any]]) -> list[str]:
+    lines = []
+    for number, state in enumerate(states, start=1):
+        which = f"Stage {number} of {len(states)}: " if len(states) > 1 else ""
+        spent = state["spent"]
+        lines.append(
+            f"{which}{state['step']} steps, {spent['wall_s']:.0f} s wall time, {spent['cpu_s']:.0f} s CPU time.\n"
+        )
+        lines += [f"- `{name}`: {_shown(value)}" for name, value in state["config"].items()]
+        lines.append("")
+    return lines
+
+
+def _shown(value: Any) -> Any:
+    """Of a folder its name: where it lay says nothing."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _rows(measured: Path, model: str) -> list[dict[str, Any]]:
