@@ -17,10 +17,31 @@ from transformers import set_seed
 import adapt_kernels as ak
 from adapt_recipes.models import load
 from adapt_recipes.smollm2 import fetch
-from adapt_recipes.smollm2_demo import PROMPTS
 
 RESULTS = Path(__file__).resolve().parent / "results" / "smollm2_programs.json"
 THINK = ak.Span({"word": ["first"]}, {"word": ["answer"]})
+PROMPTS = (
+    "What is 7 + 5?",
+    "What is 12 + 9?",
+    "What is 15 - 6?",
+    "What is 8 times 4?",
+    "What is 36 divided by 6?",
+    "What is 25 + 17?",
+    "What is 50 - 23?",
+    "What is 9 times 7?",
+    "What is 14 + 28?",
+    "What is 100 - 45?",
+    "Tom has 3 apples and buys 4 more. How many apples does he have?",
+    "A box holds 6 pens. How many pens are in 5 boxes?",
+    "Anna had 20 dollars and spent 8. How much is left?",
+    "There are 4 rows of 7 chairs. How many chairs are there?",
+    "A train travels 60 miles in one hour. How far does it travel in 3 hours?",
+    "Ben reads 12 pages a day. How many pages does he read in 5 days?",
+    "There are 30 students in 5 equal groups. How many are in each group?",
+    "A pizza has 8 slices and 3 are eaten. How many slices remain?",
+    "A book costs 9 dollars. How much do 6 books cost?",
+    "Sara has 15 marbles and gives 7 away. How many marbles does she have?",
+)
 EXAMPLE = [
     {"role": "system", "content": "Think step by step, then give the answer."},
     {"role": "user", "content": "Lea has 5 pens. She buys 4 boxes of 3 pens. How many pens does she have?"},
