@@ -2,6 +2,7 @@
 
     make gpu                    # on a machine with an NVIDIA GPU; results in benchmarks/results/gpu_<device>.json
     make gpu ARGS=--dry-run     # every stage with tiny sizes on a CPU: proves this script, measures nothing
+    make gpu ARGS="--part checks"   # what is right, without figures; "--part figures": the rest, into the same file
 
 What is missing is named at the start, and the rest goes on. Results are written after every stage.
 """
@@ -30,7 +31,19 @@ NEEDED = {
     "pytest": "the test suite, and the cases that share code with the CPU's benchmarks",
 }
 PEERS = ("flashinfer-python", "liger-kernel", "flash-attn", "quack-kernels", "trl")
-TESTS = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--ignore-glob=*_triton.py", "-k", "triton or cuda"]
+# The suite's parts that run on a GPU: arguments of pytest, and seconds at most.
+TESTS = {
+    "tests of the ops": (["tests/ops", "--ignore-glob=*_triton.py", "-k", "triton or cuda"], 170),
+    "Triton cases": (
+        [
+            *("-p", "triton_on_gpu", "tests/ops/triton_mode_sample_cases.py", "tests/ops/triton_branch_cases.py"),
+            *("tests/ops/triton_segment_attention_cases.py", "tests/program/triton_steer_cases.py"),
+        ],
+        120,
+    ),
+    "generate as on the CPU": (["tests/hf/test_on_device.py"], 100),
+    "fuzzer": (["tests/hf/test_fuzz.py", "-k", "fixed_cases"], 100),
+}
 
 
 class Run:
@@ -45,6 +58,8 @@ class Run:
         kept = not options.watched and not (options.dry_run and options.out is None)
         self.path = self._path(options.out) if kept else None
         self.report = {"environment": environment(self.device), "stages": {}, "cases": {}}
+        if options.part != "all" and self.path is not None and self.path.exists():
+            self.report = json.loads(self.path.read_text("utf-8")) | {"environment": self.report["environment"]}
 
     def _path(self, folder) -> Path:
         import torch
@@ -127,7 +142,7 @@ def figures(run: Run) -> str:
 
     clock = Clock(run.device)
     speed = run.report["bytes_per_second"] = bandwidth(run.device, clock)
-    reserve, failures = run.device.pick(280, 0), []  # seconds for generate, tests and sanitizer
+    reserve, failures = run.device.pick(120, 0), []  # seconds for generate and the tests
     for name, peer, moved, make in cases(run.device):
         key = f"{name}-{peer}"
         if run.left < reserve:
@@ -161,15 +176,23 @@ def generate(run: Run) -> str:
     return f"{sum('seconds' in case for case in found.values())} of {len(found)} cases"
 
 
-def tests(run: Run) -> str:
-    """tests/ops with the tensors on the device; in a dry run only which of one file's tests those are."""
+def tests(name: str, run: Run) -> str:
+    """One part of the suite with the tensors on the device; in a dry run only which of one file's tests those are."""
     from gpu_device import NotRun
 
     if find_spec("pytest") is None:
         raise NotRun("pytest is not installed")
-    chosen = ["tests/ops", "-m", "not full"] if run.device.real else ["tests/ops/test_policy_loss.py", "--collect-only"]
-    workers = ["-n", "8"] if run.device.real and find_spec("xdist") else []
-    return _last_line(run, [sys.executable, *TESTS, *workers, *chosen], 170)
+    arguments, most = TESTS[name]
+    if not run.device.real:
+        # One file's: the others take seconds to collect, on one core.
+        arguments = [arguments[-1] if arguments[-1].endswith(".py") else "tests/ops/test_policy_loss.py"]
+        arguments.append("--collect-only")
+    workers = ["-n", "12"] if run.device.real and find_spec("xdist") else []
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not full", *workers, *arguments]
+    folders = [ROOT, ROOT / "python", ROOT / "tests/ops", os.environ.get("PYTHONPATH", "")]
+    return _last_line(
+        run, command, most, {"FUZZ_DEVICE": run.device.name, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    )
 
 
 def sanitizer(tool: str, run: Run) -> str:
@@ -185,12 +208,13 @@ def sanitizer(tool: str, run: Run) -> str:
     return _last_line(run, command, 70)
 
 
-def _last_line(run: Run, command, most: float) -> str:
+def _last_line(run: Run, command, most: float, variables=()) -> str:
     from gpu_device import NotRun
 
     seconds = min(most, run.left)
+    environment = {**os.environ, **dict(variables)}
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, env=environment)
     except subprocess.TimeoutExpired:
         raise NotRun(f"not finished after {seconds:.0f} s") from None
     output = done.stdout.strip() + "\n" + done.stderr.strip()
@@ -211,6 +235,7 @@ def main(arguments=None) -> int:
     parser.add_argument(
         "--watched", action="store_true", help="only the checks, with tiny sizes, for compute-sanitizer"
     )
+    parser.add_argument("--part", choices=["all", "checks", "figures"], default="all")
     parser.add_argument("--out", help="folder of the results (default: benchmarks/results)")
     parser.add_argument("--seconds", type=float, default=560, help="time for all of it (default: %(default)s)")
     options = parser.parse_args(arguments)
@@ -228,29 +253,32 @@ def main(arguments=None) -> int:
     run = Run(options)
     missing = [f"{name} (for {use})" for name, use in NEEDED.items() if _version(name) == "not installed"]
     print(f"missing: {', '.join(missing) or 'nothing'}; peers missing: " + _missing_peers())
-    stages(run, options.watched)
+    stages(run, options.watched, options.part)
     if run.path is not None:
         print(f"results: {run.path}")
     return 1 if run.failed else 0
 
 
-def stages(run: Run, watched: bool) -> None:
-    """All stages in order."""
+def stages(run: Run, watched: bool, part: str) -> None:
+    """All stages in order, or those of a part."""
     from functools import partial
 
     import gpu_checks
 
     run.stage("kernels", partial(kernels, run))
     for name, check in gpu_checks.CHECKS.items():
-        if not watched or name in gpu_checks.WATCHED:
+        if part != "figures" and (not watched or name in gpu_checks.WATCHED):
             run.stage(name, partial(check, run.device))
     if watched:
         return
-    run.stage("figures", partial(figures, run))
-    run.stage("generate", partial(generate, run))
-    run.stage("tests", partial(tests, run))
-    for tool in ("memcheck", "racecheck"):
-        run.stage(tool, partial(sanitizer, tool, run))
+    if part != "checks":
+        run.stage("figures", partial(figures, run))
+        run.stage("generate", partial(generate, run))
+    if part != "figures":
+        for name in TESTS:
+            run.stage(name, partial(tests, name, run))
+        for tool in ("memcheck", "racecheck"):
+            run.stage(tool, partial(sanitizer, tool, run))
 
 
 def _missing_peers() -> str:

@@ -50,6 +50,36 @@ def tokens_everywhere(device: Device) -> str:
     return f"{rows - differing} of {rows} tokens equal the CPU's; bits equal in every slot"
 
 
+def nuclei(device: Device) -> str:
+    """Flat and steep rows, where top-p keeps a handful to most of the vocabulary: the CPU's kept sets and tokens."""
+    shapes = {
+        "normal": lambda x: x,
+        "wide": lambda x: 3 * x,
+        "flat": lambda x: 0.1 * x,
+        "zipf": lambda x: -1.1 * torch.arange(1, x.shape[1] + 1).log().expand_as(x),
+        "steps": lambda x: (2 * x).round() / 2,
+    }
+    differing = drawn = 0
+    for vocab_size in device.pick((151936, 50257), (700,)):
+        for shape, make in shapes.items():
+            normal = torch.randn(device.pick(12, 2), vocab_size, generator=torch.Generator().manual_seed(vocab_size))
+            for dtype in device.pick((torch.bfloat16, torch.float16, torch.float32), (torch.bfloat16,)):
+                logits = make(normal).to(dtype)
+                rows = torch.arange(len(logits))
+                filters = {"top_p": torch.tensor([0.3, 0.6, 0.9, 0.95, 0.99, 0.999], dtype=torch.float64)[rows % 6]}
+                filters["temperature"] = torch.tensor([1.0, 0.7], dtype=torch.float64)[rows // 6]
+                cpu = ak.mode_sample(logits, seeds=rows, backend="native", **filters)
+                there = {name: value.to(device.name) for name, value in filters.items()}
+                found = ak.mode_sample(logits.to(device.name), seeds=rows.to(device.name), backend="triton", **there)
+                assert torch.equal(found.kept.cpu(), cpu.kept), (
+                    f"{shape}, {dtype}, V = {vocab_size}: keeps {found.kept.tolist()}, the CPU {cpu.kept.tolist()}"
+                )
+                differing += int((found.tokens.cpu() != cpu.tokens).sum())
+                drawn += len(rows)
+    assert differing <= 1, f"{differing} of {drawn} tokens differ between the CPU and the device"
+    return f"{drawn} rows keep what the CPU keeps; {drawn - differing} tokens are the CPU's"
+
+
 def credit_gradients(device: Device) -> str:
     """policy_loss and its gradient by the native kernel on the device, against the float64 reference on the CPU."""
     worst = {}
@@ -255,6 +285,7 @@ WATCHED = ("credit gradients", "segment attention", "tokens everywhere")
 CHECKS = {
     "random bits": random_bits,
     "tokens everywhere": tokens_everywhere,
+    "nuclei": nuclei,
     "credit gradients": credit_gradients,
     "segment attention": segment_attention_values,
     "nothing waits": nothing_waits,

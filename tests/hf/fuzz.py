@@ -1,6 +1,7 @@
 """Fuzzer: random `generate` calls on small random models of every architecture of the installed transformers.
 
     python tests/hf/fuzz.py --seconds 600 --seed 0 --architecture llama
+    FUZZ_DEVICE=cuda python -m pytest tests/hf/test_fuzz.py
 
 A patched model must give the unpatched one's tokens, or the same kind of error. Greedy calls may differ where two
 tokens tie up to rounding, which is counted; calls under rng="hf" and those of Hugging Face's own loops may not. Rows
@@ -26,10 +27,20 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import transformers
-from fuzz_calls import Outcome, arguments_of, call, conditions, forced_modes, model_of, start_of, with_modes_forced
+from fuzz_calls import (
+    Outcome,
+    arguments_of,
+    call,
+    conditions,
+    forced_modes,
+    model_again,
+    model_of,
+    start_of,
+    with_modes_forced,
+)
 from fuzz_cases import Case, draw_case
 from recorders import RowLengths
-from small_models import architectures, build
+from small_models import architectures
 from tiny_models import FAST, SLOW
 
 import adapt_kernels as ak
@@ -112,7 +123,7 @@ def _same_in_any_batch(model, case: Case, arguments: dict, one: dict, row: int) 
 
 def _repeatable(case: Case, arguments: dict) -> bool:
     """Whether an unpatched model gives the same tokens twice: some keep a state on their modules while training."""
-    model = build(case.architecture, case.weights, case.attention)
+    model = model_again(case)
     with conditions(model, case):
         first, second = (call(model, case, arguments, {}).outputs for _ in range(2))
     tokens = [[x if torch.is_tensor(x) else x.sequences for x in outputs] for outputs in (first, second)]

@@ -2,13 +2,14 @@
 
 import contextlib
 import copy
+import os
 from dataclasses import dataclass
 
 import torch
 from char_tokenizer import char_tokenizer
 from fuzz_cases import Case, prompts
 from recorders import RecordingStreamer, RowLengths
-from small_models import shared
+from small_models import build, shared
 from tiny_models import FAST, PAD, SLOW, VOCAB
 from transformers import DynamicCache, LogitsProcessor
 from transformers.generation.utils import ALL_CACHE_NAMES
@@ -16,12 +17,19 @@ from transformers.generation.utils import ALL_CACHE_NAMES
 from adapt_kernels.hf.kv.batch import cached_tokens
 
 CACHE = ALL_CACHE_NAMES[0]
+# Where models and inputs are; tensors the package makes by itself must follow them.
+DEVICE = torch.device(os.environ.get("FUZZ_DEVICE", "cpu"))
 _MODE_IDS = {"fast": FAST, "slow": SLOW}
 
 
 def model_of(case: Case):
     """Raises what transformers raises where it cannot build the model."""
-    return shared(case.architecture, case.attention, case.weights)
+    return shared(case.architecture, case.attention, case.weights).to(DEVICE)
+
+
+def model_again(case: Case):
+    """The same model, built anew."""
+    return build(case.architecture, case.weights, case.attention).to(DEVICE)
 
 
 @dataclass
@@ -121,13 +129,13 @@ def forced_modes(case: Case) -> list[str]:
 def with_modes_forced(model, case: Case, arguments: dict) -> dict:
     """The unpatched model's arguments that give what forced modes give."""
     first = torch.tensor([_MODE_IDS[mode] for mode in forced_modes(case)])
-    return {**arguments, "logits_processor": [ForcedFirst(start_of(model, case), first)]}
+    return {**arguments, "logits_processor": [ForcedFirst(start_of(model, case), first.to(DEVICE))]}
 
 
 def _inputs(model, case: Case) -> dict:
     if case.inputs == "none":
         return {"bos_token_id": 2}
-    inputs = prompts(case)
+    inputs = {name: tensor.to(DEVICE) for name, tensor in prompts(case).items()}
     if case.token_types:
         inputs["token_type_ids"] = inputs["input_ids"] % 2
     if case.inputs == "inputs_embeds":
@@ -176,7 +184,7 @@ def _fresh(model, case: Case, arguments: dict) -> dict:
     """What a call may change, made anew for each."""
     fresh = {}
     if case.draw == "assisted":
-        fresh["assistant_model"] = shared(case.architecture, case.attention, case.weights + 1)
+        fresh["assistant_model"] = shared(case.architecture, case.attention, case.weights + 1).to(DEVICE)
     if case.cache == "given":
         config = model.config.get_text_config(decoder=True)
         fresh[CACHE] = DynamicCache(config=config) if hasattr(config, "num_hidden_layers") else DynamicCache()  # blt
@@ -194,7 +202,7 @@ def _continuation(case: Case, arguments: dict, output) -> dict:
     """A second turn: the sequences, two more tokens and the returned cache."""
     rows = len(output.sequences)
     more = torch.randint(3, VOCAB, (rows, 2), generator=torch.Generator().manual_seed(case.seed + 1))
-    ids = torch.cat([output.sequences, more], 1)
+    ids = torch.cat([output.sequences, more.to(DEVICE)], 1)
     again = {**arguments, "num_return_sequences": 1, "input_ids": ids, "max_new_tokens": case.new}
     for name in ("stopping_criteria", "max_length", "attention_mask", "token_type_ids", "position_ids"):
         again.pop(name, None)
@@ -225,5 +233,5 @@ def _steer(module, args, output):
     hidden = output[0] if isinstance(output, tuple) else output
     if not torch.is_tensor(hidden) or hidden.ndim != 3:
         return output
-    steered = hidden + torch.arange(len(hidden)).view(-1, 1, 1) * 0.5
+    steered = hidden + torch.arange(len(hidden), device=hidden.device).view(-1, 1, 1) * 0.5
     return (steered, *output[1:]) if isinstance(output, tuple) else steered

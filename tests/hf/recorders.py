@@ -56,7 +56,7 @@ class RowLengths(StoppingCriteria):
         self._ends = torch.tensor(lengths) + prompt_length
 
     def __call__(self, input_ids, scores, **kwargs):
-        return input_ids.shape[1] >= self._ends
+        return input_ids.shape[1] >= self._ends.to(input_ids.device)
 
 
 class RaisingProcessor(LogitsProcessor):

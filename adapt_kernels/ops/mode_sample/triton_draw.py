@@ -17,13 +17,15 @@ from adapt_kernels.ops.mode_sample.triton_gate import (
     TEMPERATURE,
     TOP_K,
     TOP_P,
+    RowLogits,
     gated,
     load_logits,
     model_mode_probs,
     open_row,
+    row_edits,
     row_float,
     row_integer,
-    row_logits,
+    row_start,
     tempered,
     with_exact_probability,
     with_listed,
@@ -91,9 +93,10 @@ def draw(
 ):  # fmt: skip
     """Thresholds, group draw, token draw and log-probs of one row."""
     row = tl.program_id(0).to(tl.int64)
-    source = row_logits(
-        row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
-        token_classes, num_classed, class_scale, class_bias, num_classes,
+    source = RowLogits(
+        row_start(row, logits, batch_stride, row_stride, rows_per_batch), vocab_size, 0,
+        token_classes, num_classed,
+        row_edits(class_scale, row, num_classes), row_edits(class_bias, row, num_classes),
     )  # fmt: skip
     listed_y += row * MODE_SLOTS
     t = row_float(temperature_rows, temperature, row, shared, TEMPERATURE)

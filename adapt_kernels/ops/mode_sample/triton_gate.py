@@ -25,14 +25,15 @@ FORCED = tl.constexpr(8)
 
 
 class RowLogits(NamedTuple):
-    """A row's logits, and what its token classes do to them."""
+    """A row's logits, and what its token classes do to them. Made in place: no function of Triton 3.6 returns None."""
 
-    start: tl.tensor  # pointer to the first
+    start: tl.tensor  # pointer to the first logit
     vocab_size: tl.tensor
+    skipped: tl.tensor  # ids before the first
     classes: tl.tensor | None  # uint8 per id; None = no edits
-    num_classed: tl.tensor | None  # ids beyond are of class 0
-    scale: tl.tensor | None  # float32 per class of this row
-    bias: tl.tensor | None
+    num_classed: tl.tensor  # ids beyond are of class 0
+    scale: tl.tensor  # float32 per class of this row, where there are classes
+    bias: tl.tensor
 
 
 @triton.jit
@@ -54,30 +55,21 @@ def row_float(per_row, value, row, shared, bit: tl.constexpr):
 
 
 @triton.jit
-def row_logits(
-    row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
-    token_classes, num_classed, class_scale, class_bias, num_classes,
-):  # fmt: skip
-    """A row of [B, T, V]; rows_per_batch None: all rows lie at one stride."""
+def row_start(row, logits, batch_stride, row_stride, rows_per_batch):
+    """Pointer to a row of [B, T, V]; rows_per_batch None: all rows lie at one stride."""
     if rows_per_batch is None:
-        start = logits + row * row_stride
+        return logits + row * row_stride
     else:
-        start = logits + (row // rows_per_batch) * batch_stride + (row % rows_per_batch) * row_stride
-    if token_classes is None:
-        return RowLogits(start, vocab_size, None, None, None, None)
-    else:
-        own = row * num_classes
-        return RowLogits(start, vocab_size, token_classes, num_classed, class_scale + own, class_bias + own)
+        return logits + (row // rows_per_batch) * batch_stride + (row % rows_per_batch) * row_stride
 
 
 @triton.jit
-def row_from(source, first, left):
-    """A row from column `first` on, `left` logits of it; one per element of both."""
-    if source.classes is None:
-        return RowLogits(source.start + first, left, None, None, None, None)
+def row_edits(per_class, row, num_classes):
+    """A row's part of class_scale or class_bias; where there is none, nothing that is read."""
+    if per_class is None:
+        return row
     else:
-        classed = source.num_classed - first
-        return RowLogits(source.start + first, left, source.classes + first, classed, source.scale, source.bias)
+        return per_class + row * num_classes
 
 
 @triton.jit
@@ -91,7 +83,8 @@ def read_logits(source, columns, mask):
     """float32 logits after edits, NaN included; anything outside the mask."""
     x = tl.load(source.start + columns, mask=mask).to(tl.float32)
     if source.classes is not None:
-        kind = tl.load(source.classes + columns, mask=mask & (columns < source.num_classed), other=0).to(tl.int32)
+        ids = source.skipped + columns
+        kind = tl.load(source.classes + ids, mask=mask & (ids < source.num_classed), other=0).to(tl.int32)
         gone = (x == NEG_INF) | (tl.load(source.bias + kind) == NEG_INF)
         x = tl.where(gone, NEG_INF, by_class(x, kind, source))
     return x

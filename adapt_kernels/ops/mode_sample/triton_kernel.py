@@ -237,7 +237,7 @@ def _draw_options(rows: Rows, filters: bool, config: Config) -> dict[str, int]:
 
 
 def _class_edits(rows: Rows) -> tuple:
-    """What `row_logits` needs to edit logits by class, on rows of which no row does."""
+    """What `RowLogits` needs to edit logits by class, on rows of which no row does."""
     if rows.token_classes is None or rows.class_scale is None or rows.class_bias is None:
         return None, 0, None, None, 0
     classes, scale, bias = (x.contiguous() for x in (rows.token_classes, rows.class_scale, rows.class_bias))

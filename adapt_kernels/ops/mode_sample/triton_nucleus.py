@@ -17,14 +17,16 @@ from adapt_kernels.ops.mode_sample.triton_gate import (
     TEMPERATURE,
     TOP_K,
     TOP_P,
+    RowLogits,
     fast_scale,
     fast_weights,
     load_logits,
     open_row,
+    row_edits,
     row_float,
     row_integer,
-    row_logits,
     row_scale,
+    row_start,
     with_listed_mass,
 )
 from adapt_kernels.ops.mode_sample.triton_read import LARGEST_SHIFT, mass_of
@@ -78,9 +80,10 @@ def bracket(
 ):  # fmt: skip
     """One program per row: is its nucleus large, and if so, roughly where does it end?"""
     row = tl.program_id(0).to(tl.int64)
-    source = row_logits(
-        row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
-        token_classes, num_classed, class_scale, class_bias, num_classes,
+    source = RowLogits(
+        row_start(row, logits, batch_stride, row_stride, rows_per_batch), vocab_size, 0,
+        token_classes, num_classed,
+        row_edits(class_scale, row, num_classes), row_edits(class_bias, row, num_classes),
     )  # fmt: skip
     t = row_float(temperature_rows, temperature, row, shared, TEMPERATURE)
     k = row_integer(top_k_rows, top_k, row, shared, TOP_K)
@@ -229,9 +232,10 @@ def weigh_bracket(
     low = tl.load(state + row * STATE)
     if low < INF:
         high = tl.load(state + row * STATE + 1)
-        source = row_logits(
-            row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
-            token_classes, num_classed, class_scale, class_bias, num_classes,
+        source = RowLogits(
+            row_start(row, logits, batch_stride, row_stride, rows_per_batch), vocab_size, 0,
+            token_classes, num_classed,
+            row_edits(class_scale, row, num_classes), row_edits(class_bias, row, num_classes),
         )  # fmt: skip
         whole_groups = vocab_size // GROUP
         base = tl.minimum(tl.program_id(1) * GROUPS, whole_groups - GROUPS)

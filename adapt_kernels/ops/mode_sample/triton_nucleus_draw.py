@@ -6,10 +6,10 @@ import triton.language as tl
 from adapt_kernels.ops.mode_sample.triton_gate import (
     GROUP,
     NEG_INF,
+    RowLogits,
     gated,
     load_logits,
     read_logits,
-    row_from,
     tempered,
 )
 from adapt_kernels.ops.mode_sample.triton_nucleus import BLOCK_UNIT, BLOCKS, mass_level
@@ -53,7 +53,10 @@ def list_candidates(
         slot = tl.max_contiguous(first + tl.arange(0, LISTED), 1)
         block = tl.load(block_list + slot, mask=slot < number, other=0)
         start = (block >> 4) * GROUP + (block & 15) * (2 if WORDS else 1)
-        rest = row_from(source, start, tl.where(slot < number, source.vocab_size - start, 0))
+        left = tl.where(slot < number, source.vocab_size - start, 0)
+        rest = RowLogits(
+            source.start + start, left, start, source.classes, source.num_classed, source.scale, source.bias
+        )
         # Its bits: which of the eight are inside; above them, how many.
         taken = tl.zeros([LISTED], tl.int32)
         for each in tl.static_range(8):

@@ -17,11 +17,13 @@ from adapt_kernels.ops.mode_sample.triton_gate import (
     LOG2_E,
     NAN_UNIT,
     NEG_INF,
+    RowLogits,
     fast_weights,
     load_logits,
+    row_edits,
     row_integer,
-    row_logits,
     row_scale,
+    row_start,
 )
 from adapt_kernels.ops.mode_sample.triton_words import columns_of, halves, load_columns, load_words
 
@@ -145,9 +147,10 @@ def group_statistics(
     whole_groups = vocab_size // GROUP
     base = tl.minimum(tl.program_id(1) * GROUPS, whole_groups - GROUPS)
     group = base + index
-    source = row_logits(
-        row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
-        token_classes, num_classed, class_scale, class_bias, num_classes,
+    source = RowLogits(
+        row_start(row, logits, batch_stride, row_stride, rows_per_batch), vocab_size, 0,
+        token_classes, num_classed,
+        row_edits(class_scale, row, num_classes), row_edits(class_bias, row, num_classes),
     )  # fmt: skip
     HALF: tl.constexpr = logits.dtype.element_ty == tl.float16
     if PACKED:
@@ -241,9 +244,10 @@ def short_row_statistics(
 ):  # fmt: skip
     """`group_statistics` of rows of less than a group, one per program."""
     row = tl.program_id(0).to(tl.int64)
-    source = row_logits(
-        row, logits, batch_stride, row_stride, rows_per_batch, vocab_size,
-        token_classes, num_classed, class_scale, class_bias, num_classes,
+    source = RowLogits(
+        row_start(row, logits, batch_stride, row_stride, rows_per_batch), vocab_size, 0,
+        token_classes, num_classed,
+        row_edits(class_scale, row, num_classes), row_edits(class_bias, row, num_classes),
     )  # fmt: skip
     all_equal = False
     if (OTHER >= 0) & (bias is not None):
