@@ -54,10 +54,11 @@ def row_tensor(name: str, value, leading: torch.Size, device: torch.device, dtyp
     """A number or a tensor of shape `leading` (or [B] for [B, T]) as a contiguous [N] tensor of `dtype`."""
     if isinstance(value, (int, float)):
         return torch.full((leading.numel(),), value, dtype=dtype, device=device)
+    if torch.is_tensor(value):
+        _same_device(name, value, device)
     value = as_tensor(name, value)
     if value.is_complex():
         raise TypeError(f"{name} must hold real numbers; got {value.dtype}")
-    _same_device(name, value, device)
     value = value.detach().to(device=device, dtype=dtype)
     return checked_rows(name, value, leading).contiguous()
 
@@ -67,7 +68,7 @@ def mask_rows(mask, leading: torch.Size, device: torch.device) -> torch.Tensor |
     if mask is None:
         return None
     if not torch.is_tensor(mask):
-        mask = torch.as_tensor(mask)
+        mask = torch.as_tensor(mask, device=device)
     if mask.dtype != torch.bool:
         require("mask", mask, (mask == 0) | (mask == 1), "boolean, or 0 and 1")
         mask = mask != 0

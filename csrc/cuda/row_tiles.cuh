@@ -1,6 +1,8 @@
 // A row in tiles of 1024 columns, one warp each. Which thread sums which columns, and in which order sums are merged,
 // depends on the column numbers alone: not on alignment, on the blocks a row is spread over, or on the kernel.
 #pragma once
+#include <type_traits>
+
 #include "softmax_row.cuh"
 
 namespace adapt {
@@ -194,7 +196,7 @@ struct FusedSlopes {
   __device__ float of(float x) const {
     const float a = fmaf(x, scale2, -shift), power = power_of_two(a);
     // The bound keeps -inf from being multiplied by nothing.
-    return power * (kTilted ? fmaf(tilt, fmaxf(a, -1e30f), level) : level);
+    return power * (kTilted ? fmaf(tilt, fmaxf(a, kVanishing), level) : level);
   }
 };
 
@@ -202,16 +204,21 @@ struct FusedSlopes {
 template <typename T, bool kTilted>
 __device__ inline void write_fused(const T* from, T* to, const FusedSlopes& g) {
   constexpr int kSize = Pack<T>::kSize;
-  LanePacks<T> mine;
+  // More would cost the registers of a fourth block; of __half on sm_100, spill.
+  constexpr int kAtOnce = std::is_same<T, __half>::value ? 2 : 4;
+#pragma unroll 1
+  for (int first = 0; first < LanePacks<T>::kPacks; first += kAtOnce, from += kAtOnce * kWarp * kSize,
+           to += kAtOnce * kWarp * kSize) {
+    uint4 mine[kAtOnce];
 #pragma unroll
-  for (int j = 0; j < LanePacks<T>::kPacks; ++j)
-    mine.pack[j] = *reinterpret_cast<const uint4*>(from + j * (kWarp * kSize));
+    for (int j = 0; j < kAtOnce; ++j) mine[j] = *reinterpret_cast<const uint4*>(from + j * (kWarp * kSize));
 #pragma unroll
-  for (int j = 0; j < LanePacks<T>::kPacks; ++j) {
-    float slopes[kSize];
+    for (int j = 0; j < kAtOnce; ++j) {
+      float slopes[kSize];
 #pragma unroll
-    for (int k = 0; k < kSize; ++k) slopes[k] = g.template of<kTilted>(mine[j * kSize + k]);
-    store_floats(slopes, to + j * (kWarp * kSize));
+      for (int k = 0; k < kSize; ++k) slopes[k] = g.template of<kTilted>(column_of(mine[j], k, (T*)nullptr));
+      store_floats(slopes, to + j * (kWarp * kSize));
+    }
   }
 }
 

@@ -10,6 +10,8 @@ constexpr int kWarp = 32;
 constexpr float kVanishing = -126.0f;
 // Where |max log2(e) / T| stays below it, rounding that product moves a power by a factor of 2 at most.
 constexpr float kLargestShift = 16777216.0f;
+// What a slope may be, so that times kVanishing it is a number: nothing times infinity would be NaN.
+constexpr float kLargestSlope = 1e36f;
 constexpr double kLn2 = 0.69314718055994530942;
 
 __device__ inline float to_float(float x) { return x; }
@@ -186,7 +188,8 @@ __device__ inline GradientRow gradient_row(const TokenLogit& token, const RowSta
   g.level = float((entropy_slope * (s.moment / s.mass) - logprob_slope) * unit);
   g.tilt = float(-entropy_slope * kLn2 * unit);
   g.vanished = g.level != g.level ? g.level : 0.0f;
-  g.fused = g.any && fabsf(g.max * g.scale2) < kLargestShift && fabsf(g.level) < INFINITY && fabsf(g.tilt) < INFINITY;
+  g.fused = g.any && fabsf(g.max * g.scale2) < kLargestShift && fabsf(g.level) < kLargestSlope &&
+            fabsf(g.tilt) < kLargestSlope;
   g.at_token = 0;
   if (token.inside) {
     const double y = (token.value - s.max) / temperature, logprob = y - log_mass(s), p = exp(logprob);

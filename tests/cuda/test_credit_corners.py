@@ -10,6 +10,7 @@ from credit_on_host import problem, tolerance
 import adapt_kernels as ak
 
 INF, NAN = math.inf, math.nan
+F64 = torch.float64
 KB = 1 << 10
 # Shared memory of a block and of a multiprocessor, clusters or not; then blocks per row and whether the row is staged.
 DEVICES = {
@@ -162,3 +163,18 @@ def test_masked_rows_are_never_read_and_two_runs_are_equal(credit):
         for other in group[1:]:
             assert all(torch.equal(a, b) for a, b in zip(group[0], other, strict=True))
     assert not outs[0][-1][~mask].any() and (outs[0][3][~mask] == 1).all()
+
+
+@pytest.mark.parametrize("slope", [1.0, 1e30, 3e38])
+def test_steep_entropies_of_rows_with_minus_infinity(credit, slope):
+    """In a whole tile and in the cut one after it, aligned and not."""
+    logits = torch.randn(2, 4301, generator=torch.Generator().manual_seed(12))
+    logits[:, 100:200], logits[:, 200:300], logits[:, 4200:4250] = -150.0, -INF, -INF
+    ids, gone = torch.tensor([3, 4]), logits == -INF
+    _, _, statistics = credit.token_logprobs(logits, ids)
+    found = credit.logit_gradient(logits, ids, statistics, torch.ones(2, dtype=F64), torch.full((2,), slope, dtype=F64))
+    assert not found[gone].any() and not found.isnan().any()
+    wanted = logits.clone().requires_grad_()
+    logprobs, entropy = ak.token_logprobs(wanted, ids, entropy=True, backend="reference")
+    (logprobs + slope * entropy).sum().backward()
+    torch.testing.assert_close(found, wanted.grad, rtol=2e-4, atol=1e-6 * slope)

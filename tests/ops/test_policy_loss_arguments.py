@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import adapt_kernels as ak
+from adapt_kernels.ops.token_rows import mask_rows, row_tensor
 
 INF, NAN = math.inf, math.nan
 
@@ -43,3 +44,11 @@ def test_bad_input(change, error, text):
     base = {"logits": torch.zeros(3, 4), "ids": torch.zeros(3).long(), "old_logprobs": 0.0, "advantages": 1.0}
     with pytest.raises(error, match=text):
         ak.policy_loss(**{**base, **change})
+
+
+def test_lists_go_to_the_device_of_the_logits():
+    there = torch.device("meta")
+    assert row_tensor("advantages", [1.0, 2.0], torch.Size([2]), there, torch.float64).device == there
+    assert mask_rows([True, False], torch.Size([2]), there).device == there
+    with pytest.raises(ValueError, match="advantages must be on the device of logits, meta; got cpu"):
+        row_tensor("advantages", torch.ones(2), torch.Size([2]), there, torch.float64)
