@@ -142,7 +142,7 @@ def figures(run: Run) -> str:
 
     clock = Clock(run.device)
     speed = run.report["bytes_per_second"] = bandwidth(run.device, clock)
-    reserve, failures = run.device.pick(120, 0), []  # seconds for generate and the tests
+    reserve, failures = run.device.pick(100, 0), []  # seconds for generate and the tests
     for name, peer, moved, make in cases(run.device):
         key = f"{name}-{peer}"
         if run.left < reserve:

@@ -25,15 +25,15 @@ def cases(device: Device) -> Iterator[tuple]:
     """All of them, the most telling first."""
     yield from policy_loss(device)
     yield from token_logprobs(device)
-    yield from mode_sample(device)
     yield from attention(device)
     yield from linear_policy_loss(device)
+    yield from mode_sample(device)
 
 
 def mode_sample(device: Device) -> Iterator[tuple]:
     """Bfloat16 rows by number, filters and kind; one read of the rows is the floor."""
     vocab_size = device.pick(151936, 700)
-    for rows in device.pick((1, 8, 64, 512), (2,)):
+    for rows in device.pick((8, 512, 64, 1), (2,)):
         for kind in ("randn", "peaked"):
             for name, filters in FILTERS.items():
                 logits = partial(_logits, kind, rows, vocab_size, device)

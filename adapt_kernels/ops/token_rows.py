@@ -41,24 +41,35 @@ def token_rows(logits, ids, mask, temperature, vocab_size=None) -> TokenRows:
     if isinstance(temperature, Real):
         temperature = float(temperature)
     else:
-        rows, temperature = row_tensor("temperature", temperature, leading, logits.device, torch.float64), 1.0
-    positive = 0 < temperature < float("inf") if rows is None else (rows > 0) & (rows < float("inf"))
-    require("temperature", temperature if rows is None else rows, positive, "above 0 and finite")
+        rows = row_tensor("temperature", temperature, leading, logits.device, torch.float64, _check_temperature)
+        temperature = 1.0
+    _check_temperature(temperature)
     inside = (ids >= 0) & (ids < vocab_size)
     wanted = f"in [0, {vocab_size}) where the mask is true"
     require("ids", ids, inside if mask is None else inside | ~mask, wanted)
     return TokenRows(logits if logits.ndim == 3 else logits.unsqueeze(1), ids, mask, temperature, rows)
 
 
-def row_tensor(name: str, value, leading: torch.Size, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """A number or a tensor of shape `leading` (or [B] for [B, T]) as a contiguous [N] tensor of `dtype`."""
+def _check_temperature(value) -> None:
+    require("temperature", value, (value > 0) & (value < float("inf")), "above 0 and finite")
+
+
+def row_tensor(
+    name: str, value, leading: torch.Size, device: torch.device, dtype: torch.dtype, check=lambda value: None
+) -> torch.Tensor:
+    """A number or a tensor of shape `leading` (or [B] for [B, T]) as a contiguous [N] tensor of `dtype`.
+
+    check: of the value before it goes to the device, where the host cannot see it.
+    """
     if isinstance(value, (int, float)):
+        check(value)
         return torch.full((leading.numel(),), value, dtype=dtype, device=device)
     if torch.is_tensor(value):
         _same_device(name, value, device)
     value = as_tensor(name, value)
     if value.is_complex():
         raise TypeError(f"{name} must hold real numbers; got {value.dtype}")
+    check(value)
     value = value.detach().to(device=device, dtype=dtype)
     return checked_rows(name, value, leading).contiguous()
 
@@ -67,14 +78,14 @@ def mask_rows(mask, leading: torch.Size, device: torch.device) -> torch.Tensor |
     """`mask` as [N] bool."""
     if mask is None:
         return None
-    if not torch.is_tensor(mask):
-        mask = torch.as_tensor(mask, device=device)
+    if torch.is_tensor(mask):
+        _same_device("mask", mask, device)
+    mask = torch.as_tensor(mask)
     if mask.dtype != torch.bool:
         require("mask", mask, (mask == 0) | (mask == 1), "boolean, or 0 and 1")
         mask = mask != 0
     if mask.shape != leading:
         raise ValueError(f"mask must have the shape {tuple(leading)} of the rows; got {tuple(mask.shape)}")
-    _same_device("mask", mask, device)
     return mask.to(device).reshape(-1).contiguous()
 
 

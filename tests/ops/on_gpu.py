@@ -6,11 +6,23 @@ import torch
 CUDA = "cuda"
 
 
+def placed(tensor: torch.Tensor, device) -> torch.Tensor:
+    """A copy on the device with the tensor's strides, and its offset in a storage, so that alignment is kept.
+
+    A tensor that wants a gradient gets one through the copy, which may then be contiguous.
+    """
+    if tensor.device == torch.device(device) or tensor.requires_grad or torch.device(device).type == "meta":
+        return tensor.to(device)
+    storage = tensor.untyped_storage().to(device=torch.device(device))
+    there = torch.empty(0, dtype=tensor.dtype, device=device)
+    return there.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
 def moved(op, name, backend, device="cuda"):
     """`op`, except that a call with backend=`name` runs by `backend` with every tensor on `device`."""
 
     def there(value):
-        return value.to(device) if torch.is_tensor(value) else value
+        return placed(value, device) if torch.is_tensor(value) else value
 
     def back(value):
         return value.cpu() if torch.is_tensor(value) else value

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import adapt_kernels as ak
+from adapt_kernels.ops.mode_sample.arguments import check_values, prepare
 
 LOGITS = torch.zeros(4, 9)
 MODES = ak.Modes(fast=5, slow=6)
@@ -100,6 +101,17 @@ def test_bad_input_is_named(sample, name):
     arguments, error, text = BAD[name]
     with pytest.raises(error, match=f"(?s){text}"):
         sample(**{"logits": LOGITS, **arguments})
+
+
+@pytest.mark.parametrize("name", [name for name in BAD if "logits" not in BAD[name][0]])
+def test_bad_values_on_the_host_are_named_whatever_the_device_of_the_logits(name):
+    """Once they are on the device, nothing may look at them."""
+    arguments, error, text = BAD[name]
+    defaults = {"modes": None, "mode_bias": None, "seeds": None, "only_modes": True}
+    defaults |= {"at_mode": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "step": 0}
+    defaults |= {"fast_prob": NAN, "forced_tokens": -1}
+    with pytest.raises(error, match=f"(?s){text}"):
+        check_values(prepare(logits=LOGITS.to("meta"), **(defaults | arguments)))
 
 
 def test_no_error_comes_after_a_seed_was_drawn(sample):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import adapt_kernels as ak
-from adapt_kernels.ops.token_rows import mask_rows, row_tensor
+from adapt_kernels.ops.token_rows import mask_rows, row_tensor, token_rows
 
 INF, NAN = math.inf, math.nan
 
@@ -50,5 +50,9 @@ def test_lists_go_to_the_device_of_the_logits():
     there = torch.device("meta")
     assert row_tensor("advantages", [1.0, 2.0], torch.Size([2]), there, torch.float64).device == there
     assert mask_rows([True, False], torch.Size([2]), there).device == there
+    with pytest.raises(ValueError, match=r"temperature must be above 0 and finite; got -1"):
+        token_rows(torch.zeros(2, 9, device=there), torch.zeros(2, dtype=torch.int64, device=there), None, [1.0, -1.0])
+    with pytest.raises(ValueError, match="mask must be boolean, or 0 and 1; got 3"):
+        mask_rows([1, 3], torch.Size([2]), there)
     with pytest.raises(ValueError, match="advantages must be on the device of logits, meta; got cpu"):
         row_tensor("advantages", torch.ones(2), torch.Size([2]), there, torch.float64)

@@ -8,6 +8,7 @@ from functools import partial, wraps
 from importlib import import_module
 
 import torch
+from on_gpu import placed
 
 _ENTRIES = {
     "branch": ("branch",),
@@ -15,15 +16,6 @@ _ENTRIES = {
     "segment_attention": ("segment_attention",),
     "steer": ("advance", "probe", "decide", "settle"),
 }
-
-
-def placed(tensor: torch.Tensor, device) -> torch.Tensor:
-    """A copy on the device with the tensor's strides, and its offset in a storage, so that alignment is kept."""
-    if tensor.device == torch.device(device):
-        return tensor
-    storage = tensor.untyped_storage().to(device=torch.device(device))
-    there = torch.empty(0, dtype=tensor.dtype, device=device)
-    return there.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def everywhere(value, move):

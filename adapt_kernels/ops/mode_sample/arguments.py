@@ -99,6 +99,14 @@ class RowTensors(NamedTuple):
         )
 
 
+# What each may be, for a number or a tensor, and in words.
+_RANGES = {
+    "mode_bias": (lambda x: x == x, "a number, not NaN"),
+    "temperature": (lambda x: x >= 0, "a number >= 0 (0 = greedy)"),
+    "top_p": (lambda x: (x >= 0) & (x <= 1), "in [0, 1]"),
+    "min_p": (lambda x: (x >= 0) & (x <= 1), "in [0, 1]"),
+    "fast_prob": (lambda x: ((x > 0) & (x < 1)) | (x != x), "inside (0, 1)"),
+}
 ClassEdits = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 _NEEDS_MODES = "at_mode, mode_bias and fast_prob need modes=; got modes=None"
 
@@ -115,7 +123,7 @@ def prepare(
     row = _RowArgument(logits)
     values = {name: row(name, value, ROW_ARGUMENTS[name]) for name, value in row_arguments.items()}
     has_fast_prob = torch.is_tensor(values["fast_prob"]) or values["fast_prob"] == values["fast_prob"]
-    if not mode_ids and (mode_bias is not None or has_fast_prob or values["at_mode"] is True):
+    if not mode_ids and (mode_bias is not None or has_fast_prob or values["at_mode"] is True or row.some_at_mode):
         raise ValueError(_NEEDS_MODES)
     if mode_bias is not None and has_fast_prob:
         raise ValueError("mode_bias and fast_prob both set P(mode): give one of them")
@@ -137,18 +145,42 @@ class _RowArgument:
 
     def __init__(self, logits: torch.Tensor):
         self.leading, self.device = logits.shape[:-1], logits.device
-        self.count = self.leading.numel()
+        self.count, self._vocab_size = self.leading.numel(), logits.shape[-1]
+        self.some_at_mode = False  # as far as the host can see
 
     def __call__(self, name: str, value, dtype: torch.dtype):
         # The exact types first: isinstance of an abstract class costs ten times as much, on every decode step.
         if type(value) in _NUMBERS or isinstance(value, Real):
             return _number(name, value, dtype)
         tensor = _as_tensor(name, value, dtype)
+        self.check_before_moving(name, tensor)
         if tensor.ndim == 0:
             if tensor.device.type == "cpu" and not torch.compiler.is_compiling():
                 return tensor.to(dtype).item()
             return tensor.to(self.device).expand(self.count)
         return checked_rows(name, tensor.to(self.device), self.leading)
+
+    def check_before_moving(self, name: str, values: torch.Tensor) -> None:
+        """What the host can see no longer once `values` are on the device of the logits."""
+        if values.device.type != "cpu" or self.device.type == "cpu" or torch.compiler.is_compiling():
+            return
+        if name == "at_mode":
+            _check_booleans(values)
+            self.some_at_mode = bool(values.any())
+        _check_range(name, values, self._vocab_size)
+
+
+def _check_booleans(at_mode: torch.Tensor) -> None:
+    if at_mode.dtype != torch.bool and not ((at_mode == 0) | (at_mode == 1)).all():
+        raise TypeError(f"at_mode must be boolean; got {at_mode}")
+
+
+def _check_range(name: str, value, vocab_size: int) -> None:
+    if name == "forced_tokens":
+        require(name, value, value < vocab_size, f"below the vocabulary of {vocab_size}")
+    elif (bounds := _RANGES.get(name.partition("[")[0])) is not None:
+        allowed, wanted = bounds
+        require(name, value, allowed(value), wanted)
 
 
 def _number(name: str, value, dtype: torch.dtype):
@@ -189,14 +221,22 @@ def _check_bias(row: _RowArgument, mode_bias, modes, num_modes: int) -> torch.Te
         if not isinstance(modes, Modes):
             raise TypeError("mode_bias by name needs modes=Modes(...); got a plain sequence of ids")
         for name, value in mode_bias.items():
-            bias[:, modes.index(name)] = row(f"mode_bias[{name!r}]", value, torch.float64)
+            bias[:, modes.index(name)] = _bias_of_rows(row, f"mode_bias[{name!r}]", value)
     else:
         value = mode_bias if isinstance(mode_bias, Real) else _as_tensor("mode_bias", mode_bias, torch.float64)
         if torch.is_tensor(value) and value.ndim > 0 and value.shape == (*row.leading, num_modes):
+            row.check_before_moving("mode_bias", value)
             bias[:] = value.to(row.device).reshape(-1, num_modes)
         else:
-            bias[:, 0] = row("mode_bias", value, torch.float64)
+            bias[:, 0] = _bias_of_rows(row, "mode_bias", value)
     return bias
+
+
+def _bias_of_rows(row: _RowArgument, name: str, value):
+    value = row(name, value, torch.float64)
+    if not torch.is_tensor(value):
+        _check_range(name, value, 0)
+    return value
 
 
 def _check_seeds(row: _RowArgument, seeds):
@@ -216,18 +256,15 @@ def check_values(rows: Rows) -> Rows:
     """
     at_mode, vocab_size = rows.at_mode, rows.logits.shape[-1]
     if torch.is_tensor(at_mode):
-        if at_mode.dtype != torch.bool and at_mode.device.type == "cpu" and not ((at_mode == 0) | (at_mode == 1)).all():
-            raise TypeError(f"at_mode must be boolean; got {at_mode}")
+        on_host = at_mode.device.type == "cpu"
+        if on_host:
+            _check_booleans(at_mode)
         at_mode = at_mode.bool()
-        if not rows.mode_ids and at_mode.device.type == "cpu" and at_mode.any():
+        if not rows.mode_ids and on_host and at_mode.any():
             raise ValueError(_NEEDS_MODES)
     if rows.bias is not None:
-        require("mode_bias", rows.bias, ~rows.bias.isnan(), "a number, not NaN")
+        _check_range("mode_bias", rows.bias, vocab_size)
     check_classes(rows.token_classes, rows.class_bias)
-    require("temperature", rows.temperature, rows.temperature >= 0, "a number >= 0 (0 = greedy)")
-    require("top_p", rows.top_p, (rows.top_p >= 0) & (rows.top_p <= 1), "in [0, 1]")
-    require("min_p", rows.min_p, (rows.min_p >= 0) & (rows.min_p <= 1), "in [0, 1]")
-    p, forced = rows.fast_prob, rows.forced_tokens
-    require("fast_prob", p, ((p > 0) & (p < 1)) | (p != p), "inside (0, 1)")
-    require("forced_tokens", forced, forced < vocab_size, f"below the vocabulary of {vocab_size}")
+    for name in ("temperature", "top_p", "min_p", "fast_prob", "forced_tokens"):
+        _check_range(name, getattr(rows, name), vocab_size)
     return rows._replace(at_mode=at_mode, seeds=fresh_seed() if rows.seeds is None else rows.seeds)

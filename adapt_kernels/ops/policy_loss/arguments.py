@@ -75,10 +75,12 @@ def _kinds(kinds, leading, device) -> torch.Tensor | None:
         return None
     if torch.is_tensor(kinds) and (kinds.is_floating_point() or kinds.dtype == torch.bool):
         raise TypeError(f"kinds must hold integers; got {kinds.dtype}")
-    kinds = row_tensor("kinds", kinds, leading, device, torch.int64)
+    return row_tensor("kinds", kinds, leading, device, torch.int64, _check_kinds).to(torch.int8)
+
+
+def _check_kinds(kinds) -> None:
     allowed = (kinds >= KIND_NONE) & (kinds <= KIND_REINFORCE)
     require("kinds", kinds, allowed, "0 (none), 1 (PPO), 2 (CISPO) or 3 (REINFORCE)")
-    return kinds.to(torch.int8)
 
 
 def _settings(clip_low, clip_high, dual_clip, kl_coef, entropy_coef) -> PolicySettings:
