@@ -169,10 +169,17 @@ def generate(run: Run) -> str:
     from gpu_device import Clock
     from gpu_generate import generate_cases
 
-    found = generate_cases(run.device, Clock(run.device))
-    run.report["cases"] |= found
-    ours = [case["not run"] for name, case in found.items() if name.endswith("-patched") and "not run" in case]
-    assert not ours, ours
+    found = {}
+    for name, measure in generate_cases(run.device, Clock(run.device)):
+        try:
+            # A call of 400 tokens takes half a minute where the host is slow.
+            found[name] = measure() if run.left > run.device.pick(40, 0) else {"not run": "no time left"}
+        except Exception as error:  # what one plan cannot do is no reason to lose the others
+            found[name] = {"not run": f"{type(error).__name__}: {error}"}
+        run.report["cases"][name] = found[name]
+        run.save()
+    ours = [found[name]["not run"] for name in found if name.endswith("-patched") and "not run" in found[name]]
+    assert all(reason == "no time left" for reason in ours), ours
     return f"{sum('seconds' in case for case in found.values())} of {len(found)} cases"
 
 

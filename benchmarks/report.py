@@ -156,18 +156,17 @@ def _credit_line(op, label, dtype, case) -> str:
 
 
 def gpu_table() -> str:
-    """Every figure taken on a GPU, or a line that says there is none."""
-    lines = ["| GPU | case | ours: ms | share of a copy's bandwidth | peers: x ours |", "|---|---|---|---|---|"]
-    for path in sorted(RESULTS.glob("gpu_*.json")):
-        results = json.loads(path.read_text("utf-8"))
-        lines += _gpu_lines(results["environment"]["device"], results["cases"])
-    if len(lines) == 2:
-        lines.append("| not run | `make gpu` | not run | not run | not run |")
-    return "\n".join(lines) + "\n"
+    """A table of every figure taken on each GPU, or a line that says there is none."""
+    tables = [_gpu_lines(json.loads(path.read_text("utf-8"))) for path in sorted(RESULTS.glob("gpu_*.json"))]
+    return "\n".join(tables) or "No figure of a GPU is here: `make gpu`.\n"
 
 
-def _gpu_lines(device, cases) -> list[str]:
-    lines = []
+def _gpu_lines(results) -> str:
+    found, cases = results["environment"], results["cases"]
+    versions = f"torch {found['torch']}, Triton {found['triton']}, CUDA {found['cuda']}"
+    speed = f"a copy moves {results['bytes_per_second'] / 1e12:.2f} TB/s"
+    lines = [f"{found.get('device', 'a dry run')}, {versions}; {speed}.\n"]
+    lines += ["| case | ours: us | share of a copy's bandwidth | peers: x ours |", "|---|---|---|---|"]
     times = {key: case.get("warm", case.get("seconds")) for key, case in cases.items()}
     for key, ours in times.items():
         name, _, peer = key.rpartition("-")
@@ -176,9 +175,10 @@ def _gpu_lines(device, cases) -> list[str]:
         share = cases[key].get("share")
         others = {k[len(name) + 1 :]: t for k, t in times.items() if k.startswith(f"{name}-") and k != key and t}
         ratios = ", ".join(f"{other} {t / ours:.2f}" for other, t in others.items())
-        row = [device, f"`{key}`", f"{ours * 1e3:.3f}", "" if share is None else f"{share:.0%}", ratios or "not run"]
+        kind = "" if peer == "adapt_kernels" else f", {peer.removeprefix('adapt_kernels_')}"
+        row = [f"`{name}`{kind}", f"{ours * 1e6:.0f}", "" if share is None else f"{share:.0%}", ratios or "not run"]
         lines.append(f"| {' | '.join(row)} |")
-    return lines
+    return "\n".join(lines) + "\n"
 
 
 # Warp-instructions a second of one scheduler, 528 of which a card has, and bytes a second of H100 and H200.

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import adapt_kernels as ak
+from adapt_kernels.ops.lm_head import LmHead
 
 HEADS = {
     "plain": {},
@@ -227,3 +229,13 @@ def test_bad_input(change, error, text):
     base = {"hidden": torch.zeros(3, 4), "weight": torch.zeros(5, 4), "ids": torch.zeros(3).long()}
     with pytest.raises(error, match=text):
         ak.linear_policy_loss(**{**base, "old_logprobs": 0.0, "advantages": 1.0, **change})
+
+
+def test_chunks_are_larger_on_a_gpu():
+    """There every chunk costs a pass over the weight's gradient."""
+    with FakeTensorMode():
+        weights = {name: torch.empty(151936, 8, dtype=torch.bfloat16, device=name) for name in ("cpu", "cuda")}
+    rows = torch.arange(5000)
+    sizes = {n: [len(part) for part in LmHead(w, None, None, 1.0).chunks(rows, None)] for n, w in weights.items()}
+    assert sizes["cpu"][0] == 441 and sizes["cuda"] == [2070, 2070, 860]
+    assert [len(part) for part in LmHead(weights["cuda"], None, 30.0, 1.0).chunks(rows, None)][0] == 1035
