@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from numbers import Integral, Real
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -23,8 +24,11 @@ ROW_ARGUMENTS = {
     "fast_prob": torch.float64,
     "forced_tokens": torch.int64,
 }
+# Their values in a `Rows`, in one call: on every decode step.
+row_values = attrgetter(*ROW_ARGUMENTS)
 _KINDS = {torch.float64: float, torch.int64: int, torch.bool: bool}
 _NUMBERS, _INTEGERS = (float, int, bool), (int, bool)
+_LEAST, _MOST = -(2**63), 2**63 - 1
 
 
 class Rows(NamedTuple):
@@ -144,12 +148,16 @@ class _RowArgument:
     """Turns a row argument into a Python number or a tensor [N] on the device of the logits."""
 
     def __init__(self, logits: torch.Tensor):
-        self.leading, self.device = logits.shape[:-1], logits.device
-        self.count, self._vocab_size = self.leading.numel(), logits.shape[-1]
+        shape = logits.shape
+        self.leading, self.device = shape[:-1], logits.device
+        self.count, self._vocab_size = self.leading.numel(), shape[-1]
         self.some_at_mode = False  # as far as the host can see
 
     def __call__(self, name: str, value, dtype: torch.dtype):
         # The exact types first: isinstance of an abstract class costs ten times as much, on every decode step.
+        kind = _KINDS[dtype]
+        if type(value) is kind and (kind is not int or _LEAST <= value <= _MOST):
+            return value
         if type(value) in _NUMBERS or isinstance(value, Real):
             return _number(name, value, dtype)
         tensor = _as_tensor(name, value, dtype)
@@ -167,7 +175,10 @@ class _RowArgument:
         if name == "at_mode":
             _check_booleans(values)
             self.some_at_mode = bool(values.any())
-        _check_range(name, values, self._vocab_size)
+        elif name == "forced_tokens":
+            _check_forced(values, self._vocab_size)
+        elif (bounds := _RANGES.get(name.partition("[")[0])) is not None:
+            _check_range(name, values, bounds)
 
 
 def _check_booleans(at_mode: torch.Tensor) -> None:
@@ -175,12 +186,17 @@ def _check_booleans(at_mode: torch.Tensor) -> None:
         raise TypeError(f"at_mode must be boolean; got {at_mode}")
 
 
-def _check_range(name: str, value, vocab_size: int) -> None:
-    if name == "forced_tokens":
-        require(name, value, value < vocab_size, f"below the vocabulary of {vocab_size}")
-    elif (bounds := _RANGES.get(name.partition("[")[0])) is not None:
-        allowed, wanted = bounds
-        require(name, value, allowed(value), wanted)
+def _check_range(name: str, value, bounds) -> None:
+    allowed, wanted = bounds
+    good = allowed(value)
+    if good is not True:  # a number in range costs no more, on every decode step
+        require(name, value, good, wanted)
+
+
+def _check_forced(forced, vocab_size: int) -> None:
+    good = forced < vocab_size
+    if good is not True:
+        require("forced_tokens", forced, good, f"below the vocabulary of {vocab_size}")
 
 
 def _number(name: str, value, dtype: torch.dtype):
@@ -188,7 +204,7 @@ def _number(name: str, value, dtype: torch.dtype):
         raise TypeError(f"{name} must be boolean; got {value!r}")
     if dtype == torch.int64 and type(value) not in _INTEGERS and not isinstance(value, Integral):
         raise TypeError(f"{name} must hold integers; got the {type(value).__name__} {value!r}")
-    if dtype == torch.int64 and name != "seeds" and not -(2**63) <= value < 2**63:
+    if dtype == torch.int64 and name != "seeds" and not _LEAST <= value <= _MOST:
         raise ValueError(f"{name} must fit 64 bits; got {value!r}")
     return _KINDS[dtype](value)
 
@@ -235,7 +251,7 @@ def _check_bias(row: _RowArgument, mode_bias, modes, num_modes: int) -> torch.Te
 def _bias_of_rows(row: _RowArgument, name: str, value):
     value = row(name, value, torch.float64)
     if not torch.is_tensor(value):
-        _check_range(name, value, 0)
+        _check_range(name, value, _RANGES["mode_bias"])
     return value
 
 
@@ -263,8 +279,11 @@ def check_values(rows: Rows) -> Rows:
         if not rows.mode_ids and on_host and at_mode.any():
             raise ValueError(_NEEDS_MODES)
     if rows.bias is not None:
-        _check_range("mode_bias", rows.bias, vocab_size)
+        _check_range("mode_bias", rows.bias, _RANGES["mode_bias"])
     check_classes(rows.token_classes, rows.class_bias)
-    for name in ("temperature", "top_p", "min_p", "fast_prob", "forced_tokens"):
-        _check_range(name, getattr(rows, name), vocab_size)
+    for name in ("temperature", "top_p", "min_p", "fast_prob"):
+        _check_range(name, getattr(rows, name), _RANGES[name])
+    _check_forced(rows.forced_tokens, vocab_size)
+    if at_mode is rows.at_mode and rows.seeds is not None:
+        return rows
     return rows._replace(at_mode=at_mode, seeds=fresh_seed() if rows.seeds is None else rows.seeds)

@@ -6,7 +6,7 @@ import torch
 
 from adapt_kernels.native import jit
 from adapt_kernels.native.rows import address, check_status, logit_rows
-from adapt_kernels.ops.mode_sample.arguments import ROW_ARGUMENTS, Rows
+from adapt_kernels.ops.mode_sample.arguments import Rows, row_values
 from adapt_kernels.ops.mode_sample.result import ModeSample
 
 DEVICES = ("cpu",)
@@ -54,8 +54,7 @@ def _row_arguments(rows: Rows) -> tuple[list, list[torch.Tensor]]:
     """Value and address of each row argument, in the order of the C structure, and the tensors behind the addresses."""
     pairs: list = []
     held: list[torch.Tensor] = []
-    for name in ROW_ARGUMENTS:
-        value = getattr(rows, name)
+    for value in row_values(rows):
         if isinstance(value, torch.Tensor):
             value = value.contiguous()
             held.append(value)

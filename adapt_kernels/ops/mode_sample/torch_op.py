@@ -29,7 +29,7 @@ def call(rows: Rows, backend: str) -> ModeSample:
             pairs += (_PLACEHOLDERS[name], value)
         else:
             pairs += (value, None)
-    edits = (rows.token_classes, rows.class_scale, rows.class_bias)
+    edits = () if rows.token_classes is None else (rows.token_classes, rows.class_scale, rows.class_bias)
     return ModeSample(*OP(rows.logits, mode_ids, rows.bias, rows.only_modes, backend, *pairs, *edits))
 
 
@@ -41,8 +41,9 @@ def _run(logits, mode_ids, bias, only_modes, backend, *given):
     }
     mode_ids = tuple(None if token_id < 0 else token_id for token_id in mode_ids)
     chosen = choose("mode_sample", backend, logits)
-    values |= dict(zip(("token_classes", "class_scale", "class_bias"), edits, strict=False))
     rows = Rows(logits=logits, mode_ids=mode_ids, bias=bias, only_modes=only_modes, **values)
+    if edits and edits[0] is not None:
+        rows = rows._replace(**dict(zip(("token_classes", "class_scale", "class_bias"), edits, strict=True)))
     return tuple(chosen.mode_sample(check_values(rows)))
 
 
