@@ -101,7 +101,9 @@ def measured(name: str, config: RlConfig, out: Path, tasks: list, base: Outcomes
     kept = out / f"figures_{len(tasks)}.json"
     if not kept.is_file():
         curve = {int(row["step"]): float(row["p_fast"]) for row in Curve.rows(out)}
-        run = figures(name, config.seed, asdict(config), outcomes_of(out, tasks), base)
+        # The start by its name: where it lies is this machine's.
+        settings = asdict(config) | {"model": config.model and Path(config.model).name}
+        run = figures(name, config.seed, settings, outcomes_of(out, tasks), base)
         run |= {**spent, "p_fast_during": [curve[step] for step in sorted(curve)]}
         aside = kept.with_suffix(".tmp")
         aside.write_text(json.dumps(run), "utf-8")

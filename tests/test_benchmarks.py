@@ -46,6 +46,23 @@ def test_the_report_of_the_miniature_shows_the_committed_runs(tmp_path):
     assert all(report.gain(run) >= 5 for run in schemes["separate, as shipped"])
 
 
+def test_the_report_of_the_schemes_shows_the_committed_runs(tmp_path, monkeypatch):
+    import adapt_kernels as ak
+
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    compared = benchmark_module("adapt_schemes")
+    committed = ROOT / "benchmarks" / "results" / "adapt_schemes.json"
+    results = json.loads(committed.read_text("utf-8"))
+    compared.write(results, tmp_path / "again")
+    for suffix in (".md", ".csv"):
+        text = (tmp_path / "again").with_suffix(suffix).read_text("utf-8")
+        assert text == committed.with_suffix(suffix).read_text("utf-8")
+    schemes = benchmark_module("adapt_miniature_report").by_name(results)
+    assert sorted([*schemes, *compared.LEFT_OUT]) == sorted([*ak.schemes.SCHEMES, "SFT"])
+    assert all(len(runs) == 3 for name, runs in schemes.items() if name != "SFT")
+    assert {run["settings"].get("model") for run in results["runs"]} == {None, "start"}
+
+
 def test_every_scheme_is_compared_or_said_why_not(tmp_path, monkeypatch):
     """Each with settings that training accepts, all at one budget; and the report names those that lose."""
     import adapt_kernels as ak
