@@ -1,8 +1,17 @@
-"""Whole `generate` calls for `make gpu`: patched, unpatched with two caches, and continuous batching."""
+"""Whole `generate` calls for `make gpu`: patched, unpatched with two caches, and continuous batching.
 
+A process of its own, so that a call that hangs or runs out of memory costs no other stage; what it has measured lies in
+--out after every call.
+"""
+
+import argparse
 import gc
+import json
+import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 from bench_generate import PLANS, RowLengths, continuous
@@ -21,6 +30,25 @@ def generate_cases(device: Device, clock: Clock) -> Iterator[tuple[str, Callable
     for workload, call in workloads(device).items():
         for plan, extra in PLANS.items():
             yield f"generate[{workload}]-{plan}", partial(_measure, device, clock, model, plan, call | extra)
+
+
+def main(arguments=None) -> int:
+    """Measures what there is time for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="sizes for a dry run")
+    parser.add_argument("--seconds", type=float, required=True, help="after which no call begins")
+    parser.add_argument("--out", type=Path, required=True, help="the .json to write")
+    options = parser.parse_args(arguments)
+    device, found = Device(options.device, options.tiny), {}
+    deadline = time.monotonic() + options.seconds
+    for name, measure in generate_cases(device, Clock(device)):
+        try:
+            found[name] = measure() if time.monotonic() < deadline else {"not run": "no time left"}
+        except Exception as error:  # what one plan cannot do is no reason to lose the others
+            found[name] = {"not run": f"{type(error).__name__}: {error}"}
+        options.out.write_text(json.dumps(found), "utf-8")
+    return 0
 
 
 def workloads(device: Device) -> dict:
@@ -94,3 +122,7 @@ def _measure(device: Device, clock: Clock, model, plan, call) -> dict:
 def _ids(device: Device, rows, length):
     top = device.pick(1000, 200)
     return torch.randint(10, top, (rows, length), generator=torch.Generator().manual_seed(0)).to(device.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

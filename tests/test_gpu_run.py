@@ -126,3 +126,29 @@ def _run(device_module, folder):
     run.deadline, run.path = float("inf"), folder / "gpu_fake.json"
     run.report = {"environment": {}, "stages": {}, "cases": {}}
     return run
+
+
+def test_a_generate_that_hangs_costs_only_what_it_had_not_measured(device_module, cuda, tmp_path, monkeypatch):
+    gpu, run = importlib.import_module("gpu"), _run(device_module, tmp_path)
+    run.deadline = 100.0
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: 0.0)
+
+    def hangs(command, timeout, **_):
+        Path(command[command.index("--out") + 1]).write_text('{"generate[single]-patched": {"seconds": 2.0}}')
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hangs)
+    run.stage("generate", lambda: gpu.generate(run))
+    assert run.report["stages"]["generate"]["outcome"] == "passed"
+    assert run.report["stages"]["generate"]["detail"] == "1 of 1 cases, stopped after 160 s"
+    assert run.report["cases"] == {"generate[single]-patched": {"seconds": 2.0}}
+
+
+def test_a_generate_that_crashes_fails_its_stage_alone(device_module, cuda, tmp_path, monkeypatch):
+    gpu, run = importlib.import_module("gpu"), _run(device_module, tmp_path)
+    run.deadline = 100.0
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: 0.0)
+    crashed = subprocess.CompletedProcess([], 139, "", "segmentation fault")
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: crashed)
+    run.stage("generate", lambda: gpu.generate(run))
+    assert run.failed == ["generate"] and "139: segmentation fault" in run.report["stages"]["generate"]["detail"]
