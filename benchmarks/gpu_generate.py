@@ -42,12 +42,22 @@ def main(arguments=None) -> int:
     options = parser.parse_args(arguments)
     device, found = Device(options.device, options.tiny), {}
     deadline = time.monotonic() + options.seconds
+
+    def note(name: str, outcome: dict) -> None:
+        found[name] = outcome
+        aside = options.out.with_suffix(".tmp")
+        aside.write_text(json.dumps(found), "utf-8")
+        aside.replace(options.out)
+
     for name, measure in generate_cases(device, Clock(device)):
+        if time.monotonic() > deadline:
+            note(name, {"not run": "no time left"})
+            continue
+        note(name, {"not run": "did not end"})
         try:
-            found[name] = measure() if time.monotonic() < deadline else {"not run": "no time left"}
+            note(name, measure())
         except Exception as error:  # what one plan cannot do is no reason to lose the others
-            found[name] = {"not run": f"{type(error).__name__}: {error}"}
-        options.out.write_text(json.dumps(found), "utf-8")
+            note(name, {"not run": f"{type(error).__name__}: {error}"})
     return 0
 
 

@@ -157,7 +157,8 @@ def _credit_line(op, label, dtype, case) -> str:
 
 def gpu_table() -> str:
     """A table of every figure taken on each GPU, or a line that says there is none."""
-    tables = [_gpu_lines(json.loads(path.read_text("utf-8"))) for path in sorted(RESULTS.glob("gpu_*.json"))]
+    runs = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("gpu_*.json"))]
+    tables = [_gpu_lines(run) for run in runs if "bytes_per_second" in run]
     return "\n".join(tables) or "No figure of a GPU is here: `make gpu`.\n"
 
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-# Rows of logits that are alive at once take about this much memory, whatever N is. On a GPU 2048 rows of a large
-# vocabulary: every chunk adds a product to the weight's whole gradient in float32, which takes 2 ms there.
+# Rows of logits that are alive at once take about this much memory, whatever N is: on a GPU some 2000 rows of 150,000
+# bfloat16 logits, for every chunk adds a product to the weight's whole gradient in float32, which takes 2 ms there.
 _CHUNK_BYTES, _CHUNK_BYTES_ON_CUDA = 128 << 20, 600 << 20
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

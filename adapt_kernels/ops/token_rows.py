@@ -66,7 +66,8 @@ def row_tensor(
         return torch.full((leading.numel(),), value, dtype=dtype, device=device)
     if torch.is_tensor(value):
         _same_device(name, value, device)
-    value = as_tensor(name, value)
+    # Numbers keep their 64 bits, as a single one does.
+    value = as_tensor(name, value, torch.float64 if dtype.is_floating_point else None)
     if value.is_complex():
         raise TypeError(f"{name} must hold real numbers; got {value.dtype}")
     check(value)

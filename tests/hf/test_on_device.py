@@ -50,7 +50,7 @@ CASES = {
 
 
 def called(device, architecture, new, **settings):
-    """The output on the CPU; the row-count of its steps and the plan are in its stats."""
+    """The output of one call of a patched model on the device."""
     model = build(architecture).to(device)
     inputs = {name: tensor.to(device) for name, tensor in left_padded(prompts(3, 8), [8, 5, 6]).items()}
     call = {**settings, "max_new_tokens": new, "return_dict_in_generate": True, "pad_token_id": PAD}

@@ -11,7 +11,7 @@ def placed(tensor: torch.Tensor, device) -> torch.Tensor:
 
     A tensor that wants a gradient gets one through the copy, which may then be contiguous.
     """
-    if tensor.device == torch.device(device) or tensor.requires_grad or torch.device(device).type == "meta":
+    if tensor.device.type == torch.device(device).type or tensor.requires_grad or device == "meta":
         return tensor.to(device)
     storage = tensor.untyped_storage().to(device=torch.device(device))
     there = torch.empty(0, dtype=tensor.dtype, device=device)

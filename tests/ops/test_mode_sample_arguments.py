@@ -39,6 +39,7 @@ BAD = {
     "fast_prob without modes": ({"fast_prob": 0.5}, ValueError, r"fast_prob.*need modes=.*None"),
     "at_mode of wrong length": ({**GATE, "at_mode": [True] * 3}, ValueError, r"at_mode.*\(4,\).*\(3,\)"),
     "at_mode as floats": ({**GATE, "at_mode": torch.ones(4)}, TypeError, r"at_mode.*float32"),
+    "at_mode as one count": ({**GATE, "at_mode": torch.tensor(2)}, TypeError, r"at_mode.*boolean.*2"),
     "at_mode as counts": ({**GATE, "at_mode": [0, 1, 2, 0]}, TypeError, r"at_mode.*boolean.*2"),
     "temperature NaN": ({"temperature": NAN}, ValueError, r"temperature.*>= 0.*nan"),
     "temperature negative": ({"temperature": -0.5}, ValueError, r"temperature.*>= 0.*-0\.5"),
@@ -112,6 +113,13 @@ def test_bad_values_on_the_host_are_named_whatever_the_device_of_the_logits(name
     defaults |= {"fast_prob": NAN, "forced_tokens": -1}
     with pytest.raises(error, match=f"(?s){text}"):
         check_values(prepare(logits=LOGITS.to("meta"), **(defaults | arguments)))
+
+
+def test_a_class_without_a_column_is_named_whatever_the_device_of_the_logits():
+    classes = torch.full((9,), 3, dtype=torch.uint8)
+    for device in ("cpu", "meta"):
+        with pytest.raises(ValueError, match="token_classes has class 3, and class_bias 1 columns"):
+            ak.mode_sample(LOGITS.to(device), token_classes=classes, class_bias=torch.zeros(4, 1), backend="reference")
 
 
 def test_no_error_comes_after_a_seed_was_drawn(sample):

@@ -17,6 +17,9 @@ BAD = [
     ({"advantages": torch.zeros(3, dtype=torch.complex64)}, TypeError, "advantages must hold real numbers"),
     ({"kinds": torch.tensor([0, 4, 1])}, ValueError, r"kinds must be 0 \(none\), 1 \(PPO\).*got 4"),
     ({"kinds": torch.zeros(3)}, TypeError, "kinds must hold integers"),
+    ({"kinds": [1.5, 1, 0]}, TypeError, "kinds must hold integers"),
+    ({"kinds": 1.5}, TypeError, "kinds must hold integers"),
+    ({"kinds": [True, False, True]}, TypeError, "kinds must hold integers"),
     ({"weights": torch.zeros(3, 2)}, ValueError, "weights must be a scalar"),
     ({"kl_coef": 0.1}, ValueError, "kl_coef=0.1 needs ref_logprobs"),
     ({"kl_coef": NAN, "ref_logprobs": 0.0}, ValueError, "kl_coef must be finite"),
@@ -48,6 +51,10 @@ def test_bad_input(change, error, text):
 
 def test_lists_go_to_the_device_of_the_logits():
     there = torch.device("meta")
+    assert row_tensor("advantages", [0.7, 1e39], torch.Size([2]), torch.device("cpu"), torch.float64).tolist() == [
+        0.7,
+        1e39,
+    ]
     assert row_tensor("advantages", [1.0, 2.0], torch.Size([2]), there, torch.float64).device == there
     assert mask_rows([True, False], torch.Size([2]), there).device == there
     with pytest.raises(ValueError, match=r"temperature must be above 0 and finite; got -1"):

@@ -84,7 +84,7 @@ def mode_sample(
         fast_prob: row argument in (0, 1); NaN = none for that row. P(mode 0) of restricted rows is exactly this at any
             T, the other modes keep their proportions (at T = 1 where T = 0), and the row is drawn even at T = 0.
         forced_tokens: row argument, int: a token id to score instead of drawing, < 0 = draw.
-        token_classes: uint8 [V or less] on the logits' device: the class of each token id; ids beyond are of class 0.
+        token_classes: uint8 [V or less]: the class of each token id; ids beyond are of class 0.
             None = no edits by class. A ban or bias of many ids so costs no pass of its own on the native backend, which
             touches the ids of classes other than 0 only, nor on triton, which edits the logits as it reads them.
         class_scale, class_bias: [N, E] float32, one column per class: what the logits of a class are multiplied by

@@ -156,7 +156,7 @@ class _RowArgument:
     def __call__(self, name: str, value, dtype: torch.dtype):
         # The exact types first: isinstance of an abstract class costs ten times as much, on every decode step.
         kind = _KINDS[dtype]
-        if type(value) is kind and (kind is not int or _LEAST <= value <= _MOST):
+        if type(value) is kind and (kind is not int or _LEAST <= value <= _MOST):  # type: ignore[operator]  # narrowed to object
             return value
         if type(value) in _NUMBERS or isinstance(value, Real):
             return _number(name, value, dtype)
@@ -164,7 +164,7 @@ class _RowArgument:
         self.check_before_moving(name, tensor)
         if tensor.ndim == 0:
             if tensor.device.type == "cpu" and not torch.compiler.is_compiling():
-                return tensor.to(dtype).item()
+                return _number(name, tensor.item(), dtype)
             return tensor.to(self.device).expand(self.count)
         return checked_rows(name, tensor.to(self.device), self.leading)
 
@@ -177,8 +177,8 @@ class _RowArgument:
             self.some_at_mode = bool(values.any())
         elif name == "forced_tokens":
             _check_forced(values, self._vocab_size)
-        elif (bounds := _RANGES.get(name.partition("[")[0])) is not None:
-            _check_range(name, values, bounds)
+        elif (bounds := _RANGES.get(base := name.partition("[")[0])) is not None:
+            _check_range(base, values, bounds)
 
 
 def _check_booleans(at_mode: torch.Tensor) -> None:

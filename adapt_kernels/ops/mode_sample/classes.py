@@ -44,6 +44,8 @@ def check_class_edits(token_classes, class_scale, class_bias, count: int, logits
             f" {shapes or 'none'}"
         )
     template = next(value for value in given.values() if torch.is_tensor(value))
+    if logits.device.type != "cpu" and not torch.compiler.is_compiling():
+        check_classes(token_classes, template)  # nobody looks there
     neutral = {"class_scale": torch.ones, "class_bias": torch.zeros}
     edits = {
         name: (value if value is not None else neutral[name](template.shape)).to(logits.device, torch.float32)

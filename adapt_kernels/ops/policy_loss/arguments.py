@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from adapt_kernels.ops.row_arguments import require
+from adapt_kernels.ops.row_arguments import as_tensor, require
 from adapt_kernels.ops.token_rows import TokenRows, row_tensor, token_rows
 
 KIND_NONE, KIND_PPO, KIND_CISPO, KIND_REINFORCE = range(4)
@@ -73,8 +73,9 @@ def prepare(
 def _kinds(kinds, leading, device) -> torch.Tensor | None:
     if kinds is None:
         return None
-    if torch.is_tensor(kinds) and (kinds.is_floating_point() or kinds.dtype == torch.bool):
-        raise TypeError(f"kinds must hold integers; got {kinds.dtype}")
+    given = as_tensor("kinds", kinds)
+    if given.is_floating_point() or given.dtype == torch.bool:
+        raise TypeError(f"kinds must hold integers; got {given.dtype}")
     return row_tensor("kinds", kinds, leading, device, torch.int64, _check_kinds).to(torch.int8)
 
 

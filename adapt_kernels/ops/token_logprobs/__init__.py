@@ -29,7 +29,7 @@ def token_logprobs(
         temperature: a number above 0, or one per row (leading shape; for [B, T, V] also [B]).
         entropy: also return the entropy, in nats; it costs no further read.
         backend: a name of `adapt_kernels.backends()`, which raises if it cannot run, or "auto": native where it can
-            run, else reference with one warning. native is C++ on a CPU, CUDA (not yet run on a GPU) on CUDA.
+            run, else reference with one warning. native is C++ on a CPU, CUDA on CUDA.
         process_group: the vocabulary is split over its processes in the order of their ranks: `logits` are this
             process's columns, `ids` are ids of the whole vocabulary, the results are whole on every process. Four
             numbers per row are exchanged. Every process of the group must make the call.
