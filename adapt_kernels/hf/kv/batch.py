@@ -105,6 +105,8 @@ class BranchedBatch(WholeBatch):
 
     def settle(self) -> None:
         """A model that turns out not to read shared prompts rightly goes on with rows of its own."""
+        if isinstance(self._layout, RowsLayout):
+            return  # nothing to prove, at every step
         cache = cache_of(self.kwargs)
         plan = self._choice.settle(self.plan, self._layout, cache)
         if plan is not self.plan:
