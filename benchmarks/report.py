@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from statistics import mean
 
+from report_gpu import gpu_table, sass_table
+
 from adapt_kernels import env
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,66 +157,6 @@ def _credit_line(op, label, dtype, case) -> str:
     return f"| {' | '.join(row)} |"
 
 
-def gpu_table() -> str:
-    """A table of every figure taken on each GPU, or a line that says there is none."""
-    runs = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("gpu_*.json"))]
-    tables = [_gpu_lines(run) for run in runs if "bytes_per_second" in run]
-    return "\n".join(tables) or "No figure of a GPU is here: `make gpu`.\n"
-
-
-def _gpu_lines(results) -> str:
-    found, cases = results["environment"], results["cases"]
-    versions = f"torch {found['torch']}, Triton {found['triton']}, CUDA {found['cuda']}"
-    speed = f"a copy moves {results['bytes_per_second'] / 1e12:.2f} TB/s"
-    lines = [f"{found.get('device', 'a dry run')}, {versions}; {speed}.\n"]
-    lines += ["| case | ours: us | share of a copy's bandwidth | peers: x ours |", "|---|---|---|---|"]
-    times = {key: case.get("warm", case.get("seconds")) for key, case in cases.items()}
-    for key, ours in times.items():
-        name, _, peer = key.rpartition("-")
-        if ours is None or peer not in ("adapt_kernels", "adapt_kernels_in_place", "patched"):
-            continue
-        share = cases[key].get("share")
-        others = {k[len(name) + 1 :]: t for k, t in times.items() if k.startswith(f"{name}-") and k != key and t}
-        ratios = ", ".join(f"{other} {t / ours:.2f}" for other, t in others.items())
-        kind = "" if peer == "adapt_kernels" else f", {peer.removeprefix('adapt_kernels_')}"
-        row = [f"`{name}`{kind}", f"{ours * 1e6:.0f}", "" if share is None else f"{share:.0%}", ratios or "not run"]
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines) + "\n"
-
-
-# Warp-instructions a second of one scheduler, 528 of which a card has, and bytes a second of H100 and H200.
-CLOCK, SCHEDULERS, BANDWIDTHS = 1.9e9, 528, (3.0e12, 4.3e12)
-
-
-def sass_table() -> str:
-    """What the machine code of the kernels that read logits allows at best; nothing of it was measured."""
-    lines = [
-        "| kernel | instructions per logit | loads in flight | registers | CTAs per SM | CTAs, 1 row"
-        " | B = 1: us | B = 8 | B = 512 | N = 8192 |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, cost in json.loads((RESULTS / "sass_sm90.json").read_text("utf-8"))["kernels"].items():
-        per_logit = cost.get("instructions_per_logit")
-        if per_logit is None:
-            continue
-        row = [f"`{name.replace(' ', '` ', 1)}", f"{per_logit:.1f}"]
-        row += [f"{cost['loads_before_use']} x {cost['load_bits']} bits", str(cost["registers"])]
-        row += [str(cost["ctas_per_sm"]), str(cost.get("ctas", "-"))]
-        # Read in 16 or 32 bits, and what a gradient writes.
-        moved = 4 if "fp32" in name or "policy_loss" in name or "gradient" in name else 2
-        row += [_floor(cost, rows, moved) for rows in (1, 8, 512, 8192)]
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _floor(cost, rows, logit_bytes, vocab_size=151936) -> str:
-    """Microseconds on H100 / H200: the longer of issuing the instructions and moving the bytes."""
-    warps = rows * cost.get("ctas", SCHEDULERS) * cost["threads"] / 32
-    issue = rows * vocab_size * cost["instructions_per_logit"] / 32 / (CLOCK * min(SCHEDULERS, warps))
-    moved = rows * vocab_size * logit_bytes
-    return " / ".join(f"{float(f'{max(issue, moved / bandwidth) * 1e6:.3g}'):g}" for bandwidth in BANDWIDTHS)
-
-
 def miniature_table() -> str:
     """What training under each scheme did to the shipped SFT checkpoint: means over the seeds."""
     runs: dict[str, list[dict]] = {}
@@ -233,6 +175,36 @@ def miniature_table() -> str:
         row += [f"{mean(row['accuracy'] for row in at_0):.3f}", f"{mean(row['mean_tokens'] for row in at_0):.2f}"]
         spread = f" ({min(gains):+.1f} to {max(gains):+.1f})" if len(group) > 1 else ""
         lines.append(f"| {' | '.join([*row, f'{mean(gains):+.1f}{spread}'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def steer_table() -> str:
+    """A whole call of 64 rows and 16 tokens, with a program and without: medians, for least times move by a tenth."""
+    results = json.loads((RESULTS / "steer_cpu.json").read_text("utf-8"))
+    seconds = {case: stats["median"] for case, stats in results["seconds"].items()}
+    lines = ["| sampling | plain: ms a step | with the program: x plain |", "|---|---|---|"]
+    for sampling, label in (("filtered", "top_k 20, top_p .95, T = .7"), ("T1", "T = 1"), ("greedy", "greedy")):
+        plain, steered = (seconds[f"test_generate[{kind}-{sampling}]"] for kind in ("plain", "program"))
+        lines.append(f"| {label} | {1e3 * plain / 16:.1f} | {steered / plain:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def paths_table() -> str:
+    """What pruning saves of a whole call, against the same call unpruned and against the unpatched model."""
+    results = json.loads((RESULTS / "paths_cpu.json").read_text("utf-8"))
+    seconds = {name: stats["min"] for name, stats in results["seconds"].items()}
+    at = {policy: f"test_paths[{policy}]" for policy in ("unpatched", "unpruned", "random", "confidence", "scorer")}
+    lines = [
+        "| score | s | unpruned: x | unpatched: x | row-steps: unpruned x | KV at most: MB | unpruned: MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    whole = results["counts"][at["unpruned"]]
+    for policy in ("unpruned", "random", "confidence", "scorer"):
+        ours, counts = seconds[at[policy]], results["counts"][at[policy]]
+        row = [policy, f"{ours:.1f}", *(f"{seconds[at[peer]] / ours:.2f}" for peer in ("unpruned", "unpatched"))]
+        row += [f"{whole['row_steps'] / counts['row_steps']:.2f}"]
+        row += [f"{each['kv_bytes_peak'] / 1e6:.1f}" for each in (counts, whole)]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -271,6 +243,8 @@ TABLES = {
     "segment_attention": segment_attention_table,
     "tokens_per_second": tokens_per_second_table,
     "training_step": training_step_table,
+    "steer": steer_table,
+    "paths": paths_table,
     "smollm2_programs": smollm2_programs_table,
 }
 
