@@ -32,14 +32,20 @@ def test_the_documents_show_the_committed_results(monkeypatch):
     assert "generated -->" not in (ROOT / "README.md").read_text("utf-8")
 
 
+def rendered_again(report, name: str, folder: Path) -> dict:
+    """The committed runs of a report, once it is shown that `report` makes its pages of them."""
+    committed = ROOT / "benchmarks" / "results" / f"{name}.json"
+    results = json.loads(committed.read_text("utf-8"))
+    report.write(results, folder / "again")
+    for suffix in (".md", ".csv"):
+        text = (folder / "again").with_suffix(suffix).read_text("utf-8")
+        assert text == committed.with_suffix(suffix).read_text("utf-8"), "run benchmarks/adapt_miniature.py --render"
+    return results
+
+
 def test_the_report_of_the_miniature_shows_the_committed_runs(tmp_path):
     report = benchmark_module("adapt_miniature_report")
-    committed = ROOT / "benchmarks" / "results" / "adapt_miniature.json"
-    results = json.loads(committed.read_text("utf-8"))
-    report.write(results, tmp_path / "again")
-    for suffix in (".md", ".csv"):
-        text = (tmp_path / "again").with_suffix(suffix).read_text("utf-8")
-        assert text == committed.with_suffix(suffix).read_text("utf-8"), "run benchmarks/adapt_miniature.py --render"
+    results = rendered_again(report, "adapt_miniature", tmp_path)
     schemes = report.by_name(results)
     assert all(len(runs) >= 3 for name, runs in schemes.items() if name != "SFT")
     for name in ("separate, as shipped", "separate"):  # what benchmarks/README.md and the report say of it
@@ -52,12 +58,7 @@ def test_the_report_of_the_schemes_shows_the_committed_runs(tmp_path, monkeypatc
 
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     compared = benchmark_module("adapt_schemes")
-    committed = ROOT / "benchmarks" / "results" / "adapt_schemes.json"
-    results = json.loads(committed.read_text("utf-8"))
-    compared.write(results, tmp_path / "again")
-    for suffix in (".md", ".csv"):
-        text = (tmp_path / "again").with_suffix(suffix).read_text("utf-8")
-        assert text == committed.with_suffix(suffix).read_text("utf-8")
+    results = rendered_again(compared, "adapt_schemes", tmp_path)
     schemes = benchmark_module("adapt_miniature_report").by_name(results)
     assert sorted([*schemes, *compared.LEFT_OUT]) == sorted([*ak.schemes.SCHEMES, "SFT"])
     assert all(len(runs) == 3 for name, runs in schemes.items() if name != "SFT")
