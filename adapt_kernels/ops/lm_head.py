@@ -9,6 +9,7 @@ import torch
 # Rows of logits that are alive at once take about this much memory, whatever N is: on a GPU some 2000 rows of 150,000
 # bfloat16 logits, for every chunk adds a product to the weight's whole gradient in float32, which takes 2 ms there.
 _CHUNK_BYTES, _CHUNK_BYTES_ON_CUDA = 128 << 20, 600 << 20
+_FLOAT32_GEMM = ("cuda", "meta")  # devices that multiply half-precision matrices into a float32 one
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -72,6 +73,9 @@ class HeadGradients:
             pass
         elif self.weight.dtype == gradient.dtype:
             self.weight.addmm_(gradient.t(), hidden)
+        elif gradient.device.type in _FLOAT32_GEMM:
+            # The sum stays in the GEMM's float32: no product is rounded, written and read again.
+            torch.addmm(self.weight, gradient.t(), hidden, out_dtype=torch.float32, out=self.weight)
         else:
             self.weight += gradient.t() @ hidden
         if self.bias is not None:

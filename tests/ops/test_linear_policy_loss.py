@@ -6,7 +6,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import adapt_kernels as ak
-from adapt_kernels.ops.lm_head import LmHead
+from adapt_kernels.ops.lm_head import HeadGradients, LmHead
 
 HEADS = {
     "plain": {},
@@ -239,3 +239,22 @@ def test_chunks_are_larger_on_a_gpu():
     sizes = {n: [len(part) for part in LmHead(w, None, None, 1.0).chunks(rows, None)] for n, w in weights.items()}
     assert sizes["cpu"][0] == 441 and sizes["cuda"] == [2070, 2070, 860]
     assert [len(part) for part in LmHead(weights["cuda"], None, 30.0, 1.0).chunks(rows, None)][0] == 1035
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_gpu_sums_the_head_s_gradient_within_the_gemm(dtype):
+    """In the form that only GPUs have; "meta" tensors check its shapes and dtypes."""
+    weight, hidden = torch.empty(301, 16, dtype=dtype, device="meta"), torch.empty(6, 16, dtype=dtype, device="meta")
+    issued = []
+
+    class Issued(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            issued.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    gradients = HeadGradients(hidden, LmHead(weight, None, None, 1.0), (False, True, False))
+    assert gradients.weight.dtype == torch.float32
+    with Issued():
+        gradients.add(torch.arange(6), hidden, torch.empty(6, 301, dtype=dtype, device="meta"))
+    assert issued[-1] == "aten.addmm.dtype_out" and not any("mm.default" in each for each in issued), issued
+    assert gradients.results()[1].dtype == dtype
