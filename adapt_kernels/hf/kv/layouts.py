@@ -1,6 +1,7 @@
 """Where the prompts' KV lies under plan "full": in every row, or once per prompt."""
 
 from contextlib import nullcontext
+from functools import cached_property
 
 import torch
 
@@ -16,7 +17,8 @@ from adapt_kernels.hf.kv.segments import SegmentedLayer, bytes_per_position, pla
 from adapt_kernels.hf.kv.shared_prompts import PromptRows, SharedPromptLayer
 from adapt_kernels.hf.plan import SHARED, Plan
 
-# Bytes of prompt KV per layer that rows would read again, from which sharing pays on a CPU (measured).
+# Bytes of prompt KV per layer that rows would read again, from which sharing pays: measured on a CPU; a GPU of 3 TB/s
+# reads them in 5 us, which is what one launch more costs.
 _WORTH_SHARING = 16 << 20
 
 
@@ -96,7 +98,7 @@ class LayoutChoice:
     def at_first(self, plan: Plan) -> Plan:
         if self._asked == "rows":
             return plan.with_rows("kv_layout='rows'")
-        if self._asked == "auto" and not self._copies:
+        if self._asked == "auto" and not self._copies and not self._reads_padding:
             return plan.with_rows("no rows share a prompt")
         reason = shared_layout_reason(self._model, self._mask)
         if reason is not None:
@@ -169,7 +171,15 @@ class LayoutChoice:
         # A layer elsewhere would need the rows' prompts there.
         if not layers or any(layer.keys.device != self._device for layer in layers):
             return False
-        if self._device.type == "cuda":
-            return _fits_triton(layers)
+        if self._device.type not in ("cpu", "cuda") or (self._device.type == "cuda" and not _fits_triton(layers)):
+            return False
         copied = self._copies * prompt_length * bytes_per_position(cache)
-        return self._device.type == "cpu" and copied >= _WORTH_SHARING * len(layers)
+        return self._reads_padding or copied >= _WORTH_SHARING * len(layers)
+
+    @cached_property
+    def _reads_padding(self) -> bool:
+        """Whether the model's own attention would make the host wait at every step, to see where padding is.
+
+        One host sync, on a GPU.
+        """
+        return self._device.type == "cuda" and self._mask is not None and bool((self._mask == 0).any())

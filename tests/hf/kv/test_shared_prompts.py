@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from adapt_kernels.hf.kv import layouts
 from adapt_kernels.hf.kv.allotment import Allotment, RecentLengths
 from adapt_kernels.hf.kv.segments import KVLedger
 from adapt_kernels.hf.kv.shared_prompts import PromptRows, SharedPromptLayer
+from adapt_kernels.hf.plan import Plan
 
 WIDTH = 8
 LENGTHS = [4, 14, 8, 14, 8, 3]
@@ -123,6 +125,35 @@ class TestAuto:
             monkeypatch.setattr(layouts, "_WORTH_SHARING", worth)
             peaks.append(self.peak(model)[1])
         assert peaks[0] < peaks[1]
+
+    @pytest.mark.parametrize(
+        ("prompts_of", "padded", "triton", "layouts_by_worth"),
+        [
+            ([0, 0], False, True, ("shared", "rows")),
+            ([0, 0], True, True, ("shared", "shared")),
+            ([0, 1], True, True, ("shared", "shared")),
+            ([0, 1], False, True, ("rows", "rows")),
+            ([0, 0], True, False, ("rows", "rows")),
+        ],
+    )
+    def test_on_a_gpu(self, monkeypatch, prompts_of, padded, triton, layouts_by_worth):
+        """Bytes decide, and padding, which Hugging Face's masks look for at every step; Triton must be there."""
+        mask = torch.ones(2, 30, dtype=torch.long)
+        mask[:, : int(padded)] = 0
+        first = torch.tensor(prompts_of).unique()
+        choice = layouts.LayoutChoice("auto", shared("llama"), {}, first, 2, mask, torch.device("cpu"))
+        choice._device = torch.device("cuda")
+        layer = SimpleNamespace(keys=SimpleNamespace(device=choice._device))
+        monkeypatch.setattr(layouts, "plain_layers", lambda cache: [layer] * 2)
+        monkeypatch.setattr(layouts, "_fits_triton", lambda layers: triton)
+        monkeypatch.setattr(layouts, "bytes_per_position", lambda cache: 64)
+        copied = (2 - len(first)) * 30 * 64 // 2
+        found = []
+        for worth in (copied, copied + 1):
+            monkeypatch.setattr(layouts, "_WORTH_SHARING", worth)
+            plan = choice.at_first(Plan("full", layout="shared"))
+            found.append("shared" if plan.layout == "shared" and choice._pays(None, 30) else "rows")
+        assert tuple(found) == layouts_by_worth
 
     @pytest.mark.parametrize("architecture", ["bloom", "deepseek_v3", "jamba"])
     def test_models_that_cannot_share_keep_rows(self, monkeypatch, architecture):
