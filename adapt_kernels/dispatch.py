@@ -26,6 +26,11 @@ class BackendError(RuntimeError):
         self.reason = reason
 
 
+def host_waits(device) -> bool:
+    """Whether reading a value of tensors there makes the host wait for what is queued, so that a step must not."""
+    return torch.device(device).type != "cpu"
+
+
 def backends() -> dict[str, str | None]:
     """Every backend of this version: None if it can run here, else the reason it cannot. Compiles nothing."""
     return {name: unavailable_reason(name) for name in _FILES}

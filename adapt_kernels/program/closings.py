@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from adapt_kernels import dispatch
 from adapt_kernels.program.slots import Slots
 from adapt_kernels.prompt_spans import CLOSED, openings
 
@@ -74,7 +75,7 @@ class Closings:
             may_start = may_start & ~starts
             self._contents[index, slots] = content.masked_fill(starts, CLOSED)
         # On a GPU the host does not know whether a row is forced; a CPU can be asked.
-        idle = step < self._first or (given.device.type == "cpu" and not (given >= 0).any())
+        idle = step < self._first or (not dispatch.host_waits(given.device) and not (given >= 0).any())
         tokens = None if idle else torch.where(given >= 0, self._closings[given.clamp(min=0), after], -1)
         if tokens is not None:
             after = after + (given >= 0)

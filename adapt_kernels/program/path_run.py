@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from adapt_kernels import dispatch
 from adapt_kernels.philox import PURPOSE_PATH, uniform
 from adapt_kernels.program.path_scores import Windows, kept_rows, own_statistics
 from adapt_kernels.program.paths import Bar, Paths
@@ -119,7 +120,7 @@ class PathRun:
             fixed = not isinstance(self.paths.below, Bar)
             self._judged = fixed or bool((alive & (self._bars > -math.inf)).any())
         leaving = self._confidences.lowest < self._bars
-        return leaving if leaving.device.type != "cpu" or bool((leaving & alive).any()) else None
+        return leaving if dispatch.host_waits(leaving.device) or bool((leaving & alive).any()) else None
 
     def _raise_bars(self, below: Bar, living, lengths) -> None:
         """Of the prompts whose warm-up rows have all ended; those that were cut off count for nothing."""

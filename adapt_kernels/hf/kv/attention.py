@@ -16,6 +16,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 from transformers.cache_utils import DynamicLayer
 
+from adapt_kernels import dispatch
 from adapt_kernels.hf.kv.shared_prompts import SharedPromptLayer
 
 _PREFIX = "adapt_segments_or_"
@@ -156,7 +157,8 @@ def _register() -> None:
 
 
 def _mask(plain, *args, **kwargs):
-    if kwargs.get("q_length") == 1 and _waits(kwargs.get("device")):
+    device = kwargs.get("device")
+    if kwargs.get("q_length") == 1 and device is not None and dispatch.host_waits(device):
         # Whether there is padding is in the device's memory, and our segments need no mask.
         kwargs["allow_is_causal_skip"] = False
     mask = plain(*args, **kwargs)
@@ -171,11 +173,6 @@ def _root(tensor) -> Any:
 
 def _layout(tensor) -> tuple:
     return tensor.shape, tensor.stride(), tensor.storage_offset()
-
-
-def _waits(device) -> bool:
-    """Whether reading a value of the device makes the host wait for what is queued there."""
-    return device is not None and torch.device(device).type == "cuda"
 
 
 def _segments_or_sdpa(module, query, key, value, attention_mask, **settings):

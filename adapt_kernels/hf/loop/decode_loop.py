@@ -47,7 +47,7 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
         sequences = _steps(model, config, batch, outputs, selector, ends, record, streamer, stop, input_ids, paths)
         if streamer is not None:
             streamer.end()
-        stop.check_lost(latest=True)
+        stop.check_lost(selector.blame, latest=True)
         selector.warn_of_nan()
         cache, kv_bytes = batch.close(sequences, config.return_dict_in_generate, stop.surplus)
     except BaseException:
@@ -115,7 +115,7 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
             stop.put(ends, step)
             if pruned:
                 stop.catch_up()
-            stop.check_lost()
+            stop.check_lost(selector.blame)
             if streamer is not None:
                 streamer.put(tokens.cpu())
             # Free the logits before the next forward allocates its own.

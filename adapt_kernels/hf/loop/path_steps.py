@@ -4,6 +4,7 @@ import threading
 
 import torch
 
+from adapt_kernels import dispatch
 from adapt_kernels.hf.kv.side_forward import appended
 from adapt_kernels.program.path_run import Moment, PathRun
 from adapt_kernels.program.path_view import PathView
@@ -91,7 +92,7 @@ class PathSteps(NoPaths):
         ids = input_ids[:, self._prompt_length :]
         leaving = self.run.end(ends.alive, Moment(new_tokens, ends.new_tokens, self._selector.modes, ids, view))
         ends.leave(leaving)
-        return leaving is not None and (leaving.device.type == "cpu" or new_tokens in self.run.paths.looks)
+        return leaving is not None and (not dispatch.host_waits(leaving.device) or new_tokens in self.run.paths.looks)
 
     def _view(self, rows, input_ids, ends, batch) -> PathView:
         hidden = None if self._hidden is None else batch.of_rows(self._hidden)[rows]

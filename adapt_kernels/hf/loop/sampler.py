@@ -4,6 +4,7 @@ import warnings
 
 import torch
 
+from adapt_kernels import dispatch
 from adapt_kernels.hf.loop.gate_logits import observe
 from adapt_kernels.hf.loop.mode_refusals import no_mode_left, refusal_of_token
 from adapt_kernels.hf.loop.processors import of_rows, refused_by_memory, split, with_memory
@@ -121,6 +122,9 @@ class TokenSelector:
 
     def _settle(self, steering: Steering, logits, shaped, settings, alive, tokens, scores, logprobs):
         """The same after the rules that look at what was drawn, which is then committed."""
+        if steering.lost is not None:
+            lost = self.slots.put(torch.zeros_like(self._on_prefix), steering.lost)
+            self.lost = lost if self.lost is None else self.lost | lost
         tokens = steering.settle(tokens, shaped, settings)
         if steering.replaced is not None:
             self.forced = steering.replaced if self.forced is None else self.forced | steering.replaced
@@ -128,6 +132,11 @@ class TokenSelector:
                 logprobs = torch.where(steering.replaced, self._tempered(shaped, {}, tokens, settings), logprobs)
         steering.commit(tokens, logits, self.slots.take(alive))
         return tokens, scores, logprobs
+
+    def blame(self, row: int) -> None:
+        """Raise ValueError if it is rules that left this row nothing to draw."""
+        if self.steering is not None:
+            self.steering.blame(row)
 
     def stops_next(self, step: int, alive):
         """[slots] bool: rows of `alive` [rows] that a rule ends after this step; None where none can be told to."""
@@ -258,7 +267,7 @@ class TokenSelector:
         self.modes = self.slots.put(self.modes, modes)
 
     def _note_flags(self, flags, drawn: bool, forced) -> None:
-        if flags.device.type == "cpu" and not flags.numpy().any():
+        if not dispatch.host_waits(flags.device) and not flags.numpy().any():
             return
         if drawn:
             lost = (flags & (FLAG_EMPTY | FLAG_INF)) != 0

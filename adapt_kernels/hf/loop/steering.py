@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers.generation.stopping_criteria import StopStringCriteria
 
+from adapt_kernels import dispatch
 from adapt_kernels.hf.loop.processors import SplitProcessors
 from adapt_kernels.ops.mode_sample import FLAG_EMPTY, ModeSample, class_edited, gated_logits, mode_sample
 from adapt_kernels.ops.steer import ENDS_BEFORE, POSITION, Decision
@@ -34,7 +35,8 @@ class Steering:
 
     decision: of this step. ended: [slots] uint8 of `ops.steer`, None where no rule ends rows. replaced: [slots] bool.
     looks_ahead: whether rules may end a row before a token that need not be computed then, see `stops_next`.
-    sleeps: [slots] bool: rows whose stop strings sleep now; None where none ever do.
+    sleeps: [slots] bool: rows whose stop strings sleep now; None where none ever do. lost: [slots] bool: rows that
+    rules left no token, which `blame` tells of; None where that has been asked at once.
     """
 
     def __init__(self, run: ProgramRun, processors: SplitProcessors, config, criteria):
@@ -61,6 +63,8 @@ class Steering:
         self._may_sleep = held and any(isinstance(each, StopStringCriteria) for each in criteria)
         self._call = {**_CALL, **(processors.fused or {})} | ({} if config.do_sample else {"temperature": 0.0})
         self._classes = run.compiled.tables.bias_classes
+        self.lost: torch.Tensor | None = None
+        self._emptied = torch.zeros(len(run.slots), len(rules), dtype=torch.bool, device=run.device)
         self._logp = None  # [rows] of the last token, where a rule reads it
         if any(signal.kind == "logp" for signal in run.signals.values()):
             self._logp = torch.full((len(run.slots),), math.nan, device=run.device)
@@ -106,7 +110,7 @@ class Steering:
             self.run.fill(values)
         if self.probes is not None:
             self.probes.fill()
-        self._before = self.run.state
+        self._before, self.lost = self.run.state, None
         self.decision = self.run.decide()
         return self.decision.forced
 
@@ -129,7 +133,8 @@ class Steering:
 
     def class_edits(self) -> dict:
         """Arguments of `mode_sample` that bias the logits as the rules that hold do; {} where none holds."""
-        if not self._biases or (self.decision.acting.device.type == "cpu" and not self.decision.acting.any()):
+        acting = self.decision.acting
+        if not self._biases or (not dispatch.host_waits(acting.device) and not acting.any()):
             return {}
         return {
             "token_classes": self._classes,
@@ -145,19 +150,32 @@ class Steering:
     def check_some_left(self, shaped, empty) -> None:
         """Raise ValueError if rules left a slot no token, where the logits [slots, V] before them had some.
 
-        empty [slots] bool: no token is left under the rules.
+        empty [slots] bool: no token is left under the rules. Where the host would wait for it, `lost` [slots] bool says
+        it instead, and `blame` raises when the stop check has read that.
         """
-        acting = self.decision.acting
+        acting, waits = self.decision.acting, dispatch.host_waits(empty.device)
         none = empty & acting.any(1)
-        if none.any():
-            none = none & ~(shaped == _NEG_INF).all(1)
-        if none.any():
+        if waits or none.any():
+            none = none & (shaped.amax(1) != _NEG_INF)
+        if waits:
+            self.lost = none
+            emptied = torch.where(none[:, None], acting, self.run.slots.take(self._emptied))
+            self._emptied = self.run.slots.put(self._emptied, emptied)
+        elif none.any():
             slot = int(none.nonzero()[0, 0])
-            rules = ", ".join(self._label(index) for index in acting[slot].nonzero()[:, 0].tolist())
-            raise ValueError(
-                f"row {self.run.slots.row(slot)}: {rules} leave no token to draw (with the call's own bans): let one"
-                " of them keep a token, or act elsewhere"
-            )
+            self._refuse(self.run.slots.row(slot), acting[slot])
+
+    def blame(self, row: int) -> None:
+        """Raise ValueError if rules left this row no token."""
+        if self._emptied[row].any():
+            self._refuse(row, self._emptied[row])
+
+    def _refuse(self, row: int, acting) -> None:
+        rules = ", ".join(self._label(index) for index in acting.nonzero()[:, 0].tolist())
+        raise ValueError(
+            f"row {row}: {rules} leave no token to draw (with the call's own bans): let one of them keep a token, or"
+            " act elsewhere"
+        )
 
     def settings(self, shaped) -> dict | None:
         """temperature, top_k, top_p and min_p [slots] under the sample rules; None where no program has any."""

@@ -43,13 +43,15 @@ class StopCheck:
         """[rows] bool on the CPU: rows known to show nothing but padding from now on."""
         return self._known()[1]
 
-    def check_lost(self, latest: bool = False) -> None:
+    def check_lost(self, blame, latest: bool = False) -> None:
         """Raise RuntimeError if a row is known to have had no token left to draw, as torch.multinomial does.
 
-        latest: ask for the flags of the latest step too, which may have to arrive first.
+        blame(row) may raise an error of its own first. latest: ask for the flags of the latest step too, which may have
+        to arrive first.
         """
         lost = (self._arrived(-1) if latest else self._known())[2].numpy()
         if lost.any():
+            blame(int(lost.argmax()))
             raise RuntimeError(
                 f"row {int(lost.argmax())}: no token is left to draw: its logits are all -inf or NaN, or hold +inf."
                 " Allow a token (logits processors, suppress_tokens, a grammar ...), mend the model, or decode greedily"

@@ -12,7 +12,7 @@ from transformers import StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 import adapt_kernels as ak
-from adapt_kernels.hf.kv import attention as segment_reading
+from adapt_kernels import dispatch
 from adapt_kernels.hf.loop import decode_loop
 from adapt_kernels.hf.loop.stop_check import may_be_late
 
@@ -60,6 +60,24 @@ def test_nobody_sees_it(monkeypatch, architecture, name):
             assert ours.keys.shape == theirs.keys.shape
 
 
+BAN_ALL = {"rules": [{"bias": list(range(8, 24)), "by": "only"}, {"bias": list(range(8, 24)), "by": "ban"}]}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    "more", [{}, {"do_sample": False, "num_return_sequences": 1}, {"output_scores": True}], ids=str
+)
+def test_rules_that_leave_no_token_are_named_however_late(monkeypatch, late, more):
+    from_fourth = {"rules": [{**rule, "when": {"at": [3, None]}} for rule in BAN_ALL["rules"]]}
+    if late:
+        monkeypatch.setattr(decode_loop, "may_be_late", lambda *_: True)
+        monkeypatch.setattr(dispatch, "host_waits", lambda device: True)
+    with ak.patched(build("llama"), MODES) as model:
+        with pytest.raises(ValueError, match=r"row 0: rules\[0\] \(bias\), rules\[1\] \(bias\) leave no token to draw"):
+            model.generate(**call(program=ak.Program.from_dict(from_fourth), **more))
+        model.generate(**call())  # and the model works on
+
+
 def test_rows_leave_one_step_later(monkeypatch):
     with ak.patched(build("llama"), MODES) as model:
         model.generate(**call([3] * 3 + [10] * 3))
@@ -86,8 +104,20 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("sampling", [{"do_sample": False}, {"fast_prob": 0.5, "top_k": 5, "top_p": 0.9}])
-def test_a_step_reads_nothing_from_the_device(monkeypatch, sampling):
+PROGRAM = ak.Program.from_dict({"rules": [{"bias": [9, 11], "by": "ban"}, {"force": [12, 13], "when": {"at": 5}}]})
+LAYOUTS = {
+    "shared": {"kv_layout": "shared"},
+    "shared, padded": {"kv_layout": "shared", "padded": True},
+    "rows": {"kv_layout": "rows"},
+    "sample_only": {"hook": True},
+    "program": {"kv_layout": "shared", "program": PROGRAM},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("sampling", [{"do_sample": False}, {"fast_prob": 0.5, "top_k": 5, "top_p": 0.9}], ids=str)
+def test_a_step_reads_nothing_from_the_device(monkeypatch, sampling, layout):
+    """Padded rows but under layout "shared" are left out: Hugging Face's masks look for padding at every step."""
     reads, put = Reads(), decode_loop.StopCheck.put
 
     def observed(self, ends, step):
@@ -96,12 +126,16 @@ def test_a_step_reads_nothing_from_the_device(monkeypatch, sampling):
 
     monkeypatch.setattr(decode_loop.StopCheck, "put", observed)
     monkeypatch.setattr(decode_loop, "may_be_late", lambda *_: True)
-    monkeypatch.setattr(segment_reading, "_waits", lambda device: True)
+    monkeypatch.setattr(dispatch, "host_waits", lambda device: True)
+    more = dict(LAYOUTS[layout])
     model = ak.patch(build("llama"), ak.Modes(fast=FAST, slow=SLOW))
-    samples = {} if sampling.get("do_sample") is False else {"num_return_sequences": 3}
-    given = {**call(new=12), "kv_layout": "shared", "num_return_sequences": 1, **samples, **sampling}
+    if more.pop("hook", False):
+        model.model.layers[0].register_forward_hook(lambda module, given, out: None)
+    inputs = {} if more.pop("padded", False) else left_padded(prompts(2, WIDTH), [WIDTH, WIDTH])
+    samples = {"num_return_sequences": 1 if sampling.get("do_sample") is False else 3}
     with reads:
-        model.generate(**given)
+        out = model.generate(**{**call(new=12), **inputs, **samples, **sampling, **more})
+    assert out.stats.plan == ("sample_only" if layout == "sample_only" else "full")
     assert not reads.found, reads.found[0]
     # The observer sees such reads: a stop check that is not late, of tensors elsewhere, would be one.
     with reads:
