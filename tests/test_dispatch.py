@@ -60,11 +60,11 @@ def test_cuda_takes_the_native_kernels_of_a_credit_op(op, monkeypatch):
     assert asked == [torch.device("cuda")] * 2
 
 
-@pytest.mark.parametrize("op", ["mode_sample", "branch", "segment_attention", "steer"])
+@pytest.mark.parametrize("op", ["mode_sample", "branch", "segment_attention", "steer", "kv_scores"])
 def test_cuda_takes_triton_where_an_op_has_it(op, monkeypatch):
     monkeypatch.setattr(dispatch, "unavailable_reason", lambda _: None)
     assert dispatch.choose(op, "auto", on_cuda()).__name__ == f"adapt_kernels.ops.{op}.triton_kernel"
-    if op in ("mode_sample", "steer"):
+    if op in ("mode_sample", "steer", "kv_scores"):
         with pytest.raises(ValueError, match="backend='native' takes CPU tensors; got logits on cuda:0"):
             dispatch.choose(op, "native", on_cuda())
 

@@ -5,13 +5,19 @@ import math
 import pytest
 import torch
 
+from adapt_kernels.dispatch import backend_module
 from adapt_kernels.ops.kv_scores import kv_scores
 
 SLOTS, HEADS, GROUP, LENGTH, WIDTH, QUERIES = 2, 2, 3, 11, 4, 3
+LENGTHS = (1, 63, 64, 65, 200)  # around the blocks of columns of the kernels
 
 
-@pytest.fixture
-def states():
+@pytest.fixture(name="states")
+def states_fixture():
+    return random_states()
+
+
+def random_states():
     generator = torch.Generator().manual_seed(0)
     shape = (SLOTS, HEADS, LENGTH, WIDTH)
     keys, values = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -81,24 +87,31 @@ def test_snap(states):
 
 
 def test_backends_agree_on_r_kv(native):
-    """Lengths around the native kernel's blocks of columns, duplicates near and far, padding."""
-    generator = torch.Generator().manual_seed(2)
-    for length in (1, 63, 64, 65, 200):
-        keys = torch.randn(2, 3, length, 24, generator=generator)
-        keys[:, :, length // 3] = keys[:, :, length // 2] = keys[:, :, 0] * 3
-        queries, mask = torch.randn(2, 6, 1, 24, generator=generator), torch.ones(2, length, dtype=torch.bool)
-        mask[1, : length // 4] = False
-        for own in (None, mask):
-            plain = kv_scores("r_kv", keys, queries=queries, mask=own, backend="reference")
-            torch.testing.assert_close(
-                kv_scores("r_kv", keys, queries=queries, mask=own, backend=native), plain, atol=1e-7, rtol=1e-5
-            )  # sums of `length` floats
+    for length in LENGTHS:
+        assert_agrees_on_r_kv(length, native)
+
+
+def assert_agrees_on_r_kv(length, backend):
+    """Repeated keys near and far, with and without padding."""
+    generator = torch.Generator().manual_seed(length)
+    keys = torch.randn(2, 3, length, 24, generator=generator)
+    keys[:, :, length // 3] = keys[:, :, length // 2] = keys[:, :, 0] * 3
+    queries, mask = torch.randn(2, 6, 1, 24, generator=generator), torch.ones(2, length, dtype=torch.bool)
+    mask[1, : length // 4] = False
+    for own in (None, mask):
+        plain = kv_scores("r_kv", keys, queries=queries, mask=own, backend="reference")
+        found = kv_scores("r_kv", keys, queries=queries, mask=own, backend=backend)
+        torch.testing.assert_close(found, plain, atol=1e-7, rtol=1e-5)  # sums of `length` floats
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 def test_r_kv(states, backend):
+    assert_r_kv(states, backend)
+
+
+def assert_r_kv(states, backend):
     keys, _, queries, mask = states
-    if backend == "auto":
+    if backend != "reference":
         keys, queries = keys.float(), queries.float()
     keys[:, :, 6] = keys[:, :, 4] * 2  # similar ones: the newer of them is forgiven
     found = kv_scores("r_kv", keys, queries=queries, mask=mask, backend=backend)
@@ -110,6 +123,30 @@ def test_r_kv(states, backend):
             real = [t for t in range(LENGTH) if mask[slot, t]]
             expected = [0.07 * pooled[t] - 0.93 * redundancy[t] for t in real]
             close(found[slot, head][mask[slot]], expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_what_is_similar(backend, request):
+    assert_similar_keys(request.getfixturevalue("native") if backend == "native" else backend)
+
+
+def assert_similar_keys(backend):
+    """Means worked out by hand of vectors whose cosines are exact in float32."""
+    mean_similarity = backend_module("kv_scores", backend).mean_similarity
+    even, first, second, zeros = [0.5] * 4, [1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0] * 4
+    for unit, expected in (
+        # A cosine of .5 is not beyond it.
+        ([even, first, second, zeros], [1.0, 0.5, 0.5, 0.0]),
+        # Each forgives the newest of the others: the first three the last one, the last one the third.
+        ([first] * 4, [3.0, 3.0, 2.0, 0.0]),
+        # Not the opposite of a key, nor a key of zeros.
+        ([first, [-1.0, 0.0, 0.0, 0.0], zeros, zeros], [-1.0, -1.0, 0.0, 0.0]),
+        ([first], [0.0]),
+        ([zeros] * 2, [0.0, 0.0]),
+    ):
+        found = mean_similarity(torch.tensor([unit]))
+        assert torch.equal(found, torch.tensor([expected]) / len(unit)), (unit, found)
+    assert mean_similarity(torch.empty(0, 3, 4)).shape == (0, 3)
 
 
 def plain_redundancy(keys, mask):

@@ -41,12 +41,14 @@ def kv_scores(
         queries: [S, Hq, w, D], Hq a multiple of H, w <= T: those of the newest w positions, for snap, tova and r_kv.
         mask: bool [S, T], False = padding that nothing counts (its own score means nothing), or None.
         scale: factor of q.k, None = D ** -.5. softcap: c of c * tanh(. / c), None = none.
-        backend: of r_kv, by a name of `adapt_kernels.backends()`, or "auto": native on a CPU, where no T x T matrix is
-            made; else reference. The other scores have one form.
+        backend: of r_kv's cosines of all pairs, by a name of `adapt_kernels.backends()`, or "auto": native on a CPU,
+            triton on CUDA, else reference. All else has one form, in PyTorch: w queries have few weights beside T x T.
 
-    Deterministic, no host sync, no randomness. Temporaries are one slot's: no T x T matrix of several rows.
+    Deterministic, no host sync, no randomness. Temporaries are one slot's; a T x T matrix is made by reference alone.
+    Whether a cosine is beyond .5 may differ between backends where it is within float32's rounding of it.
 
-    Raises ValueError or TypeError naming the argument, what was given and what is allowed.
+    Raises ValueError or TypeError naming the argument, what was given and what is allowed; RuntimeError if an explicit
+    backend cannot run.
     """
     if name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(map(repr, NAMES))}; got {name!r}")
