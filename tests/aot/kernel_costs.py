@@ -142,6 +142,15 @@ def of_steps(driver) -> dict[str, dict]:
     return found | {f"branch {launch.kernel}": cost(launch, ()) for launch in driver.launches}
 
 
+def of_kept_keys(driver) -> dict[str, dict]:
+    """kv_scores, 8 heads of 1000 keys."""
+    from test_kv_scores_compiles import compare_keys
+
+    driver.launches.clear()
+    compare_keys()
+    return {f"kv_scores {launch.kernel}": cost(launch, ()) for launch in driver.launches}
+
+
 # Source, kernel, its hot stretches in bfloat16: a lane has 32 columns of a tile, in packs of 8.
 READ_TILE = Hot(64, "LDG.128", 32, loop=True)
 WRITE_TILE = Hot(64, "STG.128", 32, loop=True)
@@ -196,7 +205,7 @@ def of_triton() -> dict[str, dict]:
     driver = stub_driver("sm_90")
     before, triton.runtime.driver._active = triton.runtime.driver._active, driver
     try:
-        return of_mode_sample(driver) | of_attention(driver) | of_steps(driver)
+        return of_mode_sample(driver) | of_attention(driver) | of_steps(driver) | of_kept_keys(driver)
     finally:
         triton.runtime.driver._active = before
 
