@@ -38,7 +38,8 @@ TESTS = {
     "Triton cases": (
         [
             *("-p", "triton_on_gpu", "tests/ops/triton_mode_sample_cases.py", "tests/ops/triton_branch_cases.py"),
-            *("tests/ops/triton_segment_attention_cases.py", "tests/program/triton_steer_cases.py"),
+            *("tests/ops/triton_segment_attention_cases.py", "tests/ops/triton_kv_scores_cases.py"),
+            "tests/program/triton_steer_cases.py",
         ],
         120,
     ),

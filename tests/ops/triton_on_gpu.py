@@ -12,6 +12,7 @@ from on_gpu import placed
 
 _ENTRIES = {
     "branch": ("branch",),
+    "kv_scores": ("mean_similarity",),
     "mode_sample": ("mode_sample",),
     "segment_attention": ("segment_attention",),
     "steer": ("advance", "probe", "decide", "settle"),
