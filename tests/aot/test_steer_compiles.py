@@ -1,4 +1,4 @@
-"""steer on Triton, compiled for four GPUs as its wrappers launch it: one launch per half-step; no GPU is needed."""
+"""steer on Triton, compiled for four GPUs as its wrappers launch it: one launch per half-step or step; needs no GPU."""
 
 import os
 
@@ -56,24 +56,28 @@ def half_steps(run, rows):
     triton_kernel.probe(tables, state, run.rows)
     state, decision = triton_kernel.decide(tables, state, run.rows)
     triton_kernel.settle(tables, state, run.rows, decision, tokens)
+    triton_kernel.step(tables, run.state, run.rows, tokens)
 
 
 @pytest.mark.parametrize(
     "stub", [n if n == "sm_90" else pytest.param(n, marks=pytest.mark.full) for n in TARGETS], indirect=True
 )
-def test_a_half_step_is_one_launch(stub):
+def test_a_half_step_is_one_launch_and_so_is_a_step(stub):
     half_steps(run_of(64), 64)
-    assert [launch.kernel for launch in stub.launches] == ["advance", "probe", "decide", "settle"]
+    assert [launch.kernel for launch in stub.launches] == ["advance", "probe", "decide", "settle", "step"]
     for launch in stub.launches:
         assert launch.grid == (64, 1, 1) and launch.spilled == 0 and launch.registers <= 128, launch
 
 
 @pytest.mark.parametrize("stub", ["sm_90"], indirect=True)
 def test_other_batches_do_not_recompile(stub):
-    from adapt_kernels.ops.steer.triton_steps import decide as kernel
+    from adapt_kernels.ops.steer.triton_steps import decide, step
+
+    def compiled():
+        return [len(kernel.device_caches[stub.device][0]) for kernel in (decide, step)]
 
     half_steps(run_of(64), 64)
-    before = len(kernel.device_caches[stub.device][0])
+    before = compiled()
     for rows in (1, 3, 16, 63):
         half_steps(run_of(rows), rows)
-    assert len(kernel.device_caches[stub.device][0]) == before
+    assert compiled() == before

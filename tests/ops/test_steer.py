@@ -70,6 +70,9 @@ def test_a_step_never_looks_at_a_value_on_the_host():
     assert [each.shape for each in state] == [each.shape for each in run.state]
     assert tokens.shape == ends.shape == replaced.shape == (3,) and wanted.shape == late.shape == (3, len(RULES))
     assert all(len(each) == 3 for each in decision)
+    state, decision = steer.step(tables, state, rows, tokens)
+    assert [each.shape for each in state] == [each.shape for each in run.state]
+    assert all(len(each) == 3 for each in decision)
 
 
 def test_shapes_and_dtypes_of_a_step(backend):
@@ -89,6 +92,8 @@ def test_empty_batches_and_empty_programs(rows, rules, backend):
     run = run_of(rows, rules, THINK, backend)
     state, tokens, *_ = one_step(run.compiled.tables, run.state, run.rows, torch.full((rows,), 5), backend)
     assert tokens.tolist() == [5] * rows and len(state.numbers) == rows
+    state, decision = steer.step(run.compiled.tables, run.state, run.rows, tokens, backend=backend)
+    assert len(state.numbers) == len(decision.forced) == rows
 
 
 def test_no_program_at_all(backend):
@@ -190,6 +195,7 @@ def test_a_token_outside_the_vocabulary_is_refused(backend):
         lambda tokens: steer.advance(run.compiled.tables, run.state, tokens, backend=backend),
         lambda tokens: steer.probe(run.compiled.tables, run.state, run.rows, None, tokens, backend=backend),
         lambda tokens: run.settle(run.decide(), tokens),
+        lambda tokens: steer.step(run.compiled.tables, run.state, run.rows, tokens, backend=backend),
     ):
         with pytest.raises(IndexError, match=message):
             call(torch.tensor([3, 16]))
@@ -238,6 +244,8 @@ def test_what_does_not_fit_is_refused(change, error, message, backend):
     state, rows, tokens = change(run.state, run.rows, torch.tensor([1, 5]))
     with pytest.raises(error, match=re.escape(message)):
         steer.probe(run.compiled.tables, state, rows, None, tokens, backend=backend)
+    with pytest.raises(error, match=re.escape(message)):
+        steer.step(run.compiled.tables, state, rows, tokens, backend=backend)
 
 
 def test_rows_without_their_tables_are_refused(backend):

@@ -15,7 +15,7 @@ _ENTRIES = {
     "kv_scores": ("mean_similarity",),
     "mode_sample": ("mode_sample",),
     "segment_attention": ("segment_attention",),
-    "steer": ("advance", "probe", "decide", "settle"),
+    "steer": ("advance", "probe", "decide", "step", "settle"),
 }
 
 

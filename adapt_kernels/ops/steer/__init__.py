@@ -44,6 +44,7 @@ __all__ = [
     "probe",
     "settle",
     "state_columns",
+    "step",
 ]
 
 
@@ -111,6 +112,20 @@ def decide(
     """
     check(tables, state, rows, uniforms=uniforms)
     return choose("steer", backend, state.numbers).decide(tables, state, rows, uniforms)
+
+
+def step(
+    tables: SteerTables, state: SteerState, rows: SteerRows, tokens, uniforms=None, backend: str = "auto"
+) -> tuple[SteerState, Decision]:
+    """`decide` of the state after `advance(tokens)`, bit for bit: all that lies between one draw and the next.
+
+    For steps in which nobody looks at the state in between: one launch on triton instead of two. tokens: [n] int64,
+    generated ones, < 0 = none for that row, alive or not. Other arguments as in the halves.
+
+    Returns (state, Decision) as `decide` does, randomness and errors as theirs. No host sync. n = 0 works.
+    """
+    check(tables, state, rows, tokens, uniforms)
+    return choose("steer", backend, state.numbers).step(tables, state, rows, tokens, uniforms)
 
 
 def settle(

@@ -92,6 +92,11 @@ def decide(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=Non
     return SteerState(state.patterns, flags, numbers, state.registers), decision
 
 
+def step(tables: SteerTables, state: SteerState, rows: SteerRows, tokens, uniforms=None) -> tuple[SteerState, Decision]:
+    """See `adapt_kernels.ops.steer.step`."""
+    return decide(tables, advance(tables, state, tokens), rows, uniforms)
+
+
 def settle(tables: SteerTables, state: SteerState, rows: SteerRows, decision: Decision, tokens, uniforms=None):
     """See `adapt_kernels.ops.steer.settle`."""
     prepared = _prepare(tables, state)

@@ -136,6 +136,11 @@ def decide(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=Non
     return SteerState(state.patterns, flags, numbers, state.registers), decision
 
 
+def step(tables: SteerTables, state: SteerState, rows: SteerRows, tokens, uniforms=None) -> tuple[SteerState, Decision]:
+    """See `adapt_kernels.ops.steer.step`."""
+    return decide(tables, advance(tables, state, tokens), rows, uniforms)
+
+
 def _ready_forces(tables: SteerTables, state: SteerState, guard, numbers, idle) -> torch.Tensor:
     """[n, R] forces that start now; writes since when the waiting ones are due."""
     rule = tables.rules.long()

@@ -1,4 +1,4 @@
-"""steer on Triton: one launch per half-step, a program per row; no host sync, so a CUDA graph can hold it."""
+"""steer on Triton: one launch per half-step or step, a program per row; no host sync, so a CUDA graph can hold it."""
 
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -42,9 +42,8 @@ def advance(tables: SteerTables, state: SteerState, tokens, generated: bool = Tr
     """See `adapt_kernels.ops.steer.advance`."""
     tables, state, sizes = _read(tables, state)
     new = SteerState._make([*map(torch.empty_like, state[:3]), state.registers])
-    blocks = {"PATTERNS": _block(sizes.patterns), "SPANS": _block(sizes.spans), **_rule_blocks(sizes)}
     arguments = (tables, sizes, state, tokens.contiguous(), int(generated), *new[:3])
-    _launch("advance", state, arguments, blocks)
+    _launch("advance", state, arguments, {**_span_blocks(sizes), **_rule_blocks(sizes)})
     return new
 
 
@@ -68,6 +67,19 @@ def decide(tables: SteerTables, state: SteerState, rows: SteerRows, uniforms=Non
     blocks = {**_rule_blocks(sizes), "CLASSES": _block(sizes.bias_classes), "FLAGS": _block(sizes.spans)}
     _launch("decide", state, arguments, blocks)
     return state._replace(flags=flags, numbers=numbers), decision
+
+
+def step(tables: SteerTables, state: SteerState, rows: SteerRows, tokens, uniforms=None) -> tuple[SteerState, Decision]:
+    """See `adapt_kernels.ops.steer.step`."""
+    tables, state, sizes = _read(tables, state)
+    rows = contiguous(rows)
+    between = SteerState._make([*map(torch.empty_like, state[:3]), state.registers])
+    flags, numbers = torch.empty_like(state.flags), torch.empty_like(state.numbers)
+    decision = empty_decision(rows, sizes.bias_classes)
+    inputs = (tables, sizes, state, rows, tokens.contiguous(), contiguous_or_none(uniforms))
+    blocks = {**_span_blocks(sizes), **_rule_blocks(sizes), "CLASSES": _block(sizes.bias_classes)}
+    _launch("step", state, (*inputs, between, flags, numbers, decision), blocks)
+    return between._replace(flags=flags, numbers=numbers), decision
 
 
 def settle(tables: SteerTables, state: SteerState, rows: SteerRows, decision: Decision, tokens, uniforms=None):
@@ -97,6 +109,10 @@ def _read(tables: SteerTables, state: SteerState) -> tuple[SteerTables, SteerSta
 
 def _block(size: int) -> int:
     return triton.next_power_of_2(max(size, 1))
+
+
+def _span_blocks(sizes: Sizes) -> dict[str, int]:
+    return {"PATTERNS": _block(sizes.patterns), "SPANS": _block(sizes.spans)}
 
 
 def _rule_blocks(sizes: Sizes) -> dict[str, int]:

@@ -203,6 +203,18 @@ def decide(
 
 
 @triton.jit
+def step(
+    t, z, s, r, tokens, uniforms, between, flags, numbers, d,
+    PATTERNS: tl.constexpr, SPANS: tl.constexpr, RULES: tl.constexpr, WIDTH: tl.constexpr, CLASSES: tl.constexpr,
+):  # fmt: skip
+    """One more committed token, then what the next one is to be; between: the state after the first of the two."""
+    advance(t, z, s, tokens, 1, between.patterns, between.flags, between.numbers, PATTERNS, SPANS, RULES, WIDTH)
+    # Lanes read below what others of their row wrote above.
+    tl.debug_barrier()
+    decide(t, z, between, r, uniforms, flags, numbers, d, RULES, WIDTH, CLASSES, SPANS)
+
+
+@triton.jit
 def _record_mode(t, z, row, numbers, gate, token):
     """Notes the mode that a token opens at a gate, and starts the ids that follow it."""
     place, mode, following = numbers + row * z.width, gate * 0 - 1, gate * 0 - 1
