@@ -39,7 +39,23 @@ def checked_inputs(programs: Sequence[Program], inputs: Mapping, rows: int) -> d
     return found
 
 
-def register_values(name: str, values: Sequence, reads: Sequence[bool]) -> list[float]:
+def first_registers(compiled, of_rows: Sequence[Sequence[int]], inputs: Mapping) -> torch.Tensor:
+    """`SteerState.registers` of rows before their prompt, on the CPU; of_rows: the numbers of each row's programs."""
+    registers = torch.zeros(len(of_rows), len(compiled.registers) + len(compiled.surprise))
+    signals = {name for program in compiled.programs for name in program.signals}
+    for (name, _), column in compiled.registers.items():
+        if name in inputs:
+            # A probe of another row's program may fill the register of the same name.
+            reads = [any(name in compiled.programs[owner].inputs for owner in own) for own in of_rows]
+            registers[:, column] = torch.tensor(_register_values(name, inputs[name], reads), dtype=torch.float32)
+        elif name in signals:
+            registers[:, column] = float("nan")
+    for index, column in compiled.surprise.items():
+        registers[:, column] = 2 * compiled.mirostat(index)[0]
+    return registers
+
+
+def _register_values(name: str, values: Sequence, reads: Sequence[bool]) -> list[float]:
     """One number per row; 0 for rows that do not read it. Raises ValueError for what is none."""
     for row, (value, read) in enumerate(zip(values, reads, strict=True)):
         if read and (isinstance(value, bool) or not isinstance(value, Real) or value != value):

@@ -15,13 +15,14 @@ from adapt_kernels.ops.steer import (
     probe,
     settle,
     state_columns,
+    step,
 )
 from adapt_kernels.program.program import Program
-from adapt_kernels.program.row_inputs import checked_inputs, listed, register_values
+from adapt_kernels.program.row_inputs import checked_inputs, first_registers, listed
 from adapt_kernels.program.rules import Gate, Probe, label_of
 from adapt_kernels.program.settings import row_settings
 from adapt_kernels.program.slots import Slots
-from adapt_kernels.program.spans import Visit, visits
+from adapt_kernels.program.spans import Visit, spans_that_hold_stops, visits
 from adapt_kernels.program.tables import compile_programs
 from adapt_kernels.program.windows import Windows
 
@@ -38,6 +39,8 @@ class ProgramRun:
             tokens = draw(logits, decision)
             run.wanted_probes(decision, tokens) -> run them, run.fill(...)
             tokens, ends, replaced = run.settle(tokens, surprise)
+
+    A committed token waits until `decide` or somebody who reads `state`: a step that nobody looks into is one launch.
 
     programs: per row a Program, several in order of their rules, or None. seeds int64 [rows]; max_new_tokens: int or
     int [rows]. inputs: {name: one value per row} for every name in `Program.inputs`. outer_modes: names of modes that
@@ -78,32 +81,28 @@ class ProgramRun:
             torch.ones(len(of_rows), dtype=torch.bool, device=self.device),
         )
         self._windows = Windows(self.compiled.registers, len(of_rows), self.device)
-        self._all_state = self._fresh(len(of_rows), inputs)
+        self._all_state = self.compiled.fresh_state(first_registers(self.compiled, self._of_rows, inputs))
+        self._sleepers = spans_that_hold_stops(self.compiled, self._of_rows).to(self.device)
         self.slots = Slots(len(of_rows), self.device)
         self.rows, self.state = self._all_rows, self._all_state
 
+    # The state before the token that waits: what no token changes may be written there.
+    _behind: SteerState
+    _waiting: torch.Tensor | None
+
+    @property
+    def state(self) -> SteerState:
+        """[slots], after every committed token."""
+        if self._waiting is not None:
+            self.state = advance(self._tables, self._behind, self._waiting, backend=self.backend)
+        return self._behind
+
+    @state.setter
+    def state(self, state: SteerState) -> None:
+        self._behind, self._waiting = state, None
+
     def _owners(self) -> list[int]:
         return [owner for owner, program in enumerate(self.compiled.programs) for _ in program.rules]
-
-    def _fresh(self, rows: int, inputs: Mapping) -> SteerState:
-        compiled, tables = self.compiled, self.compiled.tables
-        registers = torch.zeros(rows, len(compiled.registers) + len(compiled.surprise), device=self.device)
-        for (name, _), column in compiled.registers.items():
-            if name in inputs:
-                # A probe of another row's program may fill the register of the same name.
-                reads = [any(name in compiled.programs[owner].inputs for owner in own) for own in self._of_rows]
-                values = register_values(name, inputs[name], reads)
-                registers[:, column] = torch.tensor(values, dtype=torch.float32, device=self.device)
-            elif name in self.signals:
-                registers[:, column] = float("nan")
-        for index, column in compiled.surprise.items():
-            registers[:, column] = 2 * compiled.mirostat(index)[0]
-        return SteerState(
-            torch.zeros(rows, len(tables.transitions), dtype=torch.uint8, device=self.device),
-            torch.zeros(rows, len(tables.spans) + len(tables.rules), dtype=torch.uint8, device=self.device),
-            compiled.fresh.repeat(rows, 1),
-            registers,
-        )
 
     def begin(self, tails: Sequence[Sequence[int]]) -> None:
         """Read the generation prompt of every row: what follows the prompt's last end of turn. Any lengths."""
@@ -115,17 +114,17 @@ class ProgramRun:
 
     def advance(self, tokens: torch.Tensor) -> None:
         """Commit the tokens [slots] of the last step."""
-        self.state = advance(self._tables, self.state, torch.where(self.rows.alive, tokens, -1), backend=self.backend)
+        self._behind, self._waiting = self.state, torch.where(self.rows.alive, tokens, -1)
 
     def fill(self, values: Mapping[str, torch.Tensor], where=None) -> None:
         """Write registers by name, [slots] each: signals of this step, or a probe's result for the slots `where`."""
-        registers = self.state.registers.clone()
+        registers = self._behind.registers.clone()
         for name, value in values.items():
             columns = {window: column for (own, window), column in self.compiled.registers.items() if own == name}
             for window, column in columns.items():
                 mean = self._windows.push(name, window, value, self.slots.index)
                 registers[:, column] = mean if where is None else torch.where(where, mean, registers[:, column])
-        self.state = self.state._replace(registers=registers)
+        self._behind = self._behind._replace(registers=registers)
 
     def wanted_probes(
         self, decision: Decision | None = None, tokens=None, uniforms=None
@@ -147,7 +146,11 @@ class ProgramRun:
 
     def decide(self, uniforms=None) -> Decision:
         """The first half of a step; see `adapt_kernels.ops.steer.decide`."""
-        self.state, decision = decide(self._tables, self.state, self.rows, uniforms, self.backend)
+        state, tokens = self._undecided = self._behind, self._waiting
+        if tokens is None:
+            self.state, decision = decide(self._tables, state, self.rows, uniforms, self.backend)
+        else:
+            self.state, decision = step(self._tables, state, self.rows, tokens, uniforms, self.backend)
         return decision
 
     def settle(self, decision: Decision, tokens, surprise=None, uniforms=None):
@@ -179,9 +182,9 @@ class ProgramRun:
     def tell_modes(self, modes: torch.Tensor) -> None:
         """Note the modes [slots] that the caller's own gate chose, indices into outer_modes, -1 = none."""
         if self.compiled.outer_mode is not None:
-            numbers = self.state.numbers.clone()
+            numbers = self._behind.numbers.clone()
             numbers[:, self.compiled.outer_mode] = modes.int()
-            self.state = self.state._replace(numbers=numbers)
+            self._behind = self._behind._replace(numbers=numbers)
 
     def modes(self, gate: int) -> torch.Tensor:
         """int32 [slots]: the mode that a gate rule chose last, -1 = none yet."""
@@ -189,12 +192,8 @@ class ProgramRun:
 
     def holds_stops(self) -> torch.Tensor:
         """[slots] bool: rows inside a span in which stop strings sleep."""
-        holds = [self.compiled.programs[owner].spans[name].stops == "hold" for owner, name in self.compiled.spans]
-        inside = self.state.flags[:, : len(holds)].bool()
-        listed = [[owner in each for owner, _ in self.compiled.spans] for each in self._of_rows]
-        own = torch.tensor(listed, dtype=torch.bool, device=self.device).reshape(len(listed), len(holds))
-        own = own[self.slots.index]
-        return (inside & own & torch.tensor(holds, dtype=torch.bool, device=self.device)).any(1)
+        inside = self.state.flags[:, : len(self.compiled.spans)].bool()
+        return (inside & self.slots.take(self._sleepers)).any(1)
 
     def bind(self, max_new_tokens: int, seeds: torch.Tensor | None) -> None:
         """What was not known when the run was made: the tokens the call allows, and seeds [rows]; before `place`."""
@@ -208,9 +207,10 @@ class ProgramRun:
         """The slots [slots] bool that take part from now on: the others keep their state and decide nothing."""
         self.rows = self.rows._replace(alive=alive)
 
-    def withdraw(self, before: SteerState, decision: Decision, where: torch.Tensor) -> Decision:
-        """Undo what `decide` did from the state `before` in the slots `where` [slots] bool: somebody else writes
-        there."""
+    def withdraw(self, decision: Decision, where: torch.Tensor) -> Decision:
+        """Undo what the last `decide` did in the slots `where` [slots] bool: somebody else writes there."""
+        state, tokens = self._undecided
+        before = state if tokens is None else advance(self._tables, state, tokens, backend=self.backend)
         keep = ~where[:, None]
         self.state = SteerState(*(torch.where(keep, n, b) for n, b in zip(self.state, before, strict=True)))
         return decision._replace(

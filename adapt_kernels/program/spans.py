@@ -1,4 +1,4 @@
-"""Where each span of a generation began and ended, and who ended it: told from the tokens, after the call."""
+"""Spans of a call: where each began and ended, and who ended it, told from the tokens afterwards; which hold stops."""
 
 from typing import NamedTuple
 
@@ -14,6 +14,15 @@ class Visit(NamedTuple):
     start: int
     end: int
     closed_by: str
+
+
+def spans_that_hold_stops(compiled, of_rows) -> torch.Tensor:
+    """[rows, spans] bool, on the CPU: spans of the row's own programs in which stop strings sleep."""
+    holds = [
+        [owner in own and compiled.programs[owner].spans[name].stops == "hold" for owner, name in compiled.spans]
+        for own in of_rows
+    ]
+    return torch.tensor(holds, dtype=torch.bool).reshape(len(of_rows), len(compiled.spans))
 
 
 def visits(compiled, state: SteerState, of_rows, tokens, lengths, forced) -> list[list[Visit]]:

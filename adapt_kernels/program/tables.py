@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adapt_kernels.ops.steer import RUNNING, UNBOUNDED, Limit, SteerTables
+from adapt_kernels.ops.steer import RUNNING, UNBOUNDED, Limit, SteerState, SteerTables
 from adapt_kernels.program.class_tables import bias_tables, pattern_tables
 from adapt_kernels.program.clauses import Ramp, RowInput
 from adapt_kernels.program.program import Program
@@ -35,6 +35,16 @@ class Compiled:
     surprise: Mapping[int, int]
     outer_mode: int | None
     fresh: torch.Tensor
+
+    def fresh_state(self, registers: torch.Tensor) -> SteerState:
+        """Of rows before their prompt, whose registers [rows, F] are these."""
+        rows, tables, device = len(registers), self.tables, self.fresh.device
+        return SteerState(
+            torch.zeros(rows, len(tables.transitions), dtype=torch.uint8, device=device),
+            torch.zeros(rows, len(tables.spans) + len(tables.rules), dtype=torch.uint8, device=device),
+            self.fresh.repeat(rows, 1),
+            registers.to(device),
+        )
 
     def mirostat(self, index: int) -> tuple[float, float]:
         """Surprise and rate of the rule `rules[index]`, one of `surprise`."""

@@ -17,6 +17,7 @@ from adapt_kernels.ops.steer import (
     advance,
     decide,
     settle,
+    step,
 )
 from adapt_kernels.program.program import Program
 from adapt_kernels.program.rules import Bias, Gate
@@ -88,13 +89,7 @@ class Lane:
         self.held, self._free = self._new(_FIRST_PLACES), list(range(_FIRST_PLACES))
 
     def _fresh_state(self, count: int) -> SteerState:
-        compiled, tables, device = self.compiled, self.compiled.tables, self.device
-        return SteerState(
-            torch.zeros(count, len(tables.transitions), dtype=torch.uint8, device=device),
-            torch.zeros(count, len(tables.spans) + len(tables.rules), dtype=torch.uint8, device=device),
-            compiled.fresh.repeat(count, 1),
-            torch.zeros(count, 0, device=device),
-        )
+        return self.compiled.fresh_state(torch.zeros(count, 0))
 
     def _decided(self, state: SteerState, nobody: bool) -> tuple[SteerState, Decision]:
         count = len(state.numbers)
@@ -241,8 +236,7 @@ class Lane:
             numbers = state.numbers.clone()
             numbers[:, self.compiled.outer_mode] = numbers[:, self._mode_column]
             state = state._replace(numbers=numbers)
-        state = advance(tables, state, torch.where(moves, tokens, -1), backend=self.backend)
-        state, new = decide(tables, state, rows, backend=self.backend)
+        state, new = step(tables, state, rows, torch.where(moves, tokens, -1), backend=self.backend)
         old = decision
         return state, Decision(*(torch.where(_like(moves, n), n, o) for n, o in zip(new, old, strict=True)))
 

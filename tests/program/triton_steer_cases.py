@@ -12,6 +12,7 @@ from test_against_interpreter import ROWS, STEPS, Batch, step_of
 from test_golden_traces import TRACES, program
 
 from adapt_kernels.ops import steer
+from adapt_kernels.ops.steer import triton_kernel
 from adapt_kernels.program import run as program_run
 
 QUICK = ("12", "27")
@@ -63,14 +64,18 @@ def compared(name, rng, share, seen):
 
 @pytest.mark.parametrize("seed", [300, *(pytest.param(n, marks=pytest.mark.full) for n in range(301, 321))])
 def test_rows_of_random_runs(seed, monkeypatch):
-    rng, seen = random.Random(seed), dict.fromkeys(("advance", "probe", "decide", "settle"), 0)
+    rng, seen = random.Random(seed), dict.fromkeys(("advance", "probe", "decide", "step", "settle"), 0)
     for name in seen:
         monkeypatch.setattr(program_run, name, compared(name, rng, 0.3 if seed == 300 else 1.0, seen))
     batch, rows, committed = Batch(seed), list(range(ROWS)), None
     run, log = batch.run(backend="reference"), {row: [] for row in range(ROWS)}
     for step in range(STEPS):
+        if step % 2 and committed is not None:
+            run.advance(torch.tensor(committed))
+            assert run.state  # looked at, so this step goes in halves
+            committed = None
         committed = step_of(run, rows, batch, step, committed, log)
-    assert min(seen[name] for name in ("advance", "decide", "settle")) >= 2
+    assert min(seen[name] for name in ("advance", "decide", "step", "settle")) >= 2
 
 
 def equal(ours, theirs):
@@ -86,8 +91,26 @@ def test_uniforms_and_empty_batches():
     tables, rows = run.compiled.tables, run.rows
     for uniforms in (None, torch.tensor([[0.69], [0.91]], dtype=torch.float64)):
         assert equal(*(steer.decide(tables, run.state, rows, uniforms, backend=n) for n in ("triton", "reference")))
+        for tokens in (torch.tensor([4, 5]), torch.tensor([-1, 2])):
+            ours, theirs = (steer.step(tables, run.state, rows, tokens, uniforms, n) for n in ("triton", "reference"))
+            assert equal(ours, theirs)
     none = of_row(run.state, 5, None), of_row(rows, 5, None)
     assert len(steer.decide(tables, *none, backend="triton")[1].forced) == 0
+    assert len(steer.step(tables, *none, torch.tensor([], dtype=torch.int64), backend="triton")[1].forced) == 0
+
+
+def test_a_step_without_settle_is_one_launch(monkeypatch):
+    launched, launch = [], triton_kernel._launch
+    monkeypatch.setattr(triton_kernel, "_launch", lambda name, *given: (launched.append(name), launch(name, *given)))
+    run = program_run.ProgramRun(
+        [TRACES["19"][0]], vocab_size=16, max_new_tokens=9, seeds=torch.tensor([3]), backend="triton"
+    )
+    run.begin([[1]])
+    for _ in range(3):
+        run.decide()
+        run.advance(torch.tensor([8]))
+    assert launched == ["advance", "decide", "step", "step"]
+    assert int(run.state.numbers[0, steer.POSITION]) == 3 and launched[4:] == ["advance"]
 
 
 def test_what_rows_bring_and_strided_arguments():

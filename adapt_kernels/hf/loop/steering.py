@@ -110,14 +110,14 @@ class Steering:
             self.run.fill(values)
         if self.probes is not None:
             self.probes.fill()
-        self._before, self.lost = self.run.state, None
+        self.lost = None
         self.decision = self.run.decide()
         return self.decision.forced
 
     def give_way(self, closing) -> None:
         """To the ids [slots] that the rows' modes write at this step, -1 = none."""
         where = (closing >= 0) & (self.decision.forced < 0)
-        self.decision = self.run.withdraw(self._before, self.decision, where)._replace(
+        self.decision = self.run.withdraw(self.decision, where)._replace(
             forced=torch.where(where, closing, self.decision.forced)
         )
         self.run.admit(self.run.rows.alive & ~where)

@@ -11,6 +11,7 @@ from transformers import LogitsProcessor
 
 import adapt_kernels as ak
 from adapt_kernels.hf.loop.probes import Probes
+from adapt_kernels.program import run as program_run
 from adapt_kernels.program.run import ProgramRun
 
 sys.path.append(str(Path(__file__).parents[2] / "program"))
@@ -63,6 +64,23 @@ def test_prompts_stored_once():
         rules, wishes, expected, _ = TRACES[number]
         rows, out = run(wishes, program=rules, rows=3, kv_layout="shared")
         assert rows == [[int(each.strip("[]*~")) for each in expected.split()]] * 3 and out.stats.plan == "full"
+
+
+def test_a_step_asks_the_op_once(monkeypatch):
+    """Where no rule looks at what was drawn, and rows stay where they are."""
+    asked = []
+
+    def counted(name):
+        op = getattr(program_run, name)
+        return lambda *given, **options: (asked.append(name), op(*given, **options))[1]
+
+    for name in ("advance", "probe", "decide", "step", "settle"):
+        monkeypatch.setattr(program_run, name, counted(name))
+    rules = program(CAP, {"bias": 9, "by": "ban", "when": {"in": "think"}})
+    rows, _ = run("8 8 . . 10 10 6", program=rules, rows=2)
+    assert rows == [[8, 8, 3, 2, 10, 10, 6]] * 2
+    # The prompt's token; rows branch after the first step; the last token is for what the output reports.
+    assert asked == ["advance", "decide", "advance", "decide", *["step"] * 5, "advance"]
 
 
 def test_mirostat_keeps_less_after_a_surprise():
