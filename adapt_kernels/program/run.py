@@ -70,14 +70,15 @@ class ProgramRun:
         self.device, self.backend = seeds.device, backend
         self.compiled = compile_programs(distinct, vocab_size, outer_modes, inputs, self.device)
         self.signals = {name: signal for program in distinct for name, signal in program.signals.items()}
+        self._owners = [owner for owner, program in enumerate(distinct) for _ in program.rules]
         self._of_rows = [[distinct.index(program) for program in own] for own in of_rows]
         self._tables = self._all_tables = self.compiled.tables
-        uses = [[owner in own for owner in self._owners()] for own in self._of_rows]
+        uses = [[owner in own for owner in self._owners] for own in self._of_rows]
         limits = torch.as_tensor(max_new_tokens, dtype=torch.int32, device=self.device).expand(len(of_rows))
         self._all_rows = SteerRows(
             seeds,
             limits.contiguous(),
-            torch.tensor(uses, dtype=torch.bool, device=self.device).reshape(len(of_rows), len(self._owners())),
+            torch.tensor(uses, dtype=torch.bool, device=self.device).reshape(len(of_rows), len(self._owners)),
             torch.ones(len(of_rows), dtype=torch.bool, device=self.device),
         )
         self._windows = Windows(self.compiled.registers, len(of_rows), self.device)
@@ -100,9 +101,6 @@ class ProgramRun:
     @state.setter
     def state(self, state: SteerState) -> None:
         self._behind, self._waiting = state, None
-
-    def _owners(self) -> list[int]:
-        return [owner for owner, program in enumerate(self.compiled.programs) for _ in program.rules]
 
     def begin(self, tails: Sequence[Sequence[int]]) -> None:
         """Read the generation prompt of every row: what follows the prompt's last end of turn. Any lengths."""
@@ -285,15 +283,10 @@ class ProgramRun:
     def never_armed(self) -> list[list[str]]:
         """Per row the rules whose `in` and `mode` never held, such as a budget of a span that never opened."""
         self._store()
-        armed = self._all_state.flags[:, len(self.compiled.spans) :].cpu()
-        return [
-            [
-                label_of(i - self.compiled.first_rule[self._owners()[i]], self.compiled.rules[i])
-                for i in self._rules_of(row)
-                if not armed[row, i]
-            ]
-            for row in range(len(self._of_rows))
-        ]
+        armed = self._all_state.flags[:, len(self.compiled.spans) :].tolist()
+        first, rules = self.compiled.first_rule, self.compiled.rules
+        labels = [label_of(i - first[owner], rules[i]) for i, owner in enumerate(self._owners)]
+        return [[labels[i] for i in self._rules_of(row) if not armed[row][i]] for row in range(len(self._of_rows))]
 
     def _rules_of(self, row: int) -> list[int]:
-        return [i for own in self._of_rows[row] for i, owner in enumerate(self._owners()) if owner == own]
+        return [i for own in self._of_rows[row] for i, owner in enumerate(self._owners) if owner == own]

@@ -94,17 +94,37 @@ def settle(tables: SteerTables, state: SteerState, rows: SteerRows, decision: De
     return state._replace(numbers=numbers), written, ends, replaced
 
 
+class _Prepared(NamedTuple):
+    """Tables as they are read, with their sizes: told once for the many steps of a call."""
+
+    tables: SteerTables
+    width: int
+    registers: int
+    read: SteerTables
+    sizes: Sizes
+
+
+_last: _Prepared | None = None
+
+
 def _read(tables: SteerTables, state: SteerState) -> tuple[SteerTables, SteerState, Sizes]:
-    tables, state = contiguous(tables), contiguous(state)
+    global _last
+    last, width, registers = _last, state.numbers.shape[1], state.registers.shape[1]
+    if last is None or last.tables is not tables or last.width != width or last.registers != registers:
+        read = contiguous(tables)
+        last = _last = _Prepared(tables, width, registers, read, _sizes(read, width, registers))
+    return last.read, contiguous(state), last.sizes
+
+
+def _sizes(tables: SteerTables, width: int, registers: int) -> Sizes:
     lines = (tables.limits, tables.lengths, tables.ids)
     numbers = (
         *tables.transitions.shape,
         *map(len, (tables.spans, tables.rules, tables.conditions, tables.mode_clauses, tables.blanks)),
         *(len(tables.gate_modes), *tables.bias_members.shape),
         *(each.stride(0) if len(each) > 1 else 0 for each in lines),
-        *(state.numbers.shape[1], state.registers.shape[1]),
     )
-    return tables, state, Sizes._make(numbers)
+    return Sizes(*numbers, width, registers)
 
 
 def _block(size: int) -> int:
