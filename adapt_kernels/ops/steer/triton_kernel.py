@@ -124,7 +124,7 @@ def _sizes(tables: SteerTables, width: int, registers: int) -> Sizes:
         *(len(tables.gate_modes), *tables.bias_members.shape),
         *(each.stride(0) if len(each) > 1 else 0 for each in lines),
     )
-    return Sizes(*numbers, width, registers)
+    return Sizes._make((*numbers, width, registers))
 
 
 def _block(size: int) -> int:
