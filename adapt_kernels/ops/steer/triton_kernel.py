@@ -112,7 +112,9 @@ def _read(tables: SteerTables, state: SteerState) -> tuple[SteerTables, SteerSta
     last, width, registers = _last, state.numbers.shape[1], state.registers.shape[1]
     if last is None or last.tables is not tables or last.width != width or last.registers != registers:
         read = contiguous(tables)
-        last = _last = _Prepared(tables, width, registers, read, _sizes(read, width, registers))
+        last = _Prepared(tables, width, registers, read, _sizes(read, width, registers))
+        if read is tables:  # a copy would go stale
+            _last = last
     return last.read, contiguous(state), last.sizes
 
 
