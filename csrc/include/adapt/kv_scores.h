@@ -4,10 +4,10 @@
 #include <cstdint>
 
 struct SimilarKeysArguments {
-  const float* unit;  // [heads, width, padded]: keys of length 1, or 0 where there is none; a column each
+  const float* unit;  // [heads, blocks, width, 32]: keys of length 1, or 0 where there is none; a column each
   float* mean;        // [heads, length]
   int64_t heads, length, width;
-  int64_t padded;  // columns, length rounded up to a multiple of 64; those past `length` are 0
+  int64_t padded;  // columns, length rounded up to a multiple of 32; those past `length` are 0
   double similar;  // cosine from which two keys are
   int32_t threads;
 };
