@@ -8,6 +8,7 @@ import torch
 _FIRST_GUESS = 64  # new tokens of a fast row, before any call has shown how long they are
 _REMEMBERED = 1024
 _QUANTILE = 0.95
+_NEARLY = 0.75
 
 
 class RecentLengths:
@@ -26,7 +27,8 @@ class RecentLengths:
 
 
 class Allotment:
-    """KV positions per row of one call: the prompt, `early` for every row, then doubling.
+    """KV positions per row of one call: the prompt, `early` for every row, then doubling, to the most a row can need
+    where that is nearly reached: a last step of few positions would copy all of them once more.
 
     kv_tokens [M + 1] int64: early positions by mode, the last entry for rows in no mode. Modes without `kv_tokens` of
     their own get what fast rows lately needed.
@@ -59,6 +61,7 @@ class Allotment:
         doubled = self.early
         while doubled < new:
             doubled *= 2
+        doubled = self._most if doubled >= _NEARLY * self._most else doubled
         return self._prompt + max(new, min(max(doubled, self._late), self._most))
 
     def check_memory(self, forced_modes, position_bytes: int, device) -> None:

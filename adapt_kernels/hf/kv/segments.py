@@ -123,11 +123,11 @@ class SegmentedLayer(DynamicLayer, KVStore):
         count = index.shape[-1]
         stays = (index == torch.arange(count, device=index.device)).flatten(0, 1).all(0)
         first = int(stays.long().cumprod(0).sum())
-        moved = index[..., first:, None]
-        for i, buffer in enumerate(self._buffers):
-            # Ascending positions only move left, and the gathered ones are the only copy.
-            kept = self._view(i, 0, self._length).gather(2, moved.expand(-1, buffer.shape[1], -1, buffer.shape[3]))
-            self._view(i, first, count - first).copy_(kept)
+        slots, heads = (torch.arange(n, device=index.device) for n in (self._slots, self._buffers[0].shape[1]))
+        moved = slots[:, None, None], heads[:, None], index[..., first:]
+        for i in range(len(self._buffers)):
+            # Ascending positions only move left, and the taken ones are the only copy, of one tensor at a time.
+            self._view(i, first, count - first).copy_(self._view(i, 0, self._length)[moved])
         self._length = count
         self._show()
 
