@@ -36,6 +36,7 @@ from fuzz_calls import (
     model_again,
     model_of,
     start_of,
+    with_ended_padded,
     with_modes_forced,
 )
 from fuzz_cases import Case, draw_case
@@ -49,6 +50,7 @@ from adapt_kernels.hf.kv import layouts
 # Of the largest logit: what another batch size or another order of sums may change.
 TIE = 1e-4
 # Documented ones: a model or a call that the asked layout, or our arguments, cannot serve.
+_NOTHING_TO_DRAW = "probability tensor contains either"  # torch.multinomial's
 _REFUSALS = ("kv_layout='shared' cannot serve this call", "cannot be honoured by this call")
 
 
@@ -66,6 +68,10 @@ def run(case: Case) -> Result:
         arguments = arguments_of(model, case)
         theirs = with_modes_forced(model, case, arguments) if case.draw == "forced" else arguments
         expected = call(model, case, theirs, {})
+        if expected.error is not None and _NOTHING_TO_DRAW in str(expected.error):
+            # Ours does not draw for rows that have ended: the others may have something.
+            theirs = with_ended_padded(model, case, theirs)
+            expected = call(model, case, theirs, {})
         worth = 0 if case.shares_early else layouts._WORTH_SHARING
         modes = ak.Modes(fast=ak.Mode(FAST, kv_tokens=case.kv_tokens), slow=SLOW)
         with ak.patched(model, modes), mock.patch.object(layouts, "_WORTH_SHARING", worth):
@@ -163,8 +169,7 @@ def _tokens(theirs, ours, gaps, turn: int) -> Result:
     differs = theirs[:, :width] != ours[:, :width]
     rows = differs.any(1).nonzero()[:, 0].tolist()
     for row in rows:
-        step = int(differs[row].nonzero()[0, 0])
-        gap = gaps.at(turn, row, step - theirs.shape[1])
+        gap = gaps.at(turn, row, int(differs[row].nonzero()[0, 0]))
         if not gap < TIE:
             return Result(f"row {row}: unpatched {theirs[row].tolist()}, patched {ours[row].tolist()}, gap {gap:.2g}")
     if not rows:
@@ -178,14 +183,14 @@ class _Gaps:
     def __init__(self, model, case: Case, arguments: dict):
         self._model, self._case, self._arguments, self._tables = model, case, arguments, None
 
-    def at(self, turn: int, row: int, from_end: int) -> float:
-        """from_end: -1 is the last token. NaN where nothing may differ: a token that was drawn, or part of a prompt."""
+    def at(self, turn: int, row: int, place: int) -> float:
+        """place: in the row's sequence. NaN where nothing may differ: a token that was drawn, or part of a prompt."""
         if self._case.draw not in ("greedy", "top_k_1", "forced"):
             return float("nan")
         if self._tables is None:
             self._tables = [_gap_table(output) for output in self._outputs()]
         table = self._tables[turn] if turn < len(self._tables) else torch.zeros(0, 0)
-        return float(table[row, from_end]) if -from_end <= table.shape[1] else float("nan")
+        return float(table[row, place]) if place < table.shape[-1] else float("nan")
 
     def _outputs(self) -> tuple:
         rich = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
@@ -200,10 +205,12 @@ class _Gaps:
 
 
 def _gap_table(output) -> torch.Tensor:
-    """[rows, new tokens]"""
+    """[rows, tokens], NaN for those of the prompt."""
     best = torch.stack([scores.float().topk(2, -1).values for scores in output.scores], 1)
     largest = torch.stack([logits.float().abs().amax(-1) for logits in output.logits], 1)
-    return (best[..., 0] - best[..., 1]) / largest.clamp(min=1.0)
+    gaps = (best[..., 0] - best[..., 1]) / largest.clamp(min=1.0)
+    prompt = output.sequences.shape[1] - gaps.shape[1]
+    return torch.nn.functional.pad(gaps, (prompt, 0), value=float("nan"))
 
 
 def _fields(theirs, ours) -> str | None:

@@ -54,6 +54,28 @@ class ForcedFirst(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter(1, self._tokens[:, None], 0.0)
 
 
+class PadsEnded(LogitsProcessor):
+    """Leaves rows that have ended the padding token alone, as they are given it anyway."""
+
+    def __init__(self, start: int, case: Case, eos: list[int]):
+        self._start, self._case, self._eos = start, case, eos
+
+    def __call__(self, input_ids, scores):
+        new = input_ids[:, self._start :]
+        ended = torch.isin(new, torch.tensor(self._eos, device=new.device)).any(1)
+        if self._case.row_ends is not None:
+            ended |= torch.tensor(self._case.row_ends, device=new.device) <= new.shape[1]
+        padding = torch.full_like(scores, float("-inf"))
+        padding[:, PAD] = 0.0
+        return torch.where(ended[:, None], padding, scores)
+
+
+def with_ended_padded(model, case: Case, arguments: dict) -> dict:
+    """The call for Hugging Face's loop, which goes on drawing for rows that have ended, and fails where it cannot."""
+    pads = PadsEnded(start_of(model, case), case, arguments.get("eos_token_id") or [])
+    return {**arguments, "logits_processor": [*arguments.get("logits_processor", ()), pads]}
+
+
 @contextlib.contextmanager
 def conditions(model, case: Case):
     """The case's hook, training mode and missing token ids, around its calls."""
