@@ -9,7 +9,7 @@ import torch
 # Rows of logits that are alive at once take about this much memory, whatever N is: on a GPU some 2000 rows of 150,000
 # bfloat16 logits, for every chunk adds a product to the weight's whole gradient in float32, which takes 2 ms there.
 _CHUNK_BYTES, _CHUNK_BYTES_ON_CUDA = 128 << 20, 600 << 20
-_FLOAT32_GEMM = ("cuda", "meta")  # devices that multiply half-precision matrices into a float32 one
+_FLOAT32_GEMM = ("cuda",)  # devices that multiply half-precision matrices into a float32 one
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

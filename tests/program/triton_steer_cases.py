@@ -74,7 +74,7 @@ def test_rows_of_random_runs(seed, monkeypatch):
         if step % 2:
             ops["step"](run.compiled.tables, run.state, run.rows, torch.tensor(committed))
             run.advance(torch.tensor(committed))
-            assert run.state  # looked at, so the run itself goes in halves
+            _ = run.state  # looked at, so the run itself goes in halves
             committed = None
         committed = step_of(run, rows, batch, step, committed, log)
     assert min(seen[name] for name in ("advance", "decide", "step", "settle")) >= 2

@@ -64,8 +64,8 @@ class ModeGenerate(_BeforeAModel):
                 read by all its rows, by `segment_attention`; the model must take attention functions and give them the
                 cached keys as they are (else ValueError after the prefill, before any token). "auto": "shared" where
                 the model can and it pays: when rows' copies of the prompts would take 16 MiB per layer or more (on a
-                GPU with Triton), and on such a GPU where prompts are padded, for there the model's own attention would
-                make the host wait at every step.
+                GPU with Triton), and on such a GPU where prompts are padded, for there "sdpa" would make the host wait
+                at every step.
             program: an `adapt_kernels.Program`, or a list with one (or None) per row or prompt: rules that steer each
                 row at any position. They act on nothing that a mode argument writes. Probe rules answer by the
                 likeliest tokens; rng="hf" raises.

@@ -1,7 +1,6 @@
 """Where the prompts' KV lies under plan "full": in every row, or once per prompt."""
 
 from contextlib import nullcontext
-from functools import cached_property
 
 import torch
 
@@ -20,6 +19,7 @@ from adapt_kernels.hf.plan import SHARED, Plan
 # Bytes of prompt KV per layer that rows would read again, from which sharing pays: measured on a CPU; a GPU of 3 TB/s
 # reads them in 5 us, which is what one launch more costs.
 _WORTH_SHARING = 16 << 20
+_NO_COPIES = "no rows share a prompt"
 
 
 def _fits_triton(layers) -> bool:
@@ -98,8 +98,8 @@ class LayoutChoice:
     def at_first(self, plan: Plan) -> Plan:
         if self._asked == "rows":
             return plan.with_rows("kv_layout='rows'")
-        if self._asked == "auto" and not self._copies and not self._reads_padding:
-            return plan.with_rows("no rows share a prompt")
+        if self._asked == "auto" and not self._copies and not self._waits_for_mask:
+            return plan.with_rows(_NO_COPIES)
         reason = shared_layout_reason(self._model, self._mask)
         if reason is not None:
             return self._rows(plan, reason, "Change that, or leave kv_layout out")
@@ -140,7 +140,7 @@ class LayoutChoice:
         if marks is not None and not marks.all_read():
             plan = self._unreadable(plan, UNREAD)
         if plan.layout == SHARED and not self._pays(cache, prompt_length):
-            plan = plan.with_rows("reading the prompts' copies costs less here")
+            plan = plan.with_rows("reading the prompts' copies costs less here" if self._copies else _NO_COPIES)
         if plan.layout != SHARED:
             return plan, RowsLayout(prompt_length)
         starts = None if self._mask is None else (self._mask == 0).sum(1)
@@ -174,12 +174,12 @@ class LayoutChoice:
         if self._device.type not in ("cpu", "cuda") or (self._device.type == "cuda" and not _fits_triton(layers)):
             return False
         copied = self._copies * prompt_length * bytes_per_position(cache)
-        return self._reads_padding or copied >= _WORTH_SHARING * len(layers)
+        return self._waits_for_mask or copied >= _WORTH_SHARING * len(layers)
 
-    @cached_property
-    def _reads_padding(self) -> bool:
-        """Whether the model's own attention would make the host wait at every step, to see where padding is.
+    @property
+    def _waits_for_mask(self) -> bool:
+        """Whether the model's own attention would make the host wait at every step, to see whether there is padding.
 
-        One host sync, on a GPU.
+        Where there is none, transformers drops the mask before the call, or (5.17) keeps it and asks all the same.
         """
-        return self._device.type == "cuda" and self._mask is not None and bool((self._mask == 0).any())
+        return self.kind == ("sdpa", "cuda") and self._mask is not None

@@ -101,6 +101,7 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
             logits = batch.row_logits(outputs, input_ids.device)
             tokens, scores, logprobs = selector(step, batch.slots.take(input_ids), logits, ends.alive)
             steering = selector.steering
+            ends.lose(selector.lost)
             ends.stop(None if steering is None else batch.slots.spread(steering.ended, 0))
             paths.observe(step + 1, logits, tokens, batch, ends.alive)
             record.add(outputs, logits, scores, batch.slots)
@@ -109,7 +110,7 @@ def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
             step += 1
             sleeps = None if steering is None else batch.slots.spread(steering.sleeps, False)
-            ends.update(input_ids, record.scores, selector.modes, step, selector.lost, sleeps)
+            ends.update(input_ids, record.scores, selector.modes, step, sleeps)
             ends.leave(batch.slots.spread(selector.stops_next(step - 1, ends.alive), False), finished=True)
             pruned = paths.end(step, input_ids, ends, batch)
             stop.put(ends, step)

@@ -71,14 +71,17 @@ class RowEnds:
             self._capped = self._capped | (self.alive & ended)
             self.alive = self.alive & ~ended
 
-    def update(self, input_ids, scores, modes, new_tokens: int, lost=None, sleeps=None) -> None:
-        """Take the rows out that end with the last token of `input_ids` [rows, T].
-
-        lost [rows] bool: rows that had none to draw, None where that cannot be. sleeps [rows] bool: rows whose stop
-        strings sleep, None where none do.
-        """
+    def lose(self, lost) -> None:
+        """lost [rows] bool: rows that had no token to draw, None where that cannot be; before any of them is stopped
+        by what was drawn all the same."""
         if lost is not None:
             self.lost = self.lost | (lost & self.alive)
+
+    def update(self, input_ids, scores, modes, new_tokens: int, sleeps=None) -> None:
+        """Take the rows out that end with the last token of `input_ids` [rows, T].
+
+        sleeps [rows] bool: rows whose stop strings sleep, None where none do.
+        """
         self.new_tokens += self.alive
         self.alive = self.alive & ~self._met(input_ids, scores, sleeps)
         if self._rules_end:

@@ -137,9 +137,8 @@ class TestAuto:
         ],
     )
     def test_on_a_gpu(self, monkeypatch, prompts_of, padded, triton, layouts_by_worth):
-        """Bytes decide, and padding, which Hugging Face's masks look for at every step; Triton must be there."""
-        mask = torch.ones(2, 30, dtype=torch.long)
-        mask[:, : int(padded)] = 0
+        """Bytes decide, and a mask, in which "sdpa" looks for padding at every step; Triton must be there."""
+        mask = torch.ones(2, 30, dtype=torch.long) if padded else None
         first = torch.tensor(prompts_of).unique()
         choice = layouts.LayoutChoice("auto", shared("llama"), {}, first, 2, mask, torch.device("cpu"))
         choice._device = torch.device("cuda")
@@ -154,6 +153,8 @@ class TestAuto:
             plan = choice.at_first(Plan("full", layout="shared"))
             found.append("shared" if plan.layout == "shared" and choice._pays(None, 30) else "rows")
         assert tuple(found) == layouts_by_worth
+        monkeypatch.setattr(choice._model.config, "_attn_implementation", "eager")  # which never looks for padding
+        assert not choice._pays(None, 30)
 
     @pytest.mark.parametrize("architecture", ["bloom", "deepseek_v3", "jamba"])
     def test_models_that_cannot_share_keep_rows(self, monkeypatch, architecture):
