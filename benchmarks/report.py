@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from statistics import mean
 
+from report_control import kv_keep_table, paths_table, serving_table, smollm2_programs_table, steer_table
 from report_gpu import gpu_table, sass_table
 
 from adapt_kernels import env
@@ -178,36 +179,6 @@ def miniature_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def steer_table() -> str:
-    """A whole call of 64 rows and 16 tokens, with a program and without."""
-    seconds = json.loads((RESULTS / "steer_cpu.json").read_text("utf-8"))["seconds"]
-    lines = ["| sampling | plain: ms a step | with the program: x plain, medians | least times |", "|---|---|---|---|"]
-    for sampling, label in (("filtered", "top_k 20, top_p .95, T = .7"), ("T1", "T = 1"), ("greedy", "greedy")):
-        plain, steered = (seconds[f"test_generate[{kind}-{sampling}]"] for kind in ("plain", "program"))
-        ratios = [f"{steered[name] / plain[name]:.2f}" for name in ("median", "min")]
-        lines.append(f"| {label} | {1e3 * plain['median'] / 16:.1f} | {' | '.join(ratios)} |")
-    return "\n".join(lines) + "\n"
-
-
-def paths_table() -> str:
-    """What pruning saves of a whole call, against the same call unpruned and against the unpatched model."""
-    results = json.loads((RESULTS / "paths_cpu.json").read_text("utf-8"))
-    seconds = {name: stats["min"] for name, stats in results["seconds"].items()}
-    at = {policy: f"test_paths[{policy}]" for policy in ("unpatched", "unpruned", "random", "confidence", "scorer")}
-    lines = [
-        "| score | s | unpruned: x | unpatched: x | row-steps: unpruned x | KV at most: MB | unpruned: MB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    whole = results["counts"][at["unpruned"]]
-    for policy in ("unpruned", "random", "confidence", "scorer"):
-        ours, counts = seconds[at[policy]], results["counts"][at[policy]]
-        row = [policy, f"{ours:.1f}", *(f"{seconds[at[peer]] / ours:.2f}" for peer in ("unpruned", "unpatched"))]
-        row += [f"{whole['row_steps'] / counts['row_steps']:.2f}"]
-        row += [f"{each['kv_bytes_peak'] / 1e6:.1f}" for each in (counts, whole)]
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines) + "\n"
-
-
 def training_step_table() -> str:
     """Both trainers' step at the lengths of the mixed batch; its parts come from the counts."""
     seconds = seconds_of("training_step")
@@ -219,17 +190,6 @@ def training_step_table() -> str:
         row += [f"{seconds[case]:.1f}", f"{seconds['test_training_step[trl]'] / seconds[case]:.1f}"]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
-
-
-def smollm2_programs_table() -> str:
-    """What each program does to the thoughts of a real model."""
-    found = json.loads((RESULTS / "smollm2_programs.json").read_text("utf-8"))["programs"]
-    names = ("thought_tokens", "longest_thought", "reply_tokens", "words", "closed_by_model", "closed_by_rule")
-    shown = [("program", *(name.replace("_", " ") for name in names)), ("---",) * 7]
-    for label, row in found.items():
-        cells = (f"{row[name]:.0%}" if name.startswith("closed") else f"{row[name]:.3g}" for name in names)
-        shown.append((label if label == "none" else f"`{label}`", *cells))
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in shown)
 
 
 TABLES = {
@@ -245,6 +205,8 @@ TABLES = {
     "training_step": training_step_table,
     "steer": steer_table,
     "paths": paths_table,
+    "kv_keep": kv_keep_table,
+    "serving": serving_table,
     "smollm2_programs": smollm2_programs_table,
 }
 
