@@ -1,11 +1,9 @@
-"""Runs triton_branch_cases.py under the Triton interpreter, in a process of its own, which cannot compile."""
+"""Runs triton_branch_cases.py under the Triton interpreter."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from interpreted_cases import run_interpreted
 
 pytest.importorskip("triton")
 CASES = Path(__file__).with_name("triton_branch_cases.py")
@@ -13,9 +11,4 @@ CASES = Path(__file__).with_name("triton_branch_cases.py")
 
 @pytest.mark.parametrize("marks", ["not full", pytest.param("full", marks=pytest.mark.full)])
 def test_is_bit_equal_to_the_reference(marks):
-    command = [sys.executable, "-m", "pytest", str(CASES), "-q", "-m", marks, "-p", "no:cacheprovider"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    for name in [name for name in environment if name.startswith("PYTEST_")]:
-        del environment[name]
-    done = subprocess.run(command, env=environment, cwd=CASES.parents[2], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    run_interpreted(CASES, marks)

@@ -1,7 +1,4 @@
-"""Runs triton_mode_sample_*cases.py under the Triton interpreter, in processes of its own.
-
-The variable must be set before the first import of triton and makes that process unable to compile.
-"""
+"""Runs triton_mode_sample_*cases.py under the Triton interpreter, a process per section."""
 
 import os
 import subprocess
@@ -9,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from interpreted_cases import run_interpreted
 
 pytest.importorskip("triton")
 FOLDER = Path(__file__).parent
@@ -30,12 +28,7 @@ SECTIONS = [
 
 def run_cases(section, marks):
     cases = FOLDER / FILES.get(section, "triton_mode_sample_cases.py")
-    command = [sys.executable, "-m", "pytest", f"{cases}::{section}", "-q", "-m", marks, "-p", "no:cacheprovider"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    for name in [name for name in environment if name.startswith("PYTEST_")]:
-        del environment[name]
-    done = subprocess.run(command, env=environment, cwd=FOLDER.parents[1], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    run_interpreted(f"{cases}::{section}", marks)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
