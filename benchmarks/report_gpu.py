@@ -38,7 +38,8 @@ CLOCK, SCHEDULERS, BANDWIDTHS = 1.9e9, 528, (3.0e12, 4.3e12)
 
 
 def sass_table() -> str:
-    """What the machine code of the kernels that read logits allows at best; nothing of it was measured."""
+    """What the machine code of the kernels that read logits allows at best, and with how many CTAs attention reads one
+    row; nothing of it was measured."""
     lines = [
         "| kernel | instructions per logit | loads in flight | registers | CTAs per SM | CTAs, 1 row"
         " | B = 1: us | B = 8 | B = 512 | N = 8192 |",
@@ -46,14 +47,14 @@ def sass_table() -> str:
     ]
     for name, cost in json.loads((RESULTS / "sass_sm90.json").read_text("utf-8"))["kernels"].items():
         per_logit = cost.get("instructions_per_logit")
-        if per_logit is None:
+        if per_logit is None and not name.endswith("attend, 1 row"):
             continue
-        row = [f"`{name.replace(' ', '` ', 1)}", f"{per_logit:.1f}"]
-        row += [f"{cost['loads_before_use']} x {cost['load_bits']} bits", str(cost["registers"])]
-        row += [str(cost["ctas_per_sm"]), str(cost.get("ctas", "-"))]
+        row = [f"`{name.replace(' ', '` ', 1)}"]
+        reads = (f"{per_logit:.1f}", f"{cost['loads_before_use']} x {cost['load_bits']} bits") if per_logit else "--"
+        row += [*reads, str(cost["registers"]), str(cost["ctas_per_sm"]), str(cost.get("ctas", "-"))]
         # Read in 16 or 32 bits, and what a gradient writes.
         moved = 4 if "fp32" in name or "policy_loss" in name or "gradient" in name else 2
-        row += [_floor(cost, rows, moved) for rows in (1, 8, 512, 8192)]
+        row += [_floor(cost, rows, moved) if per_logit else "-" for rows in (1, 8, 512, 8192)]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 

@@ -117,13 +117,14 @@ def of_mode_sample(driver) -> dict[str, dict]:
 
 
 def of_attention(driver) -> dict[str, dict]:
-    """4 prompts of 2048 positions with 16 samples each."""
-    from test_branch_compiles import attend
+    """4 prompts of 2048 positions with 16 samples each; one row of 2048 with 8 KV heads."""
+    from test_branch_compiles import attend, attend_one_row
 
     driver.launches.clear()
     attend()
-    shared, _, own, merged = driver.launches
-    named = {"attend, a shared prompt": shared, "attend, own positions": own, "merge": merged}
+    attend_one_row(2048)
+    shared, _, own, merged, alone, _ = driver.launches
+    named = {"attend, a shared prompt": shared, "attend, own positions": own, "merge": merged, "attend, 1 row": alone}
     return {f"segment_attention {name}": cost(launch, ()) for name, launch in named.items()}
 
 

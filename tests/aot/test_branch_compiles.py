@@ -45,6 +45,12 @@ def attend(samples=16, dtype=torch.bfloat16, size=128, softcap=None, window=None
     attention_kernel.segment_attention(query, (prompt, *own), 0.1, starts, window, softcap, sinks)
 
 
+def attend_one_row(length, heads=32, kv_heads=8, size=128):
+    query = torch.empty(1, heads, size, dtype=torch.bfloat16)
+    own = Segment(*torch.empty(2, 1, kv_heads, length, size, dtype=torch.bfloat16))
+    attention_kernel.segment_attention(query, (own,), 0.1, None, None, None, None)
+
+
 @pytest.mark.parametrize("stub", TARGETS, indirect=True)
 def test_branch_is_one_launch(stub):
     modes, prompts = torch.zeros(64, dtype=torch.int8), torch.zeros(64, dtype=torch.int64)
@@ -57,8 +63,18 @@ def test_branch_is_one_launch(stub):
 def test_attention_is_a_launch_per_segment_and_a_merge(stub):
     attend()
     assert [launch.kernel for launch in stub.launches] == ["attend", "attend", "attend", "merge"]
-    # 4 prompts x 2 KV heads x one tile of 64 queries x 4 splits of 512 positions.
-    assert stub.launches[0].grid == (4, 2, 4)
+    # 4 prompts x 2 KV heads x one tile of 64 queries x 16 splits of 128 positions.
+    assert stub.launches[0].grid == (4, 2, 16)
+    assert_fits(stub.launches)
+
+
+@pytest.mark.parametrize("stub", TARGETS, indirect=True)
+def test_one_row_fills_a_card_from_2048_positions_on(stub):
+    for length in (2048, 4096, 4097, 16385, 131072):
+        attend_one_row(length)
+    attends = [launch.grid for launch in stub.launches if launch.kernel == "attend"]
+    # 8 KV heads; 132 SMs are an H100's.
+    assert attends == [(1, 8, splits) for splits in (16, 32, 17, 33, 128)]
     assert_fits(stub.launches)
 
 
@@ -83,9 +99,15 @@ def test_growing_does_not_recompile(stub):
     from adapt_kernels.ops.segment_attention.triton_attend import attend as kernel
     from adapt_kernels.ops.segment_attention.triton_attend import merge
 
+    def compiled():
+        return [len(each.device_caches[stub.device][0]) for each in (kernel, merge)]
+
     # The kernels that the other tests find without spills are those of any context.
     attend(late=48)
-    before = [len(each.device_caches[stub.device][0]) for each in (kernel, merge)]
-    for late in (1, 2, 3, 16, 17, 80, 144, 8192):
-        attend(late=late)
-    assert [len(each.device_caches[stub.device][0]) for each in (kernel, merge)] == before
+    attend_one_row(2048)
+    before = compiled()
+    for length in (1, 2, 3, 16, 17, 80, 144, 8192):
+        attend(late=length)
+    for length in (1, 2, 17, 4097, 131072):
+        attend_one_row(length)
+    assert compiled() == before

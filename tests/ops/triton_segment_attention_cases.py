@@ -5,7 +5,7 @@ import torch
 from segment_attention_cases import build, cases
 
 from adapt_kernels.ops.segment_attention import Segment, segment_attention
-from adapt_kernels.ops.segment_attention.triton_kernel import Config
+from adapt_kernels.ops.segment_attention.triton_kernel import Config, split_of
 from adapt_kernels.ops.segment_attention.triton_kernel import segment_attention as launch
 
 
@@ -51,15 +51,23 @@ def test_half_precision(dtype):
     torch.testing.assert_close(ours.double(), exact, atol=2 * torch.finfo(dtype).eps, rtol=torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize(("split", "tile"), [(48, 16)])
-def test_split_positions_and_tiles(split, tile):
+@pytest.mark.parametrize(("least", "splits"), [(48, (3, 1, 1)), (16, (4, 1, 2))])
+def test_split_positions_and_tiles(least, splits):
     """More queries per prompt than a tile holds, more positions than a split, splits that see nothing."""
     case = {"lengths": (100, 5, 20), "samples": 8, "heads": 3, "kv_heads": 1, "padded": True, "window": 60}
     query, segments, arguments = build(**case, prompts=1, sinks=True, dtype=torch.float32)
     _, exact = both(query, segments, arguments)
-    config = Config(queries=tile, positions=16, split_positions=split)
+    config = Config(queries=16, positions=16, split_positions=least)
+    assert splits == tuple(-(-length // split_of(length, config)) for length in case["lengths"])
     ours = launch(query, segments, 8**-0.5, arguments["starts"], 60, None, arguments["sinks"], config)
     torch.testing.assert_close(ours.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("length", "split"), [(0, 128), (1, 128), (4096, 128), (4097, 256), (16384, 256), (16385, 512), (131072, 1024)]
+)
+def test_a_split_doubles_with_four_times_the_length(length, split):
+    assert split_of(length) == split
 
 
 def test_a_row_does_not_depend_on_the_others():

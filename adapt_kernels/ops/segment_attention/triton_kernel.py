@@ -24,18 +24,30 @@ except ModuleNotFoundError:
 @dataclass(frozen=True)
 class Config:
     """Tile sizes, powers of two, for 16-bit tensors and heads of up to 128; smaller ones follow for float32 and larger
-    heads. split_positions is what one program reads,
+    heads. split_positions is the least that one program reads (see `split_of`), a multiple of `positions`,
     merged_splits how many of those are added at a time."""
 
     queries: int = 64
     positions: int = 64
-    split_positions: int = 512
+    split_positions: int = 128
     merged_splits: int = 16
     warps: int = 4
 
 
 _DEFAULT = Config()
 LARGEST_HEAD = 512
+
+
+# One row of 2048 positions and 8 KV heads is 128 programs; an H100 has 132 SMs. Splits cost their parts: a position is
+# 4 D bytes of keys and values, a query's part 4 D written and read, so `share` queries add 2 share / split: for 4 and 8
+# of them 6 and 13 % at 128 positions (lengths to 4k), 3 and 6 % at 256 (to 16k), 2 and 3 % at 512 (to 64k), 1 and 2 %
+# at 1024 (to 256k). 64 queries that share a prompt add its bytes once more at 128; apart they read it 8 to 16 times.
+def split_of(length: int, config: Config = _DEFAULT) -> int:
+    """Positions of one program, by the segment's length alone: a row's sums must not change order with its batch."""
+    split = config.split_positions
+    while split * split < 4 * length:
+        split *= 2
+    return split
 
 
 def segment_attention(query, segments, scale, starts, window, softcap, sinks, config: Config = _DEFAULT):
@@ -51,12 +63,12 @@ def segment_attention(query, segments, scale, starts, window, softcap, sinks, co
     out = torch.empty(rows, heads, value_size, dtype=query.dtype, device=query.device)
     if rows == 0:
         return out
-    splits = [triton.cdiv(segment.keys.shape[2], config.split_positions) for segment in segments]
+    lengths = [segment.keys.shape[2] for segment in segments]
+    splits = [triton.cdiv(length, split_of(length, config)) for length in lengths]
     values = torch.empty(rows, heads, sum(splits), value_size, dtype=torch.float32, device=query.device)
     maxima, sums = torch.empty(2, rows, heads, sum(splits), dtype=torch.float32, device=query.device)
     parts = (values, maxima, sums, sum(splits))
-    total = sum(segment.keys.shape[2] for segment in segments)
-    mask = (starts, 0 if window is None else max(total - window, 0), scale, softcap or 0.0)
+    mask = (starts, 0 if window is None else max(sum(lengths) - window, 0), scale, softcap or 0.0)
     with torch.cuda.device(query.device) if query.device.type == "cuda" else nullcontext():
         offset = split = 0
         for segment, count in zip(segments, splits, strict=True):
@@ -86,7 +98,7 @@ def _launch_attend(query, segment, offset, split, count, parts, mask, config) ->
     attend[grid](
         *(query, query.stride(0), query.stride(1), size, share, heads),
         *(keys, *keys.stride()[:3], values, *values.stride()[:3], values.shape[3], keys.shape[2]),
-        *(order, first, offset, *mask, *parts, split, config.split_positions, keys.shape[1]),
+        *(order, first, offset, *mask, *parts, split, split_of(keys.shape[2], config), keys.shape[1]),
         QUERIES=tile,
         POSITIONS=positions,
         SIZE=padded[0],
