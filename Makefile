@@ -7,7 +7,7 @@ ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal --benchmark-disable
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all test-versions test-vllm mutants bench gpu demo docs dist hub-kernel clean
+.PHONY: help install lint test test-all test-versions test-vllm mutants op-mutants bench gpu demo docs dist hub-kernel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ test-vllm: ## Run real vLLM engines on a CPU, in an environment of their own (4 
 
 mutants: ## Break adapt_kernels/hf in 100 seeded ways (needs cosmic-ray, an hour or two); lists what no test notices
 	OMP_NUM_THREADS=1 $(PYTHON) tests/hf/mutants.py $(ARGS)
+
+op-mutants: ## Break mode_sample's Triton kernels and C++ in known ways (half an hour); lists what no test notices
+	OMP_NUM_THREADS=1 $(PYTHON) tests/ops/mode_sample_mutants.py $(ARGS)
 
 bench: ## Measure everything that runs here (about half an hour); results and tables in benchmarks/
 	for file in benchmarks/bench_*.py; do name=$${file##*/bench_}; \

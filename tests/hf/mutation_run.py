@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,20 +27,21 @@ class Run:
     """Tests mutants in `processes` trees at once.
 
     budget: processor seconds of tests per mutant. One that takes four times as long on the clock hangs: it is killed.
+    tests_of: what pytest is told for a mutant; None: the adapter's tests.
     """
 
-    def __init__(self, processes: int, folder: Path, budget: float):
-        self._folder, self.budget = folder, budget
+    def __init__(self, processes: int, folder: Path, budget: float, tests_of=None):
+        self._folder, self.budget, self._tests_of = folder, budget, tests_of or adapter_tests
         self._free = [folder / f"tree{i}" for i in range(processes)]
         self._busy: dict[int, tuple] = {}
         self.survivors: list = []
         for tree in self._free:
             _copy_tree(tree)
 
-    def check_unmutated(self) -> None:
+    def check_unmutated(self, tests: Sequence[str] = ("tests/hf",)) -> None:
         """Raises RuntimeError, with the end of the tests' output, where they fail without any mutation."""
         tree = self._free[0]
-        child = self._fork(tree, ["tests/hf"])
+        child = self._fork(tree, list(tests))
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
             raise RuntimeError("the tests fail without any mutation:\n" + self._log(tree).read_text()[-3000:])
 
@@ -65,7 +67,7 @@ class Run:
 
     def _start(self, mutant, tree: Path) -> None:
         (tree / mutant.file).write_text(mutant.source())
-        self._busy[self._fork(tree, tests_of(mutant))] = (mutant, tree, time.monotonic())
+        self._busy[self._fork(tree, self._tests_of(mutant))] = (mutant, tree, time.monotonic())
 
     def _fork(self, tree: Path, tests: list[str]) -> int:
         child = os.fork()
@@ -125,7 +127,7 @@ def _tests_fail(tree: Path, tests: list[str], log: Path, budget: _Budget) -> boo
     return not (status == pytest.ExitCode.OK or (status == pytest.ExitCode.INTERRUPTED and budget.spent))
 
 
-def tests_of(mutant) -> list[str]:
+def adapter_tests(mutant) -> list[str]:
     """The adapter's test files; first those that share most with the mutated line, its function and its file."""
     code = (ROOT / mutant.file).read_text()
     functions = [n for n in ast.walk(ast.parse(code)) if isinstance(n, (ast.FunctionDef, ast.ClassDef))]

@@ -1,5 +1,7 @@
 """The kept set of mode_sample, token by token, against an independent float64 sort."""
 
+import math
+
 import mode_sample_oracle as oracle
 import numpy as np
 import pytest
@@ -165,6 +167,16 @@ def test_a_mass_of_exactly_p_ends_the_nucleus(sample64):
     logits = row("half", 3, torch.float64)[None]
     assert sample64(logits, top_p=0.5, seeds=1).kept.item() == 1
     assert sample64(logits, top_p=np.nextafter(0.5, 1), seeds=1).kept.item() == 3
+
+
+def test_a_mass_of_exactly_p_ends_a_short_list(sample, backend):
+    if backend == "triton":
+        pytest.skip("a GPU's exp may differ in the last bit")
+    p = 1 / (1 + math.exp(-1))
+    assert p * (1 + math.exp(-1)) == 1
+    logits = torch.tensor([[0.0, -1.0, -9.0]])
+    kept = [sample(logits, top_k=2, top_p=float(x), seeds=1).kept.item() for x in (p, np.nextafter(p, 1))]
+    assert kept == [1, 2]
 
 
 def test_top_p_counts_the_mass_that_top_k_left(sample):

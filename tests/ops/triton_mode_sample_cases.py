@@ -59,9 +59,14 @@ class TestRead:
         x[3, 130:500] = -INF
         check(x.bfloat16(), temperature=temperature)
 
-    def test_tokens_left_out_and_the_cut_last_group(self):
+    def test_a_peak_whose_rounding_overflows(self):
+        """peak / T lies 127 below a float32 and its neighbours 512 apart: every exponential is 2**127."""
+        check(torch.full((1, 256), 29770.263671875), temperature=1e-5)
+
+    @pytest.mark.parametrize("modes", [(129, None, 999), (None, 129)], ids=str)
+    def test_tokens_left_out_and_the_cut_last_group(self, modes):
         x = torch.randn(3, 1000, generator=torch.Generator().manual_seed(2)).bfloat16()
-        check(x, modes=(129, None, 999), at_mode=True, mode_bias=torch.tensor([INF, 0.5, -INF]))
+        check(x, modes=modes, at_mode=True, mode_bias=torch.tensor([INF, 0.5, -INF]))
 
     def test_bits_do_not_depend_on_the_number_of_rows(self):
         x = spread_rows(1500, torch.bfloat16)[:3]
@@ -82,6 +87,7 @@ NUMBERS = {
     "filters-off": {"top_k": 10**6, "top_p": 1.0},
     "tiny-temperature": {"temperature": 1e-320},
     "seed": {"seeds": 2**64 - 5, "step": 2**31 + 7},
+    "seed-upper-half": {"seeds": 5 * 2**60 + 3},
 }
 
 
@@ -114,6 +120,20 @@ class TestNumbers:
         x[1, 299], x[2, 299] = 0.0, -1.0
         check(x, top_p=torch.tensor([0.5, 1 / 3, 0.73105857863], dtype=torch.float64))
 
+    def test_a_cut_closer_than_float32_sums(self):
+        """p lies a billionth on either side of what the row's largest tokens hold."""
+        x = torch.randn(1, 1000, generator=torch.Generator().manual_seed(7))
+        masses = x.double().softmax(1).sort(descending=True).values.cumsum(1)[0, 20:260:60]
+        p = (masses[:, None] * torch.tensor([1 - 1e-9, 1 + 1e-9], dtype=torch.float64)).flatten()
+        check(x.expand(len(p), -1), top_p=p)
+
+    def test_greedy_ties_of_far_groups_go_to_the_lowest_id(self):
+        x = torch.zeros(1, 40000)
+        x[0, 640:768] = 2.9
+        x[0, [5, 39000]] = 3.0
+        assert check(x, temperature=0).tokens.item() == 5
+        assert check(x, temperature=0, forced_tokens=39000).logprobs.item() == -INF
+
 
 BIASES = torch.tensor([0.0, 1, INF, 2, -INF, 1, -INF, 0])
 MODES = {"listed": (3, 30), "other-last": (3, None), "other-first": (None, 3), "three": (0, None, 7)}
@@ -134,7 +154,16 @@ class TestModes:
         x = nasty_rows(31, torch.bfloat16)
         check(x, modes=MODES[layout], at_mode=at_mode, **mixed_filters(31), **extra)
 
-    @pytest.mark.parametrize("how", [{"mode_bias": -1.5}, {"fast_prob": 0.3}, {"only_modes": False, "top_p": 0.8}])
+    @pytest.mark.parametrize(
+        "how",
+        [
+            {"mode_bias": -1.5},
+            {"fast_prob": 0.3},
+            {"only_modes": False, "top_p": 0.8},
+            {"only_modes": False, "mode_bias": 9.0, "top_k": 3},
+            {"min_p": 0.9, "top_k": 1, "forced_tokens": torch.tensor([999, 127, 999])},
+        ],
+    )
     def test_ids_in_the_first_and_the_last_partial_group(self, how):
         x = torch.randn(3, 1000, generator=torch.Generator().manual_seed(8)).half()
         check(x, modes=(999, 127), at_mode=True, temperature=0.5, **how)
@@ -143,6 +172,7 @@ class TestModes:
         x = torch.randn(2, 300, generator=torch.Generator().manual_seed(9))
         bias = torch.tensor([[1.0, -1e9, 0.3], [1e9, 0.1, -INF]])
         check(x, modes=(5, None, 290), at_mode=True, mode_bias=bias)
+        check(x, modes=(5, None, 290), at_mode=torch.tensor([False, True]), mode_bias=bias)
         check(x[:, :200], modes=(5, None, 190), at_mode=True, mode_bias=bias / 1e9, only_modes=False, top_k=9)
 
     @pytest.mark.parametrize("modes", [(0, None), (None, 0), (1, None)])
@@ -150,6 +180,11 @@ class TestModes:
         for vocab_size in (2, 3):
             x = torch.randn(2, vocab_size, generator=torch.Generator().manual_seed(vocab_size))
             check(x, modes=modes, at_mode=True, fast_prob=0.5)
+
+    def test_rows_without_a_finite_mode_take_the_lowest_id(self):
+        x = torch.randn(2, 300, generator=torch.Generator().manual_seed(15))
+        x[:, [290, 3]] = -INF
+        assert check(x, modes=(290, 3), at_mode=torch.tensor([True, False])).tokens[0] == 3
 
     def test_forced_tokens(self):
         x = torch.randn(5, 300, generator=torch.Generator().manual_seed(10))
@@ -234,6 +269,14 @@ class TestClasses:
         bias = torch.tensor([[0, -INF, 3.1], [0, -INF, 0.3], [0, 0, 0], [0.7, -INF, 2], [0, INF, 0], [0, 1, -1]])
         check(x.to(DTYPES[dtype]), class_edits=(classes, scale, bias), temperature=0.7)
         check(x.to(DTYPES[dtype]), class_edits=(classes, scale, bias), top_k=9, modes=(3, None), at_mode=True)
+
+    @pytest.mark.parametrize("count", [256, 300])
+    def test_the_classed_ids_end_with_a_group_or_within_one(self, count):
+        x = torch.randn(2, 1000, generator=torch.Generator().manual_seed(16))
+        # In the second row only class 0 acts, also in tiles that hold no other.
+        edits = torch.ones(count, dtype=torch.uint8), torch.tensor([[1, 1.5], [2, 1]]), torch.tensor([[0, 0.5], [1, 0]])
+        check(x, class_edits=edits, temperature=0.7)
+        check(x.bfloat16(), class_edits=edits)
 
     def test_idle_classes_leave_the_bits(self):
         x = spread_rows(1500, torch.bfloat16)

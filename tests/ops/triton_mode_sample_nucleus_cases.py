@@ -101,6 +101,7 @@ class TestLargeNucleus:
 
     def test_bracket_with_listed_tokens(self, brackets):
         x = torch.randn(2, 20000, generator=torch.Generator().manual_seed(21)).half()
+        x[1, 3] = -0.22  # inside the bracket, and kept
         bias = torch.tensor([[6.0, 0.1, -0.5], [0.0, 0.0, 0.0]])
         gate = torch.tensor([True, False])
         check(x, self.config, modes=(3, None, 7777), at_mode=gate, mode_bias=bias, only_modes=False, top_p=0.9)
@@ -127,6 +128,11 @@ class TestLargeNucleus:
         x[1] = x[1].round()
         check(x, triton_kernel.Config(**(vars(self.config) | {"capacity": 16})), top_p=0.9)
         assert brackets == [False, False]
+
+    def test_min_p_that_cuts_above_the_bracket(self, brackets):
+        x = torch.randn(2, 20000, generator=torch.Generator().manual_seed(26))
+        got = check(x, self.config, top_p=0.9, min_p=torch.tensor([0.3, 0.0]))
+        assert brackets == [False, True] and got.kept[0] < 200
 
     def test_small_nuclei_skip_it(self, brackets):
         x = torch.randn(2, 20000, generator=torch.Generator().manual_seed(23)) * 20

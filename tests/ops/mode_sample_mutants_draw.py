@@ -1,0 +1,290 @@
+"""Mutants of how mode_sample's Triton kernels find thresholds, draw and report; see mode_sample_mutants.py."""
+
+from mode_sample_mutants_triton import FILTERS, LAYOUT, MODES, NUCLEUS, NUMBERS, READ, STREAM, mutants_of, only
+from mutant import Mutant
+
+MUTANTS: list[Mutant] = [
+    *mutants_of(
+        "mode_sample/triton_threshold",
+        (
+            "up = above >= target",
+            "up = above < 0.0",
+            "values that only float32 sums let in are kept",
+            only(NUMBERS, "closer"),
+        ),
+        (
+            "up = above >= target",
+            "up = above > target",
+            "a mass of exactly p",
+            only(NUMBERS, "exactly"),
+            "the search by float32 sums ends above it, but where these round below p: within the 1e-7 left open",
+        ),
+        (
+            "take = (y >= bound) & (y > NEG_INF)",
+            "take = (y > bound) & (y > NEG_INF)",
+            "candidates at the bound",
+            NUMBERS,
+        ),
+        (
+            "sums += tl.where(y > value, weight, 0.0)",
+            "sums += tl.where(y >= value, weight, 0.0)",
+            "k and p count the value itself",
+            NUMBERS,
+        ),
+        (
+            "from_groups = (search > 0) & (filled > CAPACITY)",
+            "from_groups = (search > 0) & (filled > 16 * CAPACITY)",
+            "candidates beyond the buffer",
+            only(NUMBERS, "buffer"),
+        ),
+        (
+            "total = tl.where(missed, total, mass)",
+            "pass",
+            "top-p counts what top-k dropped",
+            NUMBERS,
+        ),
+        (
+            "held = (above + slack < target) & (mass - slack >= target)",
+            "held = (above < target) & (mass >= target)",
+            "a cut closer than float32 sums is never weighed in float64",
+            only(NUMBERS, "closer"),
+        ),
+        (
+            "(y >= threshold) & (tl.exp(y) >= min_p) & (y > NEG_INF)",
+            "(y > threshold) & (tl.exp(y) >= min_p) & (y > NEG_INF)",
+            "ties at the threshold",
+            NUMBERS,
+        ),
+        (
+            "(tl.exp(y) >= min_p)",
+            "(tl.exp(y) > min_p)",
+            "min_p = 1",
+            only(FILTERS, "V31 or V129"),
+        ),
+        (
+            "return (0.0 - y).to(tl.float32).to(tl.int32, bitcast=True)",
+            "return (0.0 - y).to(tl.float32).to(tl.int32, bitcast=True) & -65536",
+            "digits of the keys that are searched",
+            NUMBERS,
+        ),
+    ),
+    *mutants_of(
+        "mode_sample/triton_nucleus",
+        (
+            "above_a, above_b = a > high, b > high",
+            "above_a, above_b = a >= high, b >= high",
+            "logits at the upper end count inside and above",
+            NUCLEUS,
+        ),
+        (
+            "count -= ((group == own // GROUP) & counted).to(tl.int32)",
+            "pass",
+            "kept counts of listed tokens above the bracket",
+            only(NUCLEUS, "listed or words"),
+        ),
+        (
+            "return 2 * low - ((total + low) >> 16)",
+            "return low - ((total + low) >> 16)",
+            "counts of pairs",
+            only(NUCLEUS, "words"),
+        ),
+        (
+            "mass = tl.sum(tl.where(x > high, fast_weights(x, level, scale), 0.0))",
+            "mass = tl.sum(tl.where(x >= low, fast_weights(x, level, scale), 0.0))",
+            "the cut group's mass above the bracket",
+            NUCLEUS,
+        ),
+    ),
+    *mutants_of(
+        "mode_sample/triton_nucleus_draw",
+        (
+            "inside = (column < rest.vocab_size) & (x >= low) & (x <= high)",
+            "inside = (column < rest.vocab_size) & (x >= low) & (x < high)",
+            "candidates at the upper end",
+            NUCLEUS,
+        ),
+        (
+            "outside += tl.where(own > highest, tl.exp(own), 0.0)",
+            "pass",
+            "listed tokens above the bracket are no part of p",
+            only(NUCLEUS, "listed or words"),
+        ),
+        (
+            "keep = is_kept(y, threshold, min_p) & (place >= 0)",
+            "keep = is_kept(y, threshold, min_p)",
+            "listed tokens inside the bracket count twice",
+            only(NUCLEUS, "listed or words"),
+        ),
+        (
+            "(filled <= CAPACITY) & (tl.exp(highest) >= min_p)",
+            "(filled <= CAPACITY)",
+            "min-p above the bracket",
+            only(NUCLEUS, "cuts_above"),
+        ),
+    ),
+    *mutants_of(
+        "mode_sample/triton_draw",
+        (
+            "greedy = (t == 0.0) & (exact == 0)",
+            "greedy = t == 0.0",
+            "fast_prob at temperature 0",
+            only(MODES, "fast"),
+        ),
+        (
+            "least = tl.where(greedy | restricted, 0.0, least)",
+            "least = tl.where(greedy, 0.0, least)",
+            "min-p acts on a mode token",
+            only(MODES, "partial_group"),
+        ),
+        (
+            "filtered & (greedy == 0) & (restricted == 0) & (empty == 0)",
+            "filtered & (greedy == 0) & (empty == 0)",
+            "top-k and top-p act on a mode token",
+            only(MODES, "nasty"),
+        ),
+        (
+            "tl.where(greedy, tl.where(group_top == 0.0, 1.0, 0.0), mass)",
+            "mass",
+            "greedy takes the heaviest group",
+            only(NUMBERS, "far_groups"),
+        ),
+        (
+            "gumbel(seed, step, PURPOSE_TOKEN, columns)",
+            "gumbel(seed, step, PURPOSE_TOKEN, lane)",
+            "a token's noise is that of another group's",
+            NUMBERS,
+        ),
+        (
+            "best = tl.min(tl.where(score == tl.max(score), lane, GROUP))",
+            "best = tl.max(tl.where(score == tl.max(score), lane, -1))",
+            "greedy ties go to the highest id",
+            FILTERS,
+        ),
+        (
+            "y_token - tl.log(kept_mass)",
+            "y_token - tl.log(total)",
+            "log-probs do not know of the filters",
+            NUMBERS,
+        ),
+        (
+            "y_token - tl.log(total)",
+            "y_token - tl.log(kept_mass)",
+            "tempered log-probs know of the filters",
+            NUMBERS,
+        ),
+        (
+            "    raw_total += tl.sum(tl.exp(tempered(z_listed, raw_peak, 1.0)))\n",
+            "",
+            "raw log-probs leave out the tokens that are modes of their own",
+            MODES,
+        ),
+        (
+            "tl.where(tl.max(counts) >= NAN_UNIT, FLAG_NAN, 0)",
+            "tl.where(tl.max(counts) > NAN_UNIT, FLAG_NAN, 0)",
+            "the flag of a group with one NaN and nothing finite",
+            only(FILTERS, "nasty and V1-"),
+        ),
+        (
+            "tl.where(empty, FLAG_EMPTY, 0)",
+            "tl.where(empty & restricted, FLAG_EMPTY, 0)",
+            "the flag of empty rows",
+            only(FILTERS, "nasty and V31"),
+        ),
+        (
+            "tl.where(peak == INF, group_others.to(tl.int32), counts % NAN_UNIT)",
+            "counts % NAN_UNIT",
+            "kept counts of rows with +inf",
+            FILTERS + READ,
+        ),
+        (
+            " + tl.sum((y_listed > NEG_INF).to(tl.int32))",
+            "",
+            "kept counts leave out the tokens that are modes of their own",
+            only(MODES, "nasty"),
+        ),
+        (
+            "        selected = tl.where(gate, selected, -1)\n",
+            "",
+            "rows that are not at their mode token report a mode",
+            MODES,
+        ),
+        (
+            "tl.where(empty, tl.where(restricted, fallback, 0), -1)",
+            "tl.where(empty, 0, -1)",
+            "the token of a restricted row without a finite mode",
+            MODES,
+        ),
+        (
+            "token_kept & (empty == 0) & ((greedy == 0) | (token_group == drawn_group))",
+            "token_kept & (empty == 0)",
+            "a token forced into another group than greedy's has log-prob 0",
+            only(NUMBERS, "far_groups"),
+        ),
+        (
+            "tl.where(empty & (forced_token < 0), 0.0, processed)",
+            "tl.where(empty, 0.0, processed)",
+            "a token forced into an empty row has log-prob 0",
+            only(MODES, "forced"),
+        ),
+        (
+            "        stream = row_seed(stream, row)\n",
+            "        stream += 0\n",
+            "all rows of a call share a seed",
+            only(NUMBERS, "scalar"),
+        ),
+        (
+            " | (t < TINY_TEMPERATURE)",
+            "",
+            "temperatures at which far tokens vanish",
+            NUMBERS + READ,
+        ),
+    ),
+    *mutants_of(
+        "mode_sample/triton_kernel",
+        (
+            "fallback = 0 if None in mode_ids else min(mode_ids)",
+            "fallback = 0 if None in mode_ids else mode_ids[0]",
+            "the lowest id of the modes where none is finite",
+            only(MODES, "finite_mode"),
+        ),
+        (
+            "if rows == 1 or batches == 1 or logits.stride(0) == rows * logits.stride(1):",
+            "if True:",
+            "rows that do not lie at one stride",
+            only(LAYOUT, "strides"),
+        ),
+        (
+            "shared |= 1 << bit",
+            "pass",
+            "an argument of one element for all rows is read past its end",
+            only(NUMBERS, "device"),
+        ),
+    ),
+    *mutants_of(
+        "triton_random",
+        (
+            "c2 = c1 + step.to(tl.uint32)",
+            "c2 = c1",
+            "every step draws alike",
+            STREAM,
+        ),
+        (
+            "k1 = (seed >> 32).to(tl.uint32)",
+            "k1 = (seed * 0).to(tl.uint32)",
+            "the upper half of a seed",
+            STREAM,
+        ),
+        (
+            "c3 = c1 + purpose",
+            "c3 = c1",
+            "groups and tokens share their noise",
+            STREAM,
+        ),
+        (
+            "tl.maximum(1.0 - u, 2.0**-53)",
+            "1.0 - u",
+            "noise is infinite for the largest words",
+            STREAM,
+        ),
+    ),
+]
