@@ -81,14 +81,14 @@ ROWS = (
         "        if (row.x[i] >= lower) numbers.push_back(row.x[i]);",
         "        if (row.x[i] > lower) numbers.push_back(row.x[i]);",
         "the k-th largest where it is a group's maximum",
-        native(KEPT, "sort_says or small"),
+        native(KEPT, "top_survives"),
     ),
     (
         "csrc/cpu/cuts.cpp",
         "if (std::exp(t.y(float_of_key(middle))) >= s.min_p) kept = middle;",
         "if (std::exp(t.y(float_of_key(middle))) > s.min_p) kept = middle;",
         "a weight of exactly min-p",
-        native(KEPT, "exactly or sort_says or small or top_survives"),
+        native(KEPT, "exactly"),
     ),
     (
         "csrc/cpu/masses.cpp",

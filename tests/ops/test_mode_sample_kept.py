@@ -169,14 +169,16 @@ def test_a_mass_of_exactly_p_ends_the_nucleus(sample64):
     assert sample64(logits, top_p=np.nextafter(0.5, 1), seeds=1).kept.item() == 3
 
 
-def test_a_mass_of_exactly_p_ends_a_short_list(sample, backend):
+def test_a_mass_of_exactly_p_ends_a_short_list_and_a_weight_of_exactly_min_p_is_kept(sample, backend):
     if backend == "triton":
         pytest.skip("a GPU's exp may differ in the last bit")
-    p = 1 / (1 + math.exp(-1))
-    assert p * (1 + math.exp(-1)) == 1
-    logits = torch.tensor([[0.0, -1.0, -9.0]])
+    weight, logits = math.exp(-1), torch.tensor([[0.0, -1.0, -9.0]])
+    p = 1 / (1 + weight)
+    assert p * (1 + weight) == 1
     kept = [sample(logits, top_k=2, top_p=float(x), seeds=1).kept.item() for x in (p, np.nextafter(p, 1))]
     assert kept == [1, 2]
+    kept = [sample(logits, min_p=float(x), seeds=1).kept.item() for x in (weight, np.nextafter(weight, 1))]
+    assert kept == [2, 1]
 
 
 def test_top_p_counts_the_mass_that_top_k_left(sample):

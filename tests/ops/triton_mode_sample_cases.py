@@ -161,7 +161,8 @@ class TestModes:
             {"fast_prob": 0.3},
             {"only_modes": False, "top_p": 0.8},
             {"only_modes": False, "mode_bias": 9.0, "top_k": 3},
-            {"min_p": 0.9, "top_k": 1, "forced_tokens": torch.tensor([999, 127, 999])},
+            {"min_p": 0.9, "top_k": 1, "forced_tokens": 127},
+            {"min_p": 0.9, "top_k": 1, "forced_tokens": 999},
         ],
     )
     def test_ids_in_the_first_and_the_last_partial_group(self, how):
