@@ -36,6 +36,7 @@ class Config:
 
 _DEFAULT = Config()
 LARGEST_HEAD = 512
+MERGED = 2048  # numbers of parts that `merge` holds at a time: more would spill
 
 
 # One row of 2048 positions and 8 KV heads is 128 programs; an H100 has 132 SMs. Splits cost their parts: a position is
@@ -77,7 +78,7 @@ def segment_attention(query, segments, scale, starts, window, softcap, sinks, co
             offset, split = offset + segment.keys.shape[2], split + count
         merge[(rows * heads,)](
             *(*parts, sinks, heads, out, value_size),
-            SPLITS=config.merged_splits,
+            SPLITS=max(1, min(config.merged_splits, MERGED // triton.next_power_of_2(value_size))),
             SIZE=triton.next_power_of_2(value_size),
             **OPTIONS,
         )
@@ -116,4 +117,4 @@ def _tile(config: Config, size: int, item_bytes: int) -> tuple[int, int, dict]:
     halving = item_bytes // 2
     times = max(1, size // 128)
     queries, positions = config.queries // (halving * max(1, times // 2)), config.positions // (halving * times)
-    return max(16, queries), max(16, positions), {} if times * halving < 4 else {"num_stages": 8 // (times * halving)}
+    return max(16, queries), max(16, positions), {} if times * halving < 4 else {"num_stages": 4 // times}
