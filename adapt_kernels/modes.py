@@ -29,7 +29,8 @@ class Mode:
         tokens count 0) or the model itself, gets the closing forced next and then decodes freely to the call's own end
         (EOS, max_length ...); one that closed by itself is left alone. None = the row ends at max_new_tokens.
     close: the ids of the closing's tag, which end the mode whatever stands around them; text as above. None = the last
-        tag in the closing if it was resolved by `from_tokenizer`, else the whole closing.
+        tag in the closing if it was resolved by `from_tokenizer`, else the whole closing. A closing without its close
+        ends the mode as a whole, whoever writes it.
     breaks: ids any one of which ends the mode without its tag; text as above. None = the tokenizer's tags of tool calls
         (`<tool_call>` ...) under `from_tokenizer`, else none, as ().
     """

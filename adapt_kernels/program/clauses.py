@@ -42,11 +42,13 @@ class Register:
 
 @dataclass(frozen=True)
 class When:
-    """Clauses of one rule; None = not given. `inside` is False for "!span"."""
+    """Clauses of one rule; None = not given. `inside` is False for "!span", `or_none` True for the mode [name, null]: a
+    row without a mode counts too."""
 
     span: str | None = None
     inside: bool = True
     mode: str | None = None
+    or_none: bool = False
     after: object = None
     drawn: object = None
     every: int | RowInput | None = None
@@ -85,10 +87,12 @@ def parse_when(given, label: str) -> When:
     span = given.get("in")
     if span is not None and (not isinstance(span, str) or span in ("", "!")):
         raise ValueError(f"{label}: 'in' must be a span's name, or '!' and the name; got {span!r}")
+    mode, or_none = _mode(given.get("mode"), f"{label} 'mode'")
     when = When(
         span=None if span is None else span.removeprefix("!"),
         inside=span is None or not span.startswith("!"),
-        mode=_name(given.get("mode"), f"{label} 'mode'"),
+        mode=mode,
+        or_none=or_none,
         after=given.get("after"),
         drawn=given.get("drawn"),
         every=None if "every" not in given else _bound(given["every"], f"{label} 'every'", at_least=1),
@@ -211,8 +215,13 @@ def _register(given, label: str) -> Register:
     return Register(_given_name(given, f"{label}: a register"))
 
 
-def _name(given, label: str) -> str | None:
-    return None if given is None else _given_name(given, label)
+def _mode(given, label: str) -> tuple[str | None, bool]:
+    name, or_none = given, False
+    if isinstance(given, (list, tuple)) and len(given) == 2 and given[1] is None:
+        name, or_none = given[0], True
+    if given is not None and (not isinstance(name, str) or not name):
+        raise ValueError(f"{label} must be a name, or [name, null]; got {given!r}")
+    return name, or_none
 
 
 def _given_name(given, label: str) -> str:

@@ -50,10 +50,3 @@ def opened_modes(modes: Modes, new_tokens: torch.Tensor) -> torch.Tensor:
             starts = (new_tokens[:, : len(ids)] == torch.tensor(ids, device=new_tokens.device)).all(1)
             found = found.masked_fill(starts, index)
     return found
-
-
-def either(first, second):
-    """[slots] int64, -1 = none, None = none anywhere: the first, or where it has none the second."""
-    if first is None or second is None:
-        return second if first is None else first
-    return torch.where(first >= 0, first, second)

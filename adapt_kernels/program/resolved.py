@@ -12,9 +12,9 @@ from adapt_kernels.program.signals import Signal, parse_signal
 
 @dataclass(frozen=True)
 class SpanTokens:
-    """Automata of a span; breaks is None where nothing breaks it."""
+    """Automata of a span; open is None where no token opens it, breaks where nothing breaks it."""
 
-    open: Automaton
+    open: Automaton | None
     close: Automaton
     breaks: Automaton | None
 
@@ -50,7 +50,7 @@ def resolve_span(name: str, span: Span, resolver: Resolver) -> SpanTokens:
     """Raises ValueError that names the span and the pattern."""
     label = f"spans[{name!r}]"
     return SpanTokens(
-        open=resolver.automaton(span.open, f"{label} 'open'"),
+        open=None if span.open is None else resolver.automaton(span.open, f"{label} 'open'"),
         close=resolver.automaton(span.close, f"{label} 'close'", counted=True),
         breaks=None if span.breaks is None else resolver.automaton(span.breaks, f"{label} 'breaks'", counted=True),
     )

@@ -1,6 +1,7 @@
 """What rows bring to a call: their programs, and the numbers and sequences that these ask for."""
 
 from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from numbers import Integral, Real
 
 import torch
@@ -14,6 +15,24 @@ def listed(program) -> list[Program]:
     if not isinstance(own, (list, tuple)) or not all(isinstance(each, Program) for each in own):
         raise TypeError(f"a row's program must be a Program, a list of them or None; got {program!r}")
     return list(own)
+
+
+def in_order(of_rows: Sequence[Sequence[Program]]) -> list[Program]:
+    """The distinct programs of all rows, those of each row in its own order: earlier rules come first.
+
+    Raises ValueError where two rows disagree.
+    """
+    before: dict[Program, dict[Program, None]] = {}
+    for own in of_rows:
+        for place, program in enumerate(own):
+            before.setdefault(program, {}).update((each, None) for each in own[:place] if each != program)
+    try:
+        return list(TopologicalSorter(before).static_order())
+    except CycleError:
+        raise ValueError(
+            "rows list the same programs in different orders, and a program has one place in a call: list them in one"
+            " order"
+        ) from None
 
 
 def checked_inputs(programs: Sequence[Program], inputs: Mapping, rows: int) -> dict:

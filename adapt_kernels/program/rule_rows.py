@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from adapt_kernels.ops.steer import UNBOUNDED, Kind, Role, RuleField, state_columns
+from adapt_kernels.ops.steer import UNBOUNDED, Kind, Role, RuleField, SpanFlag, state_columns
 from adapt_kernels.program.automata import Automaton
 from adapt_kernels.program.clauses import Ramp, Register
 from adapt_kernels.program.program import Program
 from adapt_kernels.program.resolved import RuleTokens
-from adapt_kernels.program.rules import Bias, Force, Gate, Probe, Rule, Sample, label_of
+from adapt_kernels.program.rules import Bias, Force, Gate, ModeSpan, Probe, Rule, Sample, label_of
 
 _KINDS = {Gate: Kind.GATE, Force: Kind.FORCE, Sample: Kind.SAMPLE, Probe: Kind.PROBE, Bias: Kind.BIAS}
 
@@ -24,6 +24,7 @@ class RuleRows:
         self.first_rule = tuple(sum(len(p.rules) for p in programs[:index]) for index in range(len(programs)))
         self.following = state_columns(len(self.spans), len(self.rules))[-1]
         self.automata: list[Automaton] = []
+        self._unshared: set[int] = set()
         self.registers: dict[tuple[str, int], int] = {}
         self.surprise: dict[int, int] = {}
         self.sequences: list[tuple] = []
@@ -47,20 +48,31 @@ class RuleRows:
     def _pattern(self, automaton: Automaton | None) -> int:
         if automaton is None:
             return -1
-        if automaton not in self.automata:
-            self.automata.append(automaton)
-        return self.automata.index(automaton)
+        same = (i for i, each in enumerate(self.automata) if each == automaton and i not in self._unshared)
+        found = next(same, len(self.automata))
+        self.automata += [automaton] * (found == len(self.automata))
+        return found
 
     def _register(self, register: Register) -> int:
         return self.registers.setdefault((register.name, register.window), len(self.registers) + len(self.surprise))
 
     def _span(self, program: Program, name: str) -> tuple[int, int, int, int]:
-        own = program.span_tokens[name]
-        parts = self._pattern(own.open), self._pattern(own.close), self._pattern(own.breaks)
-        return (*parts, int(program.spans[name].prompt))
+        own, span = program.span_tokens[name], program.spans[name]
+        flags = SpanFlag.PROMPT_COUNTS * span.prompt
+        if isinstance(span, ModeSpan):
+            flags += SpanFlag.RESTARTS
+            self._unshared.add(len(self.automata))
+            self.automata.append(own.close)
+            close = len(self.automata) - 1
+        else:
+            close = self._pattern(own.close)
+        return self._pattern(own.open), close, self._pattern(own.breaks), int(flags)
 
     def _waits(self, index: int, place: int) -> bool:
-        when, (owner, name) = self.rules[index].when, self.spans[place]
+        rule, (owner, name) = self.rules[index], self.spans[place]
+        when = rule.when
+        if isinstance(rule, Force) and not rule.wait:
+            return False
         return owner == self._owner[index] and (when.span is None or (when.inside and when.span == name))
 
     def _row(self, index: int) -> list[int]:
@@ -98,14 +110,17 @@ class RuleRows:
         gates = [i for i, names in modes.items() if rule.when.mode in names]
         for gate in gates:
             mode = modes[gate].index(rule.when.mode)
-            self.mode_clauses.append((index, self._mode_columns[gate], mode))
+            self._mode_clause(index, self._mode_columns[gate], mode)
         if not gates and rule.when.mode in self._outer_modes:
             self.outer_mode = self._column(-1) if self.outer_mode is None else self.outer_mode
-            self.mode_clauses.append((index, self.outer_mode, self._outer_modes.index(rule.when.mode)))
+            self._mode_clause(index, self.outer_mode, self._outer_modes.index(rule.when.mode))
         elif not gates:
             own = [name for names in modes.values() for name in names]
             known = ", ".join(map(repr, dict.fromkeys([*own, *self._outer_modes]))) or "none"
             raise ValueError(f"{label_of(index, rule)}: no gate has the mode {rule.when.mode!r}; the modes are {known}")
+
+    def _mode_clause(self, index: int, column: int, mode: int) -> None:
+        self.mode_clauses += [(index, column, each) for each in (mode, *[-1] * self.rules[index].when.or_none)]
 
     def _kind(self, index: int, rule: Rule, own: RuleTokens, row: list[int]) -> None:
         if isinstance(rule, Force):

@@ -50,6 +50,15 @@ class Span:
 
 
 @dataclass(frozen=True)
+class ModeSpan(Span):
+    """What a mode of the model holds: no token need open it, where the choice of the mode does; its close is read from
+    there on."""
+
+    def __post_init__(self):
+        """Made of checked modes."""
+
+
+@dataclass(frozen=True)
 class Rule:
     """What every rule has: when it acts, with which chance, and how long an `after` edge stays true."""
 
@@ -69,12 +78,14 @@ class Gate(Rule):
 
 @dataclass(frozen=True)
 class Force(Rule):
-    """Writes a sequence, and ends the row after it with `stop`."""
+    """Writes a sequence, and ends the row after it with `stop`; begins while the close of its span is half written only
+    without `wait`."""
 
     sequence: object
     settle: object = None
     within: int = 0
     stop: bool = False
+    wait: bool = True
 
 
 @dataclass(frozen=True)
@@ -191,7 +202,7 @@ def _prob(given, modes, label: str) -> float | None:
 
 
 def _force(given, shared: Shared, label: str) -> Force:
-    stop = _flag(given, "stop", label)
+    stop, wait = _flag(given, "stop", label), _flag(given, "wait", label, default=True)
     sequence = row_input(given["force"], label) or given["force"]
     if not isinstance(sequence, (str, list, tuple, RowInput)):
         raise ValueError(
@@ -200,13 +211,13 @@ def _force(given, shared: Shared, label: str) -> Force:
     if not isinstance(sequence, RowInput) and len(sequence) == 0 and not stop:
         raise ValueError(f"{label}: an empty sequence writes nothing: give ids, or 'stop': true to end the row")
     if "settle" not in given:
-        return Force(*shared, sequence, stop=stop)
+        return Force(*shared, sequence, stop=stop, wait=wait)
     settle = given["settle"]
     if not isinstance(settle, Mapping) or set(settle) != {"on", "within"} or settle["on"] is None:
         raise ValueError(f"{label}: 'settle' must be {{'on': pattern, 'within': n}}; got {settle!r}")
     if shared[0].drawn is not None:
         raise ValueError(f"{label}: 'settle' waits for a token and 'drawn' replaces one: give one of them")
-    return Force(*shared, sequence, settle["on"], whole(settle["within"], f"{label} 'within'"), stop)
+    return Force(*shared, sequence, settle["on"], whole(settle["within"], f"{label} 'within'"), stop, wait)
 
 
 def _sample(given, shared: Shared, label: str) -> Sample:
@@ -270,8 +281,8 @@ def _bias(given, shared: Shared, label: str) -> Bias:
     raise ValueError(f"{label}: 'by' must be a number, 'ban', 'only' or {{'scale': s}}; got {by!r}")
 
 
-def _flag(given, name: str, label: str) -> bool:
-    value = given.get(name, False)
+def _flag(given, name: str, label: str, default: bool = False) -> bool:
+    value = given.get(name, default)
     if not isinstance(value, bool):
         raise ValueError(f"{label}: {name!r} must be true or false; got {value!r}")
     return value
@@ -279,7 +290,7 @@ def _flag(given, name: str, label: str) -> bool:
 
 _PARSERS = {
     "gate": (_gate, {"bias", "prob"}),
-    "force": (_force, {"settle", "stop"}),
+    "force": (_force, {"settle", "stop", "wait"}),
     "sample": (_sample, set()),
     "probe": (_probe, {"max", "until", "measure", "into", "skip", "complete"}),
     "bias": (_bias, {"by"}),

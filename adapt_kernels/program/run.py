@@ -18,7 +18,7 @@ from adapt_kernels.ops.steer import (
     step,
 )
 from adapt_kernels.program.program import Program
-from adapt_kernels.program.row_inputs import checked_inputs, first_registers, listed
+from adapt_kernels.program.row_inputs import checked_inputs, first_registers, in_order, listed
 from adapt_kernels.program.rules import Gate, Probe, label_of
 from adapt_kernels.program.settings import row_settings
 from adapt_kernels.program.slots import Slots
@@ -44,8 +44,9 @@ class ProgramRun:
 
     programs: per row a Program, several in order of their rules, or None. seeds int64 [rows]; max_new_tokens: int or
     int [rows]. inputs: {name: one value per row} for every name in `Program.inputs`. outer_modes: names of modes that
-    the caller decides itself and tells by `tell_modes`. backend: that of the op `steer`. Raises ValueError, before
-    anything runs, that names the rule or the argument.
+    the caller decides itself and tells by `tell_modes`. unreported: programs that `fired`, `visits` and `never_armed`
+    leave out. backend: that of the op `steer`. Raises ValueError, before anything runs, that names the rule or the
+    argument.
     """
 
     def __init__(
@@ -58,20 +59,21 @@ class ProgramRun:
         inputs: Mapping | None = None,
         outer_modes: Sequence[str] = (),
         min_new_tokens: int = 0,
+        unreported: Sequence[Program] = (),
         backend: str = "auto",
     ):
         of_rows = [listed(program) for program in programs]
-        distinct: list[Program] = []
-        for program in (each for own in of_rows for each in own):
-            if program not in distinct:
-                program.check_call(min_new_tokens)
-                distinct.append(program)
+        distinct = in_order(of_rows)
+        for program in distinct:
+            program.check_call(min_new_tokens)
         inputs = checked_inputs(distinct, inputs or {}, len(of_rows))
         self.device, self.backend = seeds.device, backend
         self.compiled = compile_programs(distinct, vocab_size, outer_modes, inputs, self.device)
         self.signals = {name: signal for program in distinct for name, signal in program.signals.items()}
         self._owners = [owner for owner, program in enumerate(distinct) for _ in program.rules]
         self._of_rows = [[distinct.index(program) for program in own] for own in of_rows]
+        hidden = {distinct.index(program) for program in unreported if program in distinct}
+        self._reported = [[owner for owner in own if owner not in hidden] for own in self._of_rows]
         self._tables = self._all_tables = self.compiled.tables
         uses = [[owner in own for owner in self._owners] for own in self._of_rows]
         limits = torch.as_tensor(max_new_tokens, dtype=torch.int32, device=self.device).expand(len(of_rows))
@@ -86,6 +88,7 @@ class ProgramRun:
         self._sleepers = spans_that_hold_stops(self.compiled, self._of_rows).to(self.device)
         self.slots = Slots(len(of_rows), self.device)
         self.rows, self.state = self._all_rows, self._all_state
+        self._uses = self.rows.uses
 
     # The state before the token that waits: what no token changes may be written there.
     _behind: SteerState
@@ -109,6 +112,17 @@ class ProgramRun:
         for tokens in padded.reshape(len(tails), width).to(self.device).unbind(1):
             self.state = advance(self._tables, self.state, tokens, generated=False, backend=self.backend)
         self._begun = self.state
+
+    def enter(self, program: Program, inside: torch.Tensor, anew: torch.Tensor) -> None:
+        """After `begin`: say which spans of a program each row is inside of, whatever its prompt shows, and which of
+        them begin anew: their close is read from the first new token on. [spans, rows] bool each."""
+        state, owner = self.state, self.compiled.programs.index(program)
+        columns = [column for column, (own, _) in enumerate(self.compiled.spans) if own == owner]
+        closes = self.compiled.tables.spans[columns, 1].long()
+        flags, patterns = state.flags.clone(), state.patterns.clone()
+        flags[:, columns] = inside.T.to(flags)
+        patterns[:, closes] = patterns[:, closes].masked_fill(anew.T.to(self.device), 0)
+        self.state = state._replace(flags=flags, patterns=patterns)
 
     def advance(self, tokens: torch.Tensor) -> None:
         """Commit the tokens [slots] of the last step."""
@@ -144,7 +158,7 @@ class ProgramRun:
 
     def decide(self, uniforms=None) -> Decision:
         """The first half of a step; see `adapt_kernels.ops.steer.decide`."""
-        state, tokens = self._undecided = self._behind, self._waiting
+        state, tokens = self._behind, self._waiting
         if tokens is None:
             self.state, decision = decide(self._tables, state, self.rows, uniforms, self.backend)
         else:
@@ -201,29 +215,22 @@ class ProgramRun:
             self._all_rows = self._all_rows._replace(seeds=seeds)
         self.rows = self._all_rows
 
-    def admit(self, alive: torch.Tensor) -> None:
-        """The slots [slots] bool that take part from now on: the others keep their state and decide nothing."""
-        self.rows = self.rows._replace(alive=alive)
+    def admit(self, alive: torch.Tensor, only: Program | None = None) -> None:
+        """The slots [slots] bool that take part from now on: the others keep their state and decide nothing. only: a
+        program whose rules alone hold."""
+        uses = self._uses if only is None else self._uses & self._of_program(only)
+        self.rows = self.rows._replace(alive=alive, uses=uses)
 
-    def withdraw(self, decision: Decision, where: torch.Tensor) -> Decision:
-        """Undo what the last `decide` did in the slots `where` [slots] bool: somebody else writes there."""
-        state, tokens = self._undecided
-        before = state if tokens is None else advance(self._tables, state, tokens, backend=self.backend)
-        keep = ~where[:, None]
-        self.state = SteerState(*(torch.where(keep, n, b) for n, b in zip(self.state, before, strict=True)))
-        return decision._replace(
-            ends=decision.ends.masked_fill(where, 0),
-            gate=decision.gate.masked_fill(where, -1),
-            scale=decision.scale.masked_fill(~keep, 1.0),
-            bias=decision.bias.masked_fill(~keep, 0.0),
-            sample=decision.sample.masked_fill(where, -1),
-            acting=decision.acting & keep,
-        )
-
-    def foresee(self) -> Decision:
-        """What `decide` would say if every firing draw came out so, with nothing changed."""
+    def foresee(self, without: Program) -> Decision:
+        """What `decide` would say without one of the programs if every firing draw came out so; changes nothing."""
         least = torch.zeros(len(self.slots), len(self.compiled.rules), dtype=torch.float64, device=self.device)
-        return decide(self._tables, self.state, self.rows, least)[1]
+        rows = self.rows._replace(uses=self.rows.uses & ~self._of_program(without))
+        return decide(self._tables, self.state, rows, least)[1]
+
+    def _of_program(self, program: Program) -> torch.Tensor:
+        """[R] bool: its rules."""
+        owner = self.compiled.programs.index(program)
+        return torch.tensor([each == owner for each in self._owners], device=self.device)
 
     def stops_next(self) -> torch.Tensor:
         """[slots] bool: rows that a rule ends before their next token; its firing is counted. Reads no new signal."""
@@ -242,6 +249,7 @@ class ProgramRun:
         self.slots = slots if isinstance(slots, Slots) else self.slots.holding(slots)
         self.state = self._all_state.select(self.slots.index)
         self.rows = SteerRows(*map(self.slots.take, self._all_rows))
+        self._uses = self.rows.uses
         per_row = {
             n: self.slots.take(getattr(self._all_tables, n))
             for n in ("limits", "lengths", "ids")
@@ -267,7 +275,7 @@ class ProgramRun:
         """int32 [rows, most rules of a row]: steps at which each rule of the row's programs acted, padded with -1."""
         self._store()
         first = state_columns(len(self.compiled.spans), len(self.compiled.rules))[3]
-        columns = [self._rules_of(row) for row in range(len(self._of_rows))]
+        columns = [self._rules_of(row) for row in range(len(self._reported))]
         width = max(map(len, columns), default=0)
         table = torch.tensor(
             [each + [-1] * (width - len(each)) for each in columns], dtype=torch.int64, device=self.device
@@ -278,7 +286,7 @@ class ProgramRun:
 
     def visits(self, tokens, lengths, forced) -> list[list[Visit]]:
         """Per row the visits of its programs' spans; arguments as in `adapt_kernels.program.spans.visits`."""
-        return visits(self.compiled, self._begun, self._of_rows, tokens, lengths, forced)
+        return visits(self.compiled, self._begun, self._reported, tokens, lengths, forced)
 
     def never_armed(self) -> list[list[str]]:
         """Per row the rules whose `in` and `mode` never held, such as a budget of a span that never opened."""
@@ -286,7 +294,12 @@ class ProgramRun:
         armed = self._all_state.flags[:, len(self.compiled.spans) :].tolist()
         first, rules = self.compiled.first_rule, self.compiled.rules
         labels = [label_of(i - first[owner], rules[i]) for i, owner in enumerate(self._owners)]
-        return [[labels[i] for i in self._rules_of(row) if not armed[row][i]] for row in range(len(self._of_rows))]
+        return [[labels[i] for i in self._rules_of(row) if not armed[row][i]] for row in range(len(self._reported))]
+
+    @property
+    def reports(self) -> bool:
+        """Whether a row has a program that is reported."""
+        return any(self._reported)
 
     def _rules_of(self, row: int) -> list[int]:
-        return [i for own in self._of_rows[row] for i, owner in enumerate(self._owners) if owner == own]
+        return [i for own in self._reported[row] for i, owner in enumerate(self._owners) if owner == own]

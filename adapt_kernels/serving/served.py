@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adapt_kernels import env
 from adapt_kernels.modes import Modes
+from adapt_kernels.program.mode_rules import gate_rules
 from adapt_kernels.program.program import Program
 from adapt_kernels.program.rules import Gate, Span
 from adapt_kernels.program.steer_request import Thought, budget_program, thought_spans
@@ -73,9 +74,7 @@ class Served:
     @cached_property
     def gate(self) -> Program:
         """The choice among the modes at the first token, as a program of one rule."""
-        found = self.gate_modes
-        modes = {n: None if (ids := found.tokens(n)) is None else {"seq": [list(ids)]} for n in found}
-        return Program.from_dict({"rules": [{"gate": modes, "when": {"at": 0}}]})
+        return gate_rules(self.gate_modes)
 
     def is_gate(self, program: Program) -> bool:
         """Whether the program is `gate`."""

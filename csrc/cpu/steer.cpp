@@ -10,16 +10,19 @@ bool has_unknown_token(const Tables& t, const int64_t* tokens, int64_t rows) {
   return std::any_of(tokens, tokens + rows, [&](int64_t token) { return token >= t.vocab_size; });
 }
 
-// Spans open and close by what the patterns complete; `inside` becomes the new state's.
-void cross_spans(const Tables& t, const Patterns& patterns, bool generated, uint8_t* inside, int32_t* numbers) {
+// Spans open and close by what the patterns complete; `states` of the patterns and `inside` become the new state's.
+void cross_spans(const Tables& t, uint8_t* states, bool generated, uint8_t* inside, int32_t* numbers) {
   const Columns columns(t);
+  const Patterns patterns{t, states};
   for (int64_t span = 0; span < t.num_spans; ++span) {
     const int32_t open = t.spans[4 * span], close = t.spans[4 * span + 1], breaks = t.spans[4 * span + 2];
     int32_t& since = numbers[columns.since + span];
-    since += generated ? 1 : t.spans[4 * span + 3];
+    const int32_t flags = t.spans[4 * span + 3];
+    since += generated ? 1 : flags & kPromptCounts;
     if (!inside[span]) {
       if (!patterns.accept(open)) continue;
       ++numbers[columns.visits + span];
+      if (flags & kRestarts) states[close] = 0;
     } else {
       const bool closed = patterns.accept(close);
       if (!closed && !patterns.accept(breaks)) continue;
@@ -58,10 +61,9 @@ void advance_row(const Tables& t, const AdvanceArguments& a, int64_t row) {
     return;
   }
   for (int64_t pattern = 0; pattern < t.num_patterns; ++pattern) patterns[pattern] = old.next(int32_t(pattern), token);
-  const Patterns now{t, patterns};
-  cross_spans(t, now, a.generated, flags, numbers);
+  cross_spans(t, patterns, a.generated, flags, numbers);
   numbers[kPosition] += a.generated;
-  hold_edges(t, now, before, flags, numbers);
+  hold_edges(t, Patterns{t, patterns}, before, flags, numbers);
 }
 
 void probe_row(const Row& row, const int64_t* token, int32_t* numbers, bool* wanted) {

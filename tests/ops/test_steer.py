@@ -9,7 +9,7 @@ import torch
 
 import adapt_kernels as ak
 from adapt_kernels.ops import steer
-from adapt_kernels.ops.steer import Action, Kind, Limit, Role, RuleField, SteerRows, SteerState, SteerTables
+from adapt_kernels.ops.steer import Action, Kind, Limit, Role, RuleField, SpanFlag, SteerRows, SteerState, SteerTables
 from adapt_kernels.philox_reference import PURPOSE_RULE, uniform
 from adapt_kernels.program.program import Program
 from adapt_kernels.program.run import ProgramRun
@@ -163,6 +163,12 @@ def test_the_kernel_counts_as_the_tables_do(enum: type[IntEnum], name):
     spoken = {"RULE_KIND": "KIND", "OF_FORCE": "FORCE"}  # each is one of two by that name in C++
     assert [spoken.get(each, each) for each in names][: len(enum)] == [each.name for each in enum]
     assert names[len(enum) :] in ([], ["LIMITS"], ["RULE_FIELDS"])
+
+
+def test_the_kernel_knows_the_flags_of_spans():
+    listed = re.search(r"enum SpanFlag : int32_t {(.*?)}", HEADER.read_text("utf-8"))[1]
+    flags = {"kPromptCounts": SpanFlag.PROMPT_COUNTS, "kRestarts": SpanFlag.RESTARTS}
+    assert listed.strip() == ", ".join(f"{name} = {int(flag)}" for name, flag in flags.items())
 
 
 def test_strided_arguments_are_read_as_they_are(backend):

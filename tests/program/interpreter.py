@@ -12,6 +12,7 @@ FOREVER = float("inf")
 class SpanState:
     def __init__(self, inside=False):
         self.inside, self.since, self.finished, self.visits, self.start, self.log = inside, 0, 0, 0, 0, []
+        self.heard = 0  # the tokens before which its close does not listen to
 
 
 class Row:
@@ -51,9 +52,10 @@ class Row:
     def _advance(self, name, generated, by_rule):
         span, own = self.spans[name], self.state[name]
         counted = generated or span.get("prompt", False)
-        closed, tag, _ = self.t.match(span["close"], self.history)
+        closed, tag, _ = self.close(name)
         broke, broken_tag, _ = self.t.match(span["breaks"], self.history) if "breaks" in span else (False, 0, 0)
-        if not own.inside and self.t.match(span["open"], self.history)[0]:
+        if not own.inside and span["open"] is not None and self.t.match(span["open"], self.history)[0]:
+            own.heard = len(self.history) if span.get("restarts") else 0
             own.inside, own.since, own.visits, own.start = True, 0, own.visits + 1, self.position + generated
             return True
         if own.inside and (closed or broke):
@@ -72,15 +74,18 @@ class Row:
         ended = [visit for state in self.state.values() for visit in state.log]
         return sorted(ended + open_ones, key=lambda visit: (visit[1], visit[2], visit[0]))
 
+    def close(self, name):
+        return self.t.match(self.spans[name]["close"], self.history[self.state[name].heard :])
+
     def half_closed(self, name):
-        done, _, begun = self.t.match(self.spans[name]["close"], self.history)
+        done, _, begun = self.close(name)
         return self.state[name].inside and not done and begun > 0
 
     def count(self, name):
         own = self.state[name]
         if not own.inside:
             return own.since
-        done, whole, begun = self.t.match(self.spans[name]["close"], self.history)
+        done, whole, begun = self.close(name)
         return max(own.since - (whole if done else begun), 0)
 
     # Clauses.
@@ -97,6 +102,10 @@ class Row:
         when = self.rules[i].get("when", {})
         if "in" in when and self.state[when["in"].lstrip("!")].inside == when["in"].startswith("!"):
             return False
+        if isinstance(when.get("mode"), list):
+            name = when["mode"][0]
+            gates = [j for j, rule in enumerate(self.rules) if name in rule.get("gate", {})]
+            return any(self.chosen[j] in (name, None) for j in gates)
         return "mode" not in when or when["mode"] in self.chosen
 
     def level(self, i):
@@ -204,7 +213,7 @@ class Row:
             guard = self.level(i) and (self.due[i] is not None or self.edge(i))
             self.due[i] = (self.position if self.due[i] is None else self.due[i]) if guard else None
             spans = [when["in"]] if "in" in when else list(self.spans)
-            waits = any(self.half_closed(name) for name in spans if not name.startswith("!"))
+            waits = any(self.half_closed(name) for name in spans if not name.startswith("!")) and rule.get("wait", True)
             if self.due[i] is None or waits or not (self.sequence(i) or rule.get("stop")):
                 continue
             settle = rule.get("settle")

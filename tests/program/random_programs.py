@@ -1,5 +1,7 @@
 """Random programs over the ids of the golden traces, dense in the ids and clauses that meet each other."""
 
+from adapt_kernels.program.rules import ModeSpan
+
 PIECES = ["<p>", "<t>", "</t>", "\n", ".\n\n", "wait", "<e>", "<c>", "a", "b", "c", "</", "t", ">", ".</", " Wait"]
 SPECIAL = [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 14]
 
@@ -33,6 +35,9 @@ def span(rng):
         own["breaks"] = rng.choice([7, pattern(rng)])
     if rng.random() < 0.2:
         own["prompt"] = True
+    if rng.random() < 0.3:
+        own |= {"restarts": True, "close": rng.choice([*PAIRS, {"seq": [[5, 1]]}, {"seq": [[1, 8]]}])}
+        own["open"] = None if rng.random() < 0.2 else own["open"]
     return own
 
 
@@ -49,7 +54,7 @@ def when(rng, spans, modes, drawn):
         name = rng.choice(spans)
         own["in"] = name if rng.random() < 0.85 else "!" + name
     if modes and rng.random() < 0.15:
-        own["mode"] = rng.choice(modes)
+        own["mode"] = rng.choice([*modes, *([mode, None] for mode in modes)])
     if rng.random() < 0.2:
         own["at"] = rng.choice([interval(rng), rng.randint(1, 8)])
     if rng.random() < 0.3:
@@ -84,6 +89,8 @@ def rule(rng, spans, modes):
         )
         if own["force"] == [] or rng.random() < 0.3:
             own["stop"] = True
+        if rng.random() < 0.2:
+            own["wait"] = False
     elif kind == "bias":
         own |= {"bias": pattern(rng, ids_only=True), "by": rng.choice(["ban", "only", -3, 1.5, {"scale": 0.5}])}
     elif kind == "sample":
@@ -118,3 +125,11 @@ def definition(rng):
             0, {"gate": {"x": 1, "y": None}, "when": rng.choice([{"at": 0}, {"after": pattern(rng), "times": 1}])}
         )
     return {"spans": spans, "rules": rules}
+
+
+def as_given(definition):
+    """The definition for `Program`, with the spans that restart as those of modes."""
+    spans = {name: dict(span) for name, span in definition["spans"].items()}
+    return definition | {
+        "spans": {name: ModeSpan(**span) if span.pop("restarts", False) else span for name, span in spans.items()}
+    }

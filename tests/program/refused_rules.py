@@ -53,6 +53,13 @@ REFUSED = [
     ),
     ({"force": []}, "an empty sequence writes nothing: give ids, or 'stop': true to end the row"),
     ({"force": [2], "stop": 1}, "'stop' must be true or false; got 1"),
+    ({"force": [2], "wait": None, "when": {"at": 0}}, "'wait' must be true or false; got None"),
+    ({"bias": 5, "by": "ban", "wait": True}, "rules[0] (bias): unknown key 'wait'"),
+    (
+        {"bias": 5, "by": "ban", "when": {"mode": ["slow", "fast"]}},
+        "'mode' must be a name, or [name, null]; got ['slow'",
+    ),
+    ({"bias": 5, "by": "ban", "when": {"mode": [None, None]}}, "'mode' must be a name, or [name, null]; got [None"),
     ({"force": "nothing", "when": {"at": 0}}, "this tokenizer has no tokens for 'nothing'"),
     ({"force": [2], "settle": {"on": 3}, "when": {"at": 0}}, "'settle' must be {'on': pattern, 'within': n}"),
     (

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from interpreter import Row
-from random_programs import PIECES, definition, token
+from random_programs import PIECES, as_given, definition, token
 from toy_tokenizer import ToyTokenizer
 
 from adapt_kernels.ops.steer import ENDS_AFTER, ENDS_BEFORE
@@ -21,7 +21,7 @@ def some_program(rng):
     while True:
         try:
             d = definition(rng)
-            return d, Program.from_dict(d, TOKENIZER)
+            return d, Program.from_dict(as_given(d), TOKENIZER)
         except ValueError:
             continue
 

@@ -48,6 +48,19 @@ def test_rows_run_programs_of_their_own():
     run = start([short, None, [ban, long], long])
     assert steps(run, 8, 6) == [[8, 2, 8, 8, 8, 8], [8] * 6, [8, 8, 8, 3, 2, 8], [8, 8, 8, 3, 2, 8]]
     assert run.fired().tolist() == [[1, -1, -1], [-1, -1, -1], [4, 4, 1], [1, -1, -1]]
+    silent = start([short, None, [ban, long], long], unreported=[long])
+    steps(silent, 8, 6)
+    assert silent.fired().tolist() == [[1, -1], [-1, -1], [4, 4], [-1, -1]] and silent.never_armed() == [[]] * 4
+
+
+def test_each_rows_programs_rank_in_its_own_order():
+    """Whatever other rows list: a program that a later row puts first has not come last for that."""
+    first, second, last = (program({"force": [token], "when": {"at": 0}}) for token in (8, 9, 10))
+    run = start([[first, last], [second, last], last, [first, second, last]])
+    assert steps(run, 11, 2) == [[8, 11], [9, 11], [10, 11], [8, 11]]
+    assert run.fired().tolist() == [[1, 0, -1], [1, 0, -1], [1, -1, -1], [1, 0, 0]]
+    with pytest.raises(ValueError, match="rows list the same programs in different orders"):
+        start([[first, second], [second, first]])
 
 
 def test_bounds_and_sequences_may_come_with_the_row():

@@ -97,21 +97,3 @@ def test_whoever_looks_between_two_steps_sees_the_tokens_committed(look):
         _ = eager.state
         assert equal(LOOKS[look](waiting), LOOKS[look](eager))
     assert equal(waiting.decide(), eager.decide()) and equal(waiting.state, eager.state)
-
-
-def test_what_a_decision_did_is_withdrawn_from_some_rows(launches):
-    run, twin = (start([program(BUDGET, BAN)] * 2) for _ in range(2))
-    for _ in range(3):
-        for each in (run, twin):
-            each.decide()
-            each.advance(torch.tensor([8, 8]))
-    before = twin.state
-    launches.clear()
-    decision = run.decide()
-    decided, where = run.state, torch.tensor([True, False])
-    assert decision.forced.tolist() == [3, 3]
-    assert run.withdraw(decision, where).acting.tolist() == [[False, False]] * 2
-    assert launches == ["step", "advance"]
-    assert equal([each[:1] for each in run.state], [each[:1] for each in before])
-    assert equal([each[1:] for each in run.state], [each[1:] for each in decided])
-    assert not torch.equal(before.numbers[1], decided.numbers[1])

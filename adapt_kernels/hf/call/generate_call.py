@@ -91,7 +91,7 @@ class GenerateCall:
         self.prompt = prompt_of.repeat(samples)
         self.thoughts = checked_thoughts(self, prompt, ids, samples)
         asked = (self.model, self.state, self.steer, self.request)
-        self.programs = program_run(*asked, ids, mask, samples, config, self.eos_ids)
+        self.programs = program_run(*asked, ids, mask, samples, config, self.eos_ids, self.prompt)
         # Last: a refused call must not have moved torch's generator.
         self.rows = self.request.spread(batch, samples, self._draws(config), self._equal_prompts(prompt, samples))
 

@@ -5,32 +5,38 @@ import torch
 from adapt_kernels.hf.call.state import PatchState
 from adapt_kernels.modes import Modes
 from adapt_kernels.ops.steer import UNBOUNDED
+from adapt_kernels.program.program import Program
 from adapt_kernels.program.request import ModeRequest
 from adapt_kernels.program.rules import Force, Gate, Probe, label_of
 from adapt_kernels.program.run import ProgramRun
 from adapt_kernels.program.steer_request import RowPrograms, SteerRequest, reply_tails, thought_spans
+from adapt_kernels.prompt_spans import CLOSED, PromptSpans
 
 
 def program_run(
-    model, state: PatchState, steer: SteerRequest, request: ModeRequest, prompt, mask, samples: int, config, eos_ids
+    model,
+    state: PatchState,
+    steer: SteerRequest,
+    request: ModeRequest,
+    prompt,
+    mask,
+    samples: int,
+    config,
+    eos_ids,
+    spans: PromptSpans,
 ) -> ProgramRun | None:
-    """The programs of the rows after their prompts, or None where there are none.
+    """The programs of the rows after their prompts, or None where there are none: the choice among the modes, if there
+    is one, what the call asks, and the caps of modes with a closing.
 
-    prompt [batch, T] int64 (T = 0 for embeddings), mask its attention mask or None. Raises ValueError or TypeError that
-    names the argument or the rule. Reads the prompts.
+    prompt [batch, T] int64 (T = 0 for embeddings), mask its attention mask or None; spans: of the rows. Raises
+    ValueError or TypeError that names the argument or the rule. Reads the prompts.
     """
-    if not steer.given_arguments():
+    asked = _asked(state, steer, request, len(prompt), samples)
+    closings, gate = state.closings, state.gate if request.gated else None
+    before, after = [] if gate is None else [gate], [] if closings is None else [closings.program]
+    asked = RowPrograms([[*before, *own, *after] for own in asked.programs], asked.inputs)
+    if not any(asked.programs):
         return None
-    asked = steer.spread(len(prompt), samples, thought_spans(state.modes, state.spans))
-    if asked is None:
-        return None
-    if request.rng == "hf" and steer.program is not None:
-        raise ValueError(
-            "program draws from a stream of each row, and rng='hf' is one of the whole batch: leave out rng (seed=..."
-            " fixes the draws), or use thinking_budget, which draws nothing"
-        )
-    if request.gated:
-        _check_opening(asked, state.modes)
     run = ProgramRun(
         asked.programs,
         vocab_size=vocab_size(model),
@@ -40,14 +46,36 @@ def program_run(
         inputs=asked.inputs,
         outer_modes=state.modes.names,
         min_new_tokens=config.min_new_tokens or 0,
+        unreported=[*before, *after],
     )
     told = state.modes.prompt_tokens
     turns = {*eos_ids, *(() if told is None else told.turns)}
     tails = reply_tails(prompt, mask, turns, asked.delimiters())
     run.begin([tail for tail in tails for _ in range(samples)])
-    if request.gated:
-        _check_no_choice(run, request)
+    if closings is not None:
+        chosen, begins = torch.tensor(closings.chosen)[:, None], spans.contents
+        run.enter(closings.program, (begins < CLOSED) | chosen, chosen & (begins >= 0))
+    if gate is not None:
+        _check_no_choice(run, gate)
     return run
+
+
+def _asked(state: PatchState, steer: SteerRequest, request: ModeRequest, batch: int, samples: int) -> RowPrograms:
+    """What the call's arguments ask of the rows."""
+    none = RowPrograms([[] for _ in range(batch * samples)], {})
+    if not steer.given_arguments():
+        return none
+    asked = steer.spread(batch, samples, thought_spans(state.modes, state.spans))
+    if asked is None:
+        return none
+    if request.rng == "hf" and steer.program is not None:
+        raise ValueError(
+            "program draws from a stream of each row, and rng='hf' is one of the whole batch: leave out rng (seed=..."
+            " fixes the draws), or use thinking_budget, which draws nothing"
+        )
+    if request.gated:
+        _check_opening(asked, state.modes)
+    return asked
 
 
 def has_probes(run: ProgramRun | None) -> bool:
@@ -65,8 +93,8 @@ def _check_opening(asked: RowPrograms, modes: Modes) -> None:
                 raise _both_choose(label_of(index, rule))
 
 
-def _check_no_choice(run: ProgramRun, request: ModeRequest) -> None:
-    decision, rules = run.foresee(), run.compiled.rules
+def _check_no_choice(run: ProgramRun, gate: Program) -> None:
+    decision, rules = run.foresee(gate), run.compiled.rules
     writes = (decision.forced >= 0) | (decision.gate >= 0) | (decision.ends > 0)
     if writes.any():
         row = int(writes.nonzero()[0, 0])

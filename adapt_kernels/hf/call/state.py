@@ -1,12 +1,15 @@
 """What a patched model carries, outside its own `__dict__`: copies and pickles of a model leave it behind."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 from adapt_kernels.hf.compat import CheckedLoop
 from adapt_kernels.hf.kv.allotment import RecentLengths
 from adapt_kernels.hf.outputs import GenerateStats
 from adapt_kernels.modes import Modes
+from adapt_kernels.program.mode_rules import ClosingRules, closing_rules, gate_rules
+from adapt_kernels.program.program import Program
 from adapt_kernels.program.rules import Span
 
 
@@ -31,6 +34,16 @@ class PatchState:
     no_cache: tuple[bool, bool] | None = None
     rows_stay: bool = False
     changing_hooks: frozenset[int] = frozenset()
+
+    @cached_property
+    def gate(self) -> Program:
+        """The choice among the modes."""
+        return gate_rules(self.modes)
+
+    @cached_property
+    def closings(self) -> ClosingRules | None:
+        """Of the modes that have a closing; None where none has."""
+        return closing_rules(self.modes)
 
     def keep_rows(self) -> None:
         self.rows_stay = True

@@ -32,7 +32,8 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
     most_new = (stopping_criteria.max_length or config.max_length or 1 << 40) - input_ids.shape[1]
     if call.programs is not None:
         call.programs.bind(min(most_new, UNBOUNDED - 1), selector.seeds)
-        selector.steering = Steering(call.programs, selector.processors, config, stopping_criteria)
+        gate = call.state.gate if selector.gated else None
+        selector.steering = Steering(call.programs, selector.processors, config, stopping_criteria, gate)
     rules_end = selector.steering is not None and selector.steering.may_end
     ends = RowEnds(call.modes, stopping_criteria, config, rows, device, rules_end, call.paths is not None)
     counted = counted_prompt(call.keep, input_ids, model_kwargs)  # before the mask grows
@@ -62,7 +63,7 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
     if not config.return_dict_in_generate:
         return sequences
     fields = record.fields() | paths.report(ends)
-    if selector.steering is not None:
+    if selector.steering is not None and selector.steering.run.reports:
         fields |= selector.steering.report(new, ends.new_tokens, fields["forced"])
     return _output(batch, selector, ends, sequences, input_ids.shape[1], call.stats, {CACHE: cache, **fields})
 

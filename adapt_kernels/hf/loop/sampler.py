@@ -1,4 +1,4 @@
-"""Chooses the next token of every row: prefix, mode gate, forced suffix, free sampling, forced closing."""
+"""Chooses the next token of every row: prefix, mode gate, forced suffix, what rules write, free sampling."""
 
 import warnings
 
@@ -20,8 +20,7 @@ from adapt_kernels.ops.mode_sample import (
     selected_modes,
 )
 from adapt_kernels.ops.token_logprobs import token_logprobs
-from adapt_kernels.program.closings import Closings
-from adapt_kernels.program.openings import Openings, either
+from adapt_kernels.program.openings import Openings
 from adapt_kernels.program.request import RowRequest
 from adapt_kernels.program.slots import Slots
 
@@ -50,14 +49,13 @@ class TokenSelector:
         self.mode_probs[self.modes < 0] = 0
         self.mode_logprobs = torch.zeros(len(self.modes), device=device) if return_logprobs else None
         self.forced: torch.Tensor | None = (
-            None  # [slots] bool with return_logprobs or programs: whose latest token was written, not drawn
+            None  # [slots] bool with return_logprobs or reported rules: whose latest token was written, not drawn
         )
         self.steering: Steering | None = None
         self.lost: torch.Tensor | None = None
         self._on_prefix = self.modes < 0
         self._flags = torch.zeros(len(self.modes), dtype=torch.int32, device=device)
         self._openings = Openings(modes, device)
-        self._closings = Closings(modes, prompt.contents, device)
         self._slot_seeds, self._head = self.seeds, self.processors.head
         self._edits: dict = {}
         self.slots = Slots(len(self.modes), device)
@@ -76,6 +74,8 @@ class TokenSelector:
         input_ids [slots, T]. alive [rows] bool: rows that ended before the gate have no mode.
         """
         self.lost = None
+        if self.steering is not None and self.steering.only_chooses and step > self._openings.last_step:
+            self.steering = None
         at_gate = step == self.gate_step
         if step <= self.gate_step:
             self._on_prefix = self._on_prefix & alive
@@ -89,8 +89,8 @@ class TokenSelector:
             opening = self._openings.tokens(step, self.slots.take(self.forced_mode), self.slots.take(self.modes))
         if opening is not None:
             self._refuse_by_memory(self._certain_tokens(opening, at_gate), input_ids, logits, shaped, alive)
-        forced = self._forced_tokens(step, input_ids, opening, logits, alive)
-        if self.return_logprobs or self.steering is not None:
+        forced = self._forced_tokens(step, input_ids, opening if at_gate else None, logits, alive)
+        if self.return_logprobs or (self.steering is not None and self.steering.run.reports):
             self.forced = torch.zeros_like(logits[:, 0], dtype=torch.bool) if forced is None else forced >= 0
         gate = self._gate() if at_gate and self.gated else {}
         if gate:
@@ -143,9 +143,7 @@ class TokenSelector:
         opening = self.gated and step < self._openings.last_step
         if self.steering is None or not self.steering.looks_ahead or opening:
             return None
-        closing = self._closings.under_way(self.slots)
-        free = self.slots.take(alive)
-        return self.steering.stops_next(free if closing is None else free & ~closing)
+        return self.steering.stops_next(self.slots.take(alive))
 
     def _select(self, step: int, input_ids, shaped, gate: dict, forced, settings=None):
         scores = None if self._fuses(gate) else self._scores(input_ids, shaped, gate)
@@ -216,30 +214,16 @@ class TokenSelector:
             shaped, temperature=temperature, seeds=0, forced_tokens=tokens, **gate, **self._edits
         ).tempered_logprobs
 
-    def _forced_tokens(self, step: int, input_ids, opening, logits, alive):
-        """[slots] int64, -1 = draw; None when no row is forced at this step."""
-        ruled = None
-        if self.steering is not None:
-            ruled = self._ruled_tokens(self.steering, step, input_ids, opening, logits, alive)
-        forced = either(opening, ruled)
-        busy = None if forced is None else forced >= 0
-        closing = self._closings.tokens(step, input_ids, self.slots.take(self.modes), self.slots, busy)
-        if self.steering is not None and closing is not None:
-            self.steering.give_way(closing)
-        return either(forced, closing)
-
-    def _ruled_tokens(self, steering: Steering, step: int, input_ids, opening, logits, alive):
-        """[slots] int64: what rules write, but where a mode is opened or being closed; -1 = draw."""
-        modes = self.slots.take(self.modes)
-        held = self._closings.under_way(self.slots)
-        if self.gated and step <= self.gate_step:
-            held = torch.ones_like(modes, dtype=torch.bool)
-        elif opening is not None:
-            held = opening >= 0 if held is None else held | (opening >= 0)
-        steering.run.tell_modes(modes)
-        if steering.probes is not None:
-            steering.probes.input_ids = input_ids
-        return steering.decide(logits, self.slots.take(alive), held)
+    def _forced_tokens(self, step: int, input_ids, named, logits, alive):
+        """[slots] int64, -1 = draw; None where no row is forced. named: at the gate, the tokens of modes asked for."""
+        if self.steering is None:
+            return None
+        self.steering.run.tell_modes(self.slots.take(self.modes))
+        if self.steering.probes is not None:
+            self.steering.probes.input_ids = input_ids
+        choosing = self.gated and step <= self.gate_step
+        ruled = self.steering.decide(logits, self.slots.take(alive), choosing)
+        return ruled if named is None else torch.where(named >= 0, named, ruled)
 
     def _observe(self, logits) -> None:
         ids = self.definition.token_ids

@@ -11,6 +11,7 @@ from adapt_kernels.hf.loop.processors import SplitProcessors
 from adapt_kernels.ops.mode_sample import FLAG_EMPTY, ModeSample, class_edited, gated_logits, mode_sample
 from adapt_kernels.ops.steer import ENDS_BEFORE, POSITION, Decision
 from adapt_kernels.program.clauses import RowInput
+from adapt_kernels.program.program import Program
 from adapt_kernels.program.rules import Bias, Force, Probe, Sample, label_of
 from adapt_kernels.program.run import ProgramRun
 from adapt_kernels.program.settings import zipf_exponent
@@ -25,7 +26,7 @@ _NEG_INF = float("-inf")
 class Steering:
     """The programs of one call. In each step, for the slots [slots] that are decoded:
 
-        forced = steering.decide(logits, alive, held)      # ids that rules write, -1 = none
+        forced = steering.decide(logits, alive, choosing)  # ids that rules write, -1 = none
         shaped = steering.biased(shaped)                   # after every mask; or, where the fused sampler draws,
         edits = steering.class_edits()                     # the same as its arguments
         settings = steering.settings(shaped)               # of sample rules
@@ -39,15 +40,21 @@ class Steering:
     rules left no token, which `blame` tells of; None where that has been asked at once.
     """
 
-    def __init__(self, run: ProgramRun, processors: SplitProcessors, config, criteria):
-        self.run = run
+    _choosing = False
+
+    def __init__(self, run: ProgramRun, processors: SplitProcessors, config, criteria, gate: Program | None = None):
+        """gate: the program of the call's own choice among the modes, whose draw is the caller's."""
+        self.run, self._gate = run, gate
         self.decision: Decision
         self.ended: torch.Tensor | None = None
         self.replaced: torch.Tensor | None = None
         self.sleeps: torch.Tensor | None = None
         self.probes: Any = None  # `Probes`, where a program has such rules
         rules = run.compiled.rules
-        self._gates = run.gates()
+        # The call's own choice is every row's first program.
+        self._gates = {index: rule for index, rule in run.gates().items() if gate is None or index >= len(gate.rules)}
+        opened = [] if gate is None else [own.choices for own in gate.rule_tokens]
+        self._goes_on = any(own.prefix or any(own.suffixes) for own in opened)
         self._gate_modes = {index: run.compiled.rule_tokens(index).choices for index in self._gates}
         self._biases = any(isinstance(rule, Bias) for rule in rules)
         self._samples = any(isinstance(rule, Sample) for rule in rules)
@@ -85,6 +92,11 @@ class Steering:
                 " output_logits"
             )
 
+    @property
+    def only_chooses(self) -> bool:
+        """Whether the choice among the modes is all there is."""
+        return self.run.compiled.programs == (self._gate,)
+
     def _owner(self, index: int) -> int:
         return sum(first <= index for first in self.run.compiled.first_rule) - 1
 
@@ -96,13 +108,13 @@ class Steering:
         """From now on the slots are these rows."""
         self.run.place(slots)
 
-    def decide(self, logits, alive, held) -> torch.Tensor:
+    def decide(self, logits, alive, choosing: bool) -> torch.Tensor:
         """[slots] int64: the ids that rules write, -1 = none.
 
-        logits [slots, V]: the model's. alive [slots] bool; held [slots] bool or None: rows in which somebody else is
-        writing a sequence.
+        logits [slots, V]: the model's. alive [slots] bool. choosing: until the modes are chosen no other rule holds.
         """
-        self.run.admit(alive if held is None else alive & ~held)
+        self._choosing = choosing
+        self.run.admit(alive, self._gate if choosing else None)
         if self.run.signals:
             values = step_signals(self.run.signals.values(), logits)
             if self._logp is not None:
@@ -113,14 +125,6 @@ class Steering:
         self.lost = None
         self.decision = self.run.decide()
         return self.decision.forced
-
-    def give_way(self, closing) -> None:
-        """To the ids [slots] that the rows' modes write at this step, -1 = none."""
-        where = (closing >= 0) & (self.decision.forced < 0)
-        self.decision = self.run.withdraw(self.decision, where)._replace(
-            forced=torch.where(where, closing, self.decision.forced)
-        )
-        self.run.admit(self.run.rows.alive & ~where)
 
     def biased(self, shaped) -> torch.Tensor:
         """Logits [slots, V] under the bias rules that hold; float32 where one does, else as they are."""
@@ -239,6 +243,8 @@ class Steering:
         """
         self.replaced, self.ended = None, self.decision.ends if self.may_end else None
         if not self._settles:
+            if self._choosing and self._goes_on:
+                self.run.settle(self.decision, tokens)
             return tokens
         if self.probes is not None:
             self.probes.fill(self.decision, tokens)

@@ -14,6 +14,7 @@ from adapt_kernels.ops.steer.tables import (
     Kind,
     Role,
     RuleField,
+    SpanFlag,
     SteerRows,
     SteerState,
     SteerTables,
@@ -29,7 +30,7 @@ def advance(tables: SteerTables, state: SteerState, tokens, generated: bool = Tr
     since, total, visits, fired, _ = state_columns(num_spans, len(tables.rules))
     patterns = torch.where(moves[:, None], _next_patterns(tables, state.patterns, tokens), state.patterns)
     accept, back = accepts(tables, patterns), matched(tables, patterns)
-    opens, closes, breaks, in_prompt = tables.spans.long().unbind(1)
+    opens, closes, breaks, span_flags = tables.spans.long().unbind(1)
     inside = state.flags[:, :num_spans].bool()
     opened = ~inside & accept[:, opens]
     closed = inside & accept[:, closes]
@@ -37,7 +38,7 @@ def advance(tables: SteerTables, state: SteerState, tokens, generated: bool = Tr
     toggled, gone = (opened | closed | broken) & moves[:, None], (closed | broken) & moves[:, None]
 
     numbers = state.numbers.clone()
-    counts = torch.full_like(in_prompt, 1) if generated else in_prompt
+    counts = torch.ones_like(span_flags) if generated else span_flags & SpanFlag.PROMPT_COUNTS
     tokens_since = numbers[:, since:total] + counts * moves[:, None]
     tag = torch.where(closed, back[:, closes], back[:, breaks])
     numbers[:, total:visits] += torch.where(gone, (tokens_since - tag).clamp(min=0), 0).int()
@@ -47,6 +48,8 @@ def advance(tables: SteerTables, state: SteerState, tokens, generated: bool = Tr
     _hold_edges(tables, numbers, accept, toggled, moves)
     flags = state.flags.clone()
     flags[:, :num_spans] = torch.where(moves[:, None], (inside | opened) & ~gone, inside).to(torch.uint8)
+    restarts = opened & moves[:, None] & ((span_flags & SpanFlag.RESTARTS) > 0)
+    patterns = patterns.index_copy(1, closes, patterns[:, closes].masked_fill(restarts, 0))
     return SteerState(patterns, flags, numbers, state.registers)
 
 

@@ -20,6 +20,13 @@ class Role(IntEnum):
     FORCE, PREFIX, SUFFIX = range(3)
 
 
+class SpanFlag(IntEnum):
+    """Last column of `SteerTables.spans`. RESTARTS: its close begins anew where it opens, so nothing before counts; no
+    other span or rule may have that pattern."""
+
+    PROMPT_COUNTS, RESTARTS = 1, 2
+
+
 class Action(IntEnum):
     """What a bias does to its ids."""
 
@@ -67,7 +74,7 @@ class SteerTables(NamedTuple):
     transitions: torch.Tensor  # [P, S, C] uint8
     accept: torch.Tensor  # [P + 1, S] bool; the last one never accepts: index -1 = no pattern
     back: torch.Tensor  # [P + 1, S] uint8
-    spans: torch.Tensor  # [N, 4] int32: patterns open, close, breaks; 1 = prompt tokens count
+    spans: torch.Tensor  # [N, 4] int32: patterns open, close, breaks; sum of SpanFlag
     rules: torch.Tensor  # [R, len(RuleField)] int32
     limits: torch.Tensor  # [T, R, len(Limit), 2] int32: low <= value < high
     chances: torch.Tensor  # [R, 2] float64: the number, or both ends of the ramp

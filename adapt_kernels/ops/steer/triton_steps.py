@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from adapt_kernels.ops.steer.tables import ENDS_BEFORE, RuleField
+from adapt_kernels.ops.steer.tables import ENDS_BEFORE, RuleField, SpanFlag
 from adapt_kernels.ops.steer.triton_guard import (
     AFTER,
     BIAS,
@@ -50,6 +50,8 @@ HOLD = tl.constexpr(int(RuleField.HOLD))
 HOLD_SPAN = tl.constexpr(int(RuleField.HOLD_SPAN))
 DUE = tl.constexpr(int(RuleField.DUE))
 MODE = tl.constexpr(int(RuleField.MODE))
+PROMPT_COUNTS = tl.constexpr(int(SpanFlag.PROMPT_COUNTS))
+RESTARTS = tl.constexpr(int(SpanFlag.RESTARTS))
 
 
 @triton.jit
@@ -84,7 +86,8 @@ def advance(
     span, num_flags = tl.arange(0, SPANS), z.spans + z.rules
     real = span < z.spans
     inside, opened, closed, broken, tag = _crossings(t, z, s, row, span, real, token)
-    counts = tl.where(generated != 0, 1, tl.load(t.spans + 4 * span + 3, mask=real, other=0))
+    span_flags = tl.load(t.spans + 4 * span + 3, mask=real, other=0)
+    counts = tl.where(generated != 0, 1, span_flags & PROMPT_COUNTS)
     since = number(z, s, row, SINCE + span, real) + counts
     gone, write = closed | broken, real & moves
     place = numbers + row * z.width + SINCE + span
@@ -97,6 +100,9 @@ def advance(
     tl.store(numbers + row * z.width + PLACE, position + generated, mask=moves)
     now = tl.where(moves, (inside | opened) & ~gone, inside)
     tl.store(flags + row * num_flags + span, now.to(tl.uint8), mask=real)
+    tl.debug_barrier()  # the patterns are written
+    closes = tl.load(t.spans + 4 * span + 1, mask=real, other=0)
+    tl.store(patterns + row * z.patterns + closes, 0, mask=write & opened & ((span_flags & RESTARTS) > 0))
 
     rule = tl.arange(0, RULES)
     armed = tl.load(s.flags + row * num_flags + z.spans + rule, mask=rule < z.rules, other=0)

@@ -7,6 +7,7 @@ namespace adapt::steer {
 
 enum Kind : int32_t { kGate, kForce, kSample, kProbe, kBias };
 enum Role : int32_t { kOfForce, kPrefix, kSuffix };
+enum SpanFlag : int32_t { kPromptCounts = 1, kRestarts = 2 };
 enum Action : int32_t { kAdd, kScale, kBan, kOnly };
 enum Limit : int32_t { kAt, kCount, kTotal, kEntry, kLeft, kEvery, kLimits };
 enum RuleField : int32_t {

@@ -1,0 +1,69 @@
+"""Modes as rules: the choice among them with what comes before and after it, and the caps of those with a closing."""
+
+from typing import NamedTuple
+
+from adapt_kernels.modes import Modes
+from adapt_kernels.program.patterns import Resolver
+from adapt_kernels.program.program import Program
+from adapt_kernels.program.rules import ModeSpan
+from adapt_kernels.prompt_spans import openings
+
+Ids = tuple[int, ...]
+
+
+def gate_rules(modes: Modes) -> Program:
+    """The choice among the modes at the first token: the ids that all begin with, the gate, the rest of the chosen."""
+    given = {name: _sequence(modes.tokens(name)) for name in modes}
+    return Program({"rules": [{"gate": given, "when": {"at": 0}}]}, Resolver())
+
+
+class ClosingRules(NamedTuple):
+    """program: one span for every mode with a closing, in order. chosen: which of these rows begin inside of: their
+    rules hold in rows of the mode alone, so the choice is what opens them."""
+
+    program: Program
+    chosen: tuple[bool, ...]
+
+
+def closing_rules(modes: Modes) -> ClosingRules | None:
+    """The rules of the modes that have a closing; None where none has.
+
+    In a row of the mode, or of none, it opens with its tokens, no matter who wrote them, and ends with its close, one
+    of its breaks, or its closing; then it may open again, and is counted anew.
+    """
+    opened, spans, rules, chosen = openings(modes), {}, [], []
+    for name in (name for name in modes if modes[name].closing is not None):
+        opening, closing = opened[name], modes.tokens(name, "closing") or ()
+        close = modes.tokens(name, "close") or closing
+        span, by_choice = f"mode {name}", opening is None or modes[name].ids is None
+        spans[span] = ModeSpan(_sequence(opening), _sequence(close), _breaks(modes, name, close, closing), stops="end")
+        limit = modes[name].max_new_tokens
+        assert limit is not None  # of a mode with a closing
+        place = {"in": span, "mode": name if by_choice else [name, None]}
+        # The tokens that open it count where they were generated: no visit ends before the row has `limit` tokens.
+        caps = [{"every": limit - len(opening or ()), "at": limit}]
+        if len(close) > 1:  # one that repeats its own beginning could be begun for ever
+            caps.append({key: least + len(close) - 1 for key, least in caps[0].items()})
+        rules += [_rule(closing, place, **cap, wait=number == 0) for number, cap in enumerate(caps)]
+        chosen.append(by_choice)
+    if not spans:
+        return None
+    return ClosingRules(Program({"spans": spans, "rules": rules}, Resolver()), tuple(chosen))
+
+
+def _rule(closing: Ids, place: dict, every: int, at: int, wait: bool) -> dict:
+    # "every", not "count": a close half written counts here.
+    since = {"every": every} if every > 0 else {}
+    return {"force": list(closing), "when": {**place, **since, "at": [at, None]}, "wait": wait}
+
+
+def _breaks(modes: Modes, name: str, close: Ids, closing: Ids):
+    """What ends it beside its close: its closing too, where that does not hold the close."""
+    breaks = [[token] for token in modes.tokens(name, "breaks") or ()]
+    holds = any(closing[i : i + len(close)] == close for i in range(len(closing)))
+    breaks += [] if holds else [list(closing)]
+    return {"seq": breaks} if breaks else None
+
+
+def _sequence(ids: Ids | None):
+    return None if ids is None else {"seq": [list(ids)]}
