@@ -221,10 +221,12 @@ class ProgramRun:
         uses = self._uses if only is None else self._uses & self._of_program(only)
         self.rows = self.rows._replace(alive=alive, uses=uses)
 
-    def foresee(self, without: Program) -> Decision:
-        """What `decide` would say without one of the programs if every firing draw came out so; changes nothing."""
+    def foresee(self, without: Program | None = None) -> Decision:
+        """What `decide` would say if every firing draw came out so, with nothing changed; without a program's rules."""
         least = torch.zeros(len(self.slots), len(self.compiled.rules), dtype=torch.float64, device=self.device)
-        rows = self.rows._replace(uses=self.rows.uses & ~self._of_program(without))
+        rows = self.rows
+        if without is not None:
+            rows = rows._replace(uses=rows.uses & ~self._of_program(without))
         return decide(self._tables, self.state, rows, least)[1]
 
     def _of_program(self, program: Program) -> torch.Tensor:
