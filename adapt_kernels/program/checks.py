@@ -75,7 +75,7 @@ def _check_gate(label: str, gate: Gate, own: RuleTokens, rules, tokens) -> None:
 def _may_meet(ban: Bias, gate: Gate) -> bool:
     """Whether nothing in the clauses keeps a ban away from a gate's step; edges of another kind count as away."""
     one, two = ban.when, gate.when
-    if one.mode in gate.modes or (one.after is not None and one.after != two.after):
+    if (one.mode in gate.modes and not one.or_none) or (one.after is not None and one.after != two.after):
         return False
     if one.span == two.span and one.span is not None and one.inside != two.inside:
         return False

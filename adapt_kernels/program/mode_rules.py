@@ -1,5 +1,6 @@
 """Modes as rules: the choice among them with what comes before and after it, and the caps of those with a closing."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from adapt_kernels.modes import Modes
@@ -9,6 +10,7 @@ from adapt_kernels.program.rules import ModeSpan
 from adapt_kernels.prompt_spans import openings
 
 Ids = tuple[int, ...]
+LONGEST = 254  # states of a pattern are bytes
 
 
 def gate_rules(modes: Modes) -> Program:
@@ -19,17 +21,20 @@ def gate_rules(modes: Modes) -> Program:
 
 class ClosingRules(NamedTuple):
     """program: one span for every mode with a closing, in order. chosen: which of these rows begin inside of: their
-    rules hold in rows of the mode alone, so the choice is what opens them."""
+    rules hold in rows of the mode alone, so the choice is what opens them. reads: tokens of the prompt's end that they
+    must have seen."""
 
     program: Program
     chosen: tuple[bool, ...]
+    reads: int
 
 
 def closing_rules(modes: Modes) -> ClosingRules | None:
     """The rules of the modes that have a closing; None where none has.
 
     In a row of the mode, or of none, it opens with its tokens, no matter who wrote them, and ends with its close, one
-    of its breaks, or its closing; then it may open again, and is counted anew.
+    of its breaks, or its closing; then it may open again, and is counted anew. Raises ValueError that names a mode
+    whose ends cannot be told.
     """
     opened, spans, rules, chosen = openings(modes), {}, [], []
     for name in (name for name in modes if modes[name].closing is not None):
@@ -37,6 +42,7 @@ def closing_rules(modes: Modes) -> ClosingRules | None:
         close = modes.tokens(name, "close") or closing
         span, by_choice = f"mode {name}", opening is None or modes[name].ids is None
         spans[span] = ModeSpan(_sequence(opening), _sequence(close), _breaks(modes, name, close, closing), stops="end")
+        _check_sequences(modes, name, spans[span], by_choice)
         limit = modes[name].max_new_tokens
         assert limit is not None  # of a mode with a closing
         place = {"in": span, "mode": name if by_choice else [name, None]}
@@ -48,7 +54,24 @@ def closing_rules(modes: Modes) -> ClosingRules | None:
         chosen.append(by_choice)
     if not spans:
         return None
-    return ClosingRules(Program({"spans": spans, "rules": rules}, Resolver()), tuple(chosen))
+    longest = max(len(ids) for span in spans.values() for ids in _read(span))
+    return ClosingRules(Program({"spans": spans, "rules": rules}, Resolver()), tuple(chosen), longest - 1)
+
+
+def _check_sequences(modes: Modes, name: str, span: ModeSpan, by_choice: bool) -> None:
+    if any(len(ids) > LONGEST for ids in _read(span)):
+        raise ValueError(
+            f"mode {name!r}: what opens and ends it may have at most {LONGEST} ids each, its closing too where that"
+            " does not hold its close: give Mode(close=...), the tag in the closing"
+        )
+    ids, breaks = modes.tokens(name), modes.tokens(name, "breaks") or ()
+    if by_choice and ids and set(ids) & set(breaks):
+        raise ValueError(f"mode {name!r} opens with its own break {sorted(set(ids) & set(breaks))[0]}: leave that out")
+
+
+def _read(span: ModeSpan) -> list[list[int]]:
+    """Every sequence that the span looks for."""
+    return [ids for part in (span.open, span.close, span.breaks) if isinstance(part, Mapping) for ids in part["seq"]]
 
 
 def _rule(closing: Ids, place: dict, every: int, at: int, wait: bool) -> dict:

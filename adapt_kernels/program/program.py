@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 
 from adapt_kernels.program import checks
@@ -156,6 +157,10 @@ class Program:
         return same and self.rule_tokens == other.rule_tokens and self.span_tokens == other.span_tokens
 
     def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
         return hash(json.dumps(self._definition, sort_keys=True))
 
     def __repr__(self) -> str:

@@ -23,9 +23,9 @@ def in_order(of_rows: Sequence[Sequence[Program]]) -> list[Program]:
     Raises ValueError where two rows disagree.
     """
     before: dict[Program, dict[Program, None]] = {}
-    for own in of_rows:
+    for own in (list(dict.fromkeys(each)) for each in of_rows):
         for place, program in enumerate(own):
-            before.setdefault(program, {}).update((each, None) for each in own[:place] if each != program)
+            before.setdefault(program, {}).update(dict.fromkeys(own[:place]))
     try:
         return list(TopologicalSorter(before).static_order())
     except CycleError:

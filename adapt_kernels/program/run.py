@@ -72,7 +72,7 @@ class ProgramRun:
         self.signals = {name: signal for program in distinct for name, signal in program.signals.items()}
         self._owners = [owner for owner, program in enumerate(distinct) for _ in program.rules]
         self._of_rows = [[distinct.index(program) for program in own] for own in of_rows]
-        hidden = {distinct.index(program) for program in unreported if program in distinct}
+        hidden = {distinct.index(program) for program in unreported}
         self._reported = [[owner for owner in own if owner not in hidden] for own in self._of_rows]
         self._tables = self._all_tables = self.compiled.tables
         uses = [[owner in own for owner in self._owners] for own in self._of_rows]
@@ -87,6 +87,10 @@ class ProgramRun:
         self._all_state = self.compiled.fresh_state(first_registers(self.compiled, self._of_rows, inputs))
         self._sleepers = spans_that_hold_stops(self.compiled, self._of_rows).to(self.device)
         self.slots = Slots(len(of_rows), self.device)
+        self._rules_of_hidden = {
+            program: torch.tensor([owner == distinct.index(program) for owner in self._owners], device=self.device)
+            for program in unreported
+        }
         self.rows, self.state = self._all_rows, self._all_state
         self._uses = self.rows.uses
 
@@ -216,23 +220,19 @@ class ProgramRun:
         self.rows = self._all_rows
 
     def admit(self, alive: torch.Tensor, only: Program | None = None) -> None:
-        """The slots [slots] bool that take part from now on: the others keep their state and decide nothing. only: a
-        program whose rules alone hold."""
-        uses = self._uses if only is None else self._uses & self._of_program(only)
+        """The slots [slots] bool that take part from now on: the others keep their state and decide nothing. only:
+        one of the unreported programs, whose rules alone hold."""
+        uses = self._uses if only is None else self._uses & self._rules_of_hidden[only]
         self.rows = self.rows._replace(alive=alive, uses=uses)
 
     def foresee(self, without: Program | None = None) -> Decision:
-        """What `decide` would say if every firing draw came out so, with nothing changed; without a program's rules."""
+        """What `decide` would say if every firing draw came out so, with nothing changed; `without` one of the
+        unreported programs."""
         least = torch.zeros(len(self.slots), len(self.compiled.rules), dtype=torch.float64, device=self.device)
         rows = self.rows
         if without is not None:
-            rows = rows._replace(uses=rows.uses & ~self._of_program(without))
+            rows = rows._replace(uses=rows.uses & ~self._rules_of_hidden[without])
         return decide(self._tables, self.state, rows, least)[1]
-
-    def _of_program(self, program: Program) -> torch.Tensor:
-        """[R] bool: its rules."""
-        owner = self.compiled.programs.index(program)
-        return torch.tensor([each == owner for each in self._owners], device=self.device)
 
     def stops_next(self) -> torch.Tensor:
         """[slots] bool: rows that a rule ends before their next token; its firing is counted. Reads no new signal."""

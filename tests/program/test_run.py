@@ -59,6 +59,7 @@ def test_each_rows_programs_rank_in_its_own_order():
     run = start([[first, last], [second, last], last, [first, second, last]])
     assert steps(run, 11, 2) == [[8, 11], [9, 11], [10, 11], [8, 11]]
     assert run.fired().tolist() == [[1, 0, -1], [1, 0, -1], [1, -1, -1], [1, 0, 0]]
+    assert steps(start([[first, last, first]]), 11, 2) == [[8, 11]]
     with pytest.raises(ValueError, match="rows list the same programs in different orders"):
         start([[first, second], [second, first]])
 

@@ -56,7 +56,9 @@ def _patch(model, modes: Modes, spans, stacklevel: int):
         loop = check_loop()
         if loop.warning:
             warnings.warn(loop.warning, stacklevel=stacklevel)
-        STATES[model_itself] = PatchState(modes, loop, spans)
+        made = PatchState(modes, loop, spans)
+        _ = made.closings  # which may be refused
+        STATES[model_itself] = made
         model_itself.__class__ = patched_class(type(model_itself))
     return model
 

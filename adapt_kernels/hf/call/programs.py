@@ -34,30 +34,41 @@ def program_run(
     asked = _asked(state, steer, request, len(prompt), samples)
     closings, gate = state.closings, state.gate if request.gated else None
     before, after = [] if gate is None else [gate], [] if closings is None else [closings.program]
-    asked = RowPrograms([[*before, *own, *after] for own in asked.programs], asked.inputs)
-    if not any(asked.programs):
+    programs = [[*before, *own, *after] for own in asked.programs]
+    if not any(programs):
         return None
     run = ProgramRun(
-        asked.programs,
+        programs,
         vocab_size=vocab_size(model),
         # Both are known when the loop begins: `bind`.
         max_new_tokens=UNBOUNDED - 1,
-        seeds=torch.zeros(len(asked.programs), dtype=torch.int64, device=prompt.device),
+        seeds=torch.zeros(len(programs), dtype=torch.int64, device=prompt.device),
         inputs=asked.inputs,
         outer_modes=state.modes.names,
         min_new_tokens=config.min_new_tokens or 0,
         unreported=[*before, *after],
     )
-    told = state.modes.prompt_tokens
-    turns = {*eos_ids, *(() if told is None else told.turns)}
-    tails = reply_tails(prompt, mask, turns, asked.delimiters())
+    if any(asked.programs):
+        told = state.modes.prompt_tokens
+        turns = {*eos_ids, *(() if told is None else told.turns)}
+        tails = reply_tails(prompt, mask, turns, asked.delimiters())
+    else:
+        # What the closings' spans are inside of is known; a token at a time is slow.
+        tails = _ends(prompt, mask, 0 if closings is None else closings.reads)
     run.begin([tail for tail in tails for _ in range(samples)])
     if closings is not None:
         chosen, begins = torch.tensor(closings.chosen)[:, None], spans.contents
-        run.enter(closings.program, (begins < CLOSED) | chosen, chosen & (begins >= 0))
-    if gate is not None:
+        run.enter(closings.program, (begins < CLOSED) | chosen, (begins == 0) | (chosen & (begins == CLOSED)))
+    if gate is not None and any(asked.programs):
         _check_no_choice(run, gate)
     return run
+
+
+def _ends(prompt: torch.Tensor, mask, count: int) -> list[list[int]]:
+    """The last `count` tokens of the prompts [batch, T]."""
+    begin = max(prompt.shape[1] - count, 0)
+    whole = torch.is_tensor(mask) and mask.shape == prompt.shape
+    return reply_tails(prompt[:, begin:], mask[:, begin:] if whole else None, set(), set())
 
 
 def _asked(state: PatchState, steer: SteerRequest, request: ModeRequest, batch: int, samples: int) -> RowPrograms:
