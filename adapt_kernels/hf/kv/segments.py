@@ -51,6 +51,7 @@ class SegmentedLayer(DynamicLayer, KVStore):
         # Layers know their dtype up to transformers 5.23.
         self.dtype, self.device, self.is_initialized = layer.keys.dtype, layer.device, True
         self._ledger, self._allotment = ledger, allotment
+        self.rebuilt = 0  # how often the buffers were exchanged
         self._length, self._slots = layer.keys.shape[-2], len(layer.keys)
         self.seen = self._length
         self._buffers = [ledger.adopt(layer.keys.contiguous()), ledger.adopt(layer.values.contiguous())]
@@ -83,6 +84,20 @@ class SegmentedLayer(DynamicLayer, KVStore):
     @property
     def _room(self) -> int:
         return self._buffers[0].shape[-2]
+
+    @property
+    def slots_held(self) -> int:
+        """Slots of the buffers, those of rows that have left among them."""
+        return len(self._buffers[0])
+
+    def whole(self, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All that there is room for in the buffers' first slots, also where rows have left."""
+        return self._buffers[0][:slots], self._buffers[1][:slots]
+
+    def count(self) -> None:
+        """Take in a position that was written into `whole`."""
+        self._length, self.seen = self._length + 1, self.seen + 1
+        self._show()
 
     @property
     def held(self) -> int:
@@ -166,6 +181,7 @@ class SegmentedLayer(DynamicLayer, KVStore):
 
     def _rebuild(self, index, capacity: int) -> None:
         self._hide()
+        self.rebuilt += 1
         for i, old in enumerate(self._buffers):
             new = self._ledger.allocate(old, (len(index), old.shape[1], capacity, old.shape[3]))
             # Positions that are about to be written may lie beyond the old buffer.
