@@ -19,6 +19,8 @@ class GenerateStats:
     With kv_keep: kv_held_peak, the counted positions that a row held at most; kv_evictions, how often some went;
     kv_keep_reason: why they never did, else "". With probe rules: probe_tokens, positions computed for them, not in
     row_steps.
+    With cuda_graph: graph_captures, graph_replays: how often a step's forward was captured and replayed; graph_reason:
+    why never, or no more, else "".
     The counts are None under plan "original", which is not observed.
 
     With paths: tokens_saved: what the rows it ended would have had, at most, if they had lasted as long as the call's
@@ -41,6 +43,9 @@ class GenerateStats:
     kv_keep_reason: str = ""
     kv_layout: str | None = None
     kv_layout_reason: str = ""
+    graph_captures: int | None = None
+    graph_replays: int | None = None
+    graph_reason: str = ""
 
 
 @dataclass

@@ -13,7 +13,9 @@ from adapt_kernels.program.balanced import balanced
 from adapt_kernels.program.row_values import spread
 
 # What `generate` of a patched model takes beside Hugging Face's own arguments.
-MODE_ARGUMENTS = ("mode", "mode_bias", "fast_prob", "seed", "rng", "return_logprobs", "compact_at", "kv_layout")
+MODE_ARGUMENTS = (
+    *("mode", "mode_bias", "fast_prob", "seed", "rng", "return_logprobs", "compact_at", "kv_layout", "cuda_graph"),
+)
 
 
 class RowRequest(NamedTuple):
@@ -47,6 +49,7 @@ class ModeRequest:
     return_logprobs: bool = False
     compact_at: float = 0.75
     kv_layout: str = "auto"
+    cuda_graph: str | bool = False
 
     def __post_init__(self):
         """Everything that can be refused without knowing the batch."""
@@ -68,6 +71,15 @@ class ModeRequest:
             raise ValueError(f"kv_layout must be 'auto', 'rows' or 'shared'; got {self.kv_layout!r}")
         if not isinstance(self.compact_at, Real) or not 0 <= self.compact_at <= 1:
             raise ValueError(f"compact_at must be a share of rows in [0, 1]; got {self.compact_at!r}")
+        if not isinstance(self.cuda_graph, bool) and self.cuda_graph != "auto":
+            raise ValueError(f"cuda_graph must be 'auto', True or False; got {self.cuda_graph!r}")
+        if self.cuda_graph is True and self.kv_layout == "shared":
+            raise ValueError("cuda_graph=True reads rows of their own, kv_layout='shared' has none: leave one out")
+
+    @property
+    def layout(self) -> str:
+        """The layout that is asked for."""
+        return "rows" if self.cuda_graph is True else self.kv_layout
 
     @property
     def gated(self) -> bool:
@@ -81,6 +93,7 @@ class ModeRequest:
             *(name for name in names if getattr(self, name) is not None),
             *["return_logprobs"] * self.return_logprobs,
             *["kv_layout"] * (self.kv_layout == "shared"),
+            *["cuda_graph"] * (self.cuda_graph is True),
         ]
 
     def spread(self, batch: int, samples: int, random: bool, prompts=None) -> RowRequest:

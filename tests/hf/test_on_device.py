@@ -75,6 +75,12 @@ def test_the_tokens_of_the_cpu(name):
     same("llama", **CASES[name])
 
 
+@pytest.mark.parametrize("name", ["greedy", "sampled", "modes", "compacted", "program", "log-probs", "paths"])
+def test_forwards_replayed_from_a_graph(name):
+    _, there = same("llama", **{**CASES[name], "kv_layout": "rows", "cuda_graph": "auto"})
+    assert there.stats.graph_replays > 0, there.stats.graph_reason
+
+
 @pytest.mark.parametrize("name", ["sampled", "program", "paths", "keep recent, rows"])
 @pytest.mark.parametrize("architecture", ["gemma3_text", "gpt2", "gpt_oss", "qwen3"])
 def test_other_architectures(architecture, name):

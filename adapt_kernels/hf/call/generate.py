@@ -35,6 +35,7 @@ class ModeGenerate(_BeforeAModel):
         return_logprobs=False,
         compact_at=0.75,
         kv_layout="auto",
+        cuda_graph=False,
         program=None,
         thinking_budget=None,
         program_inputs=None,
@@ -66,6 +67,11 @@ class ModeGenerate(_BeforeAModel):
                 the model can and it pays: when rows' copies of the prompts would take 16 MiB per layer or more (on a
                 GPU with Triton), and on such a GPU where prompts are padded, for there "sdpa" would make the host wait
                 at every step.
+            cuda_graph: "auto": the forwards of decode steps are replayed from a CUDA graph, captured anew where half of
+                its slots are left or KV segments grow: on a CUDA device, under plan "full" with layout "rows", where
+                the forward proves to give the same logits over KV of a fixed size, up to rounding; else
+                `out.stats.graph_reason` says why not. True: raises then, and implies kv_layout="rows". False: no graph.
+                Not run on a GPU so far.
             program: an `adapt_kernels.Program`, or a list with one (or None) per row or prompt: rules that steer each
                 row at any position. They act on nothing that a mode argument writes. Probe rules answer by the
                 likeliest tokens; rng="hf" raises.
@@ -91,7 +97,7 @@ class ModeGenerate(_BeforeAModel):
         if paths is not None and not isinstance(paths, Paths):
             raise TypeError(f"paths must be an adapt_kernels.Paths; got {paths!r}")
         request = ModeRequest(
-            state.modes, mode, mode_bias, fast_prob, seed, rng, bool(return_logprobs), compact_at, kv_layout
+            state.modes, mode, mode_bias, fast_prob, seed, rng, bool(return_logprobs), compact_at, kv_layout, cuda_graph
         )
         steer = SteerRequest(program, thinking_budget, program_inputs)
         call = GenerateCall(self, state, request, steer, paths, kv_keep, by_name(super().generate, args, kwargs))

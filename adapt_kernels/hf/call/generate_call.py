@@ -129,7 +129,8 @@ class GenerateCall:
                 f"{what} cannot be honoured by this call: {reason}. Change that, or call it on the unpatched model"
             )
         self.plan = self.plan.left_to_huggingface(reason)
-        self.stats = GenerateStats(self.plan.name, reason)
+        graphs = "" if self.request.cuda_graph is False else f"plan {self.plan.name!r}: {reason}"
+        self.stats = GenerateStats(self.plan.name, reason, graph_reason=graphs)
 
     def finish(self, output):
         """The output of a call, with modes and stats when it is Hugging Face's own."""

@@ -51,7 +51,7 @@ class BranchedBatch(WholeBatch):
         self._device = input_ids.device
         mask = model_kwargs.get("attention_mask")
         faults = call.state.reading_faults
-        self._choice = LayoutChoice(call.request.kv_layout, model, faults, self._first, self._rows, mask, self._device)
+        self._choice = LayoutChoice(call.request.layout, model, faults, self._first, self._rows, mask, self._device)
         self.plan = self._choice.at_first(plan)
 
     def prefill(self, input_ids):

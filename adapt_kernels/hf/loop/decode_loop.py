@@ -12,6 +12,7 @@ from adapt_kernels.hf.loop.probes import probes_of
 from adapt_kernels.hf.loop.row_ends import RowEnds
 from adapt_kernels.hf.loop.sampler import TokenSelector
 from adapt_kernels.hf.loop.steering import Steering
+from adapt_kernels.hf.loop.step_graph import NoGraph, StepGraph, refused_graph, step_graph
 from adapt_kernels.hf.loop.stop_check import StopCheck, may_be_late
 from adapt_kernels.hf.outputs import GenerateStats, ModeGenerateOutput, asked_outputs
 from adapt_kernels.hf.plan import Plan
@@ -39,13 +40,16 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
     counted = counted_prompt(call.keep, input_ids, model_kwargs)  # before the mask grows
     batch = _batch(call.plan, model, call, config, input_ids, model_kwargs, most_new)
     record, paths = _Record(config), path_steps(model, call, batch, selector, input_ids)
+    graph: StepGraph | NoGraph = NoGraph()
     try:
         batch, outputs = _prefill(batch, model, call, config, input_ids, most_new)
+        graph = step_graph(model, call, batch, device)
         probes = probes_of(model, batch, selector.steering, config)
         late = batch.plan.full and not (paths.reads_ends or asked_outputs(config))
         late = late and may_be_late(stopping_criteria, config, streamer, device)
         stop = StopCheck(rows, most_new, late)
-        sequences = _steps(model, config, batch, outputs, selector, ends, record, streamer, stop, input_ids, paths)
+        forward = graph.around(_decode_forward(model, config, batch.kwargs))
+        sequences = _steps(model, forward, batch, outputs, selector, ends, record, streamer, stop, input_ids, paths)
         if streamer is not None:
             streamer.end()
         stop.check_lost(selector.blame, latest=True)
@@ -56,9 +60,10 @@ def decode(model, call, input_ids, logits_processor, stopping_criteria, config, 
         raise
     finally:
         paths.close()
+        graph.close()
     new, call.plan = sequences[:, input_ids.shape[1] :], batch.plan
     more = {**paths.stats(ends, new.shape[1]), **_probed(probes), **_keep_report(batch, call, counted, new.shape[1])}
-    call.stats = _stats(batch, kv_bytes, new, more)
+    call.stats = _stats(batch, kv_bytes, new, {**more, **graph.stats})
     call.state.recent_lengths.add(ends.lengths((selector.modes == 0) & ~paths.cut(ends)))
     if not config.return_dict_in_generate:
         return sequences
@@ -93,9 +98,9 @@ def _output(batch, selector, ends, sequences, prompt_length: int, stats, fields:
     )
 
 
-def _steps(model, config, batch, outputs, selector, ends, record, streamer, stop, input_ids, paths):
+def _steps(model, forward, batch, outputs, selector, ends, record, streamer, stop, input_ids, paths):
     """From the prefill's outputs, one forward per token until no row is alive. Returns the sequences [rows, T]."""
-    forward, step = _decode_forward(model, config, batch.kwargs), 0
+    step = 0
     with model._optimize_model_for_decode():
         while True:
             batch.kwargs = model._update_model_kwargs_for_generation(outputs, batch.kwargs, is_encoder_decoder=False)
@@ -165,6 +170,7 @@ def _keep_report(batch, call, counted: int, new_tokens: int) -> dict:
 
 
 def _batch(plan: Plan, model, call, config, input_ids, model_kwargs, most_new):
+    refused_graph(model, call, plan, input_ids.device)
     given = model, config, input_ids, model_kwargs, plan
     if call.keep is not None:
         reason = plan.reason or keep_reason(model, call.keep, cache_of(model_kwargs))

@@ -32,6 +32,10 @@ EXCLUSIVE = [
     ({"mode": "slow", "fast_prob": 0.5}, "mode='slow' already decides the mode: leave out fast_prob"),
     ({"mode": "balanced", "mode_bias": 1.0, "num_return_sequences": 2}, "mode='balanced' already decides the mode"),
     ({"mode": ["auto", "slow"], "mode_bias": 1.0}, r"mode=\['auto', 'slow'\] already decides the mode"),
+    (
+        {"cuda_graph": True, "kv_layout": "shared"},
+        "cuda_graph=True reads rows of their own, kv_layout='shared' has none",
+    ),
     ({"rng": "hf", "seed": 3}, "seed belongs to the seeded stream: with rng='hf' call torch.manual_seed"),
 ]
 
@@ -39,6 +43,11 @@ EXCLUSIVE = [
 @pytest.mark.parametrize(("arguments", "text"), EXCLUSIVE)
 def test_arguments_that_exclude_each_other(arguments, text):
     assert_refused(ValueError, text, do_sample=True, **arguments)
+
+
+@pytest.mark.parametrize("value", ["always", "", 1, 0, None])
+def test_cuda_graph_is_one_of_three(value):
+    assert_refused(ValueError, f"cuda_graph must be 'auto', True or False; got {value!r}", cuda_graph=value)
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.0, 1.0, -0.1, 1.5, NAN, INF, [0.5, 1.0], torch.tensor([0.0, 0.5])])

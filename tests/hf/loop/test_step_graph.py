@@ -1,0 +1,359 @@
+"""`cuda_graph`: forwards replayed on a CPU, by a stand-in that fails where a real graph would go wrong."""
+
+import re
+import weakref
+
+import pytest
+import torch
+from fake_graphs import FakeGraphs
+from parity import CACHE
+from recorders import CallbackStreamer, RowLengths, forward_calls
+from tiny_models import EOS, FAST, PAD, SLOW, build, left_padded, prompts
+from transformers.cache_utils import DynamicLayer
+
+import adapt_kernels as ak
+from adapt_kernels.hf.kv.fixed_rows import FixedRows
+from adapt_kernels.hf.kv.segments import KVLedger, SegmentedLayer
+from adapt_kernels.hf.loop import decode_loop, step_graph
+from adapt_kernels.hf.loop.step_record import StepRecord, difference
+
+MODES = ak.Modes(fast=FAST, slow=SLOW)
+GROWS = ak.Modes(fast=ak.Mode(FAST, kv_tokens=6), slow=SLOW)  # to 12, then to what the call may need
+WIDTH = 8
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    FakeGraphs.reset()
+    monkeypatch.setattr(step_graph, "_GRAPHS", FakeGraphs)
+    yield FakeGraphs
+    assert not FakeGraphs.alive and not FakeGraphs.capturing
+
+
+def call(lengths=None, new=24, widths=(8, 8), **more):
+    ends = {} if lengths is None else {"stopping_criteria": [RowLengths(WIDTH, lengths)]}
+    given = {"num_return_sequences": 3, "max_new_tokens": new, "eos_token_id": EOS, "suppress_tokens": [EOS], "seed": 5}
+    given |= {"do_sample": True, "return_dict_in_generate": True, "kv_layout": "rows", "pad_token_id": PAD}
+    return {**left_padded(prompts(2, WIDTH), widths), **given, **ends, **more}
+
+
+PROGRAM = ak.Program.from_dict({"rules": [{"bias": [9, 11], "by": "ban"}, {"force": [12, 13], "when": {"at": 5}}]})
+LEAVE = [2, 20, 12, 9, 24, 6]
+CASES = {
+    "sampled": {},
+    "greedy": {"do_sample": False, "num_return_sequences": 1},
+    "one row": {"num_return_sequences": 1, "input_ids": prompts(1, WIDTH), "attention_mask": None},
+    "filters": {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.01},
+    "padded": {"widths": (8, 5)},
+    "modes": {"fast_prob": 0.5, "return_logprobs": True},
+    "rows leave": {"lengths": LEAVE},
+    "rows leave at once": {"lengths": LEAVE, "compact_at": 1.0, "widths": (8, 5)},
+    "never compacted": {"lengths": LEAVE, "compact_at": 0.0},
+    "all end at once": {"lengths": [9] * 6},
+    "program": {"program": PROGRAM, "lengths": LEAVE},
+    "processors": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "lengths": LEAVE},
+    "paths": {"paths": ak.Paths(keep=0.5, at=(6, 12), score="logprob")},
+    "one step more": {"new": 5},
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "modes"),
+    [*(("llama", name, GROWS) for name in CASES)]
+    + [("llama", name, MODES) for name in ("sampled", "rows leave")]
+    + [(other, "rows leave at once", GROWS) for other in ("qwen3", "gpt2", "opt", "deepseek_v3")],
+)
+def test_the_tokens_of_the_call_without(graphs, architecture, name, modes):
+    given = call(**CASES[name])
+    with ak.patched(build(architecture), modes) as model:
+        wanted = model.generate(**given)
+    with ak.patched(build(architecture), modes) as model:  # anew: calls remember lengths
+        found = model.generate(**given, cuda_graph="auto")
+    assert found.stats.graph_reason == "" and found.stats.graph_replays == len(graphs.replays) > 0
+    assert found.stats.graph_captures == len(graphs.captured)
+    for field in ("sequences", "modes", "lengths"):
+        assert torch.equal(getattr(found, field), getattr(wanted, field)), field
+    if wanted.logprobs is not None:
+        torch.testing.assert_close(found.logprobs, wanted.logprobs, atol=1e-5, rtol=1e-5)
+    for field in ("plan", "row_steps", "kv_layout", "kv_bytes_peak"):
+        assert getattr(found.stats, field) == getattr(wanted.stats, field), field
+
+
+def test_the_cache_of_the_call_without(graphs):
+    with ak.patched(build("llama"), MODES) as model:
+        wanted, found = (model.generate(**call(), cuda_graph=graph)[CACHE] for graph in (False, True))
+    for ours, theirs in zip(found.layers, wanted.layers, strict=True):
+        torch.testing.assert_close(ours.keys, theirs.keys, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.values, theirs.values, atol=1e-5, rtol=1e-5)
+
+
+def test_nobody_sees_a_late_stop_check(graphs, monkeypatch):
+    monkeypatch.setattr(decode_loop, "may_be_late", lambda *_: True)
+    with ak.patched(build("llama"), MODES) as model:
+        wanted, found = (model.generate(**call(LEAVE), cuda_graph=graph) for graph in (False, "auto"))
+    assert graphs.replays and torch.equal(found.sequences, wanted.sequences)
+
+
+def recorded_forwards(monkeypatch, **settings):
+    """A record of every forward of a call's steps without a graph."""
+    records, of_call = [], decode_loop._decode_forward
+
+    def observed(*args):
+        forward = of_call(*args)
+
+        def run(**inputs):
+            records.append(StepRecord())
+            with records[-1]:
+                return forward(**inputs)
+
+        return run
+
+    with monkeypatch.context() as patch, ak.patched(build("llama"), MODES) as model:
+        patch.setattr(decode_loop, "_decode_forward", observed)
+        model.generate(**call(**settings))
+    return records
+
+
+def test_consecutive_steps_issue_the_same_ops_on_the_same_addresses(graphs, monkeypatch):
+    with ak.patched(build("llama"), MODES) as model:
+        model.generate(**call(), cuda_graph="auto")
+    assert graphs.captured == [6] and len(graphs.replays) >= 20
+    first = graphs.replays[0][1]
+    assert len(first.ops) > 50 and all(difference(first, record) is None for _, record in graphs.replays)
+    # As they are without a graph, steps differ: KV is read at its length.
+    plain = recorded_forwards(monkeypatch)
+    assert len(plain) == 23 and all(difference(*pair) for pair in zip(plain[2:], plain[3:], strict=False))
+
+
+def test_a_graph_serves_its_bucket_of_slots(graphs):
+    """Six rows, of which one leaves after so many tokens: a graph of 6 serves 5, one of 4 serves 3, then 2."""
+    with ak.patched(build("llama"), MODES) as model:
+        out = model.generate(**call([6, 10, 14, 18, 24, 24], compact_at=1.0), cuda_graph="auto")
+    assert graphs.captured == [6, 4, 2]
+    assert [slots for slots, _ in graphs.replays] == [6] * 7 + [4] * 6 + [2] * 4
+    assert out.stats.row_steps == 6 * 5 + 5 * 4 + 4 * 4 + 3 * 4 + 2 * 6
+
+
+def test_a_graph_is_captured_anew_where_segments_grow(graphs):
+    with ak.patched(build("llama"), GROWS) as model:
+        model.generate(**call(), cuda_graph="auto")
+    # At 6, 12 and 23 new positions: an eager step, one that is captured, and replays.
+    assert len(graphs.captured) == 3
+    assert len(graphs.replays) == (6 - 2) + (6 - 2) + (11 - 2)
+
+
+def test_growing_segments_give_the_old_ones_back_at_once():
+    class Allotment:
+        def capacity(self, length):
+            return 2 * length
+
+    plain = DynamicLayer()
+    plain.update(torch.ones(3, 2, 5, 4), torch.ones(3, 2, 5, 4))
+    layer = SegmentedLayer(plain, KVLedger(), Allotment())
+    del plain
+    rows = FixedRows([layer], 3)
+    with rows.shown():
+        assert layer.get_seq_length() == 4 and layer.get_mask_sizes(1) == (5, 0)
+    old = [weakref.ref(tensor) for tensor in layer._buffers]
+    layer.update(torch.ones(3, 2, 1, 4), torch.ones(3, 2, 1, 4))
+    assert not any(tensor() is not None for tensor in old)
+    assert layer.get_seq_length() == 6 and layer.capacity == 12 > rows.capacity
+
+
+class TestFailures:
+    def same_as_without(self, given, **more):
+        """What "auto" gives is what False gives, to the last bit; returns why."""
+        with ak.patched(build("llama"), GROWS) as model:
+            wanted, found = (
+                model.generate(**call(return_logprobs=True, **given), cuda_graph=x) for x in (False, "auto")
+            )
+        assert torch.equal(found.sequences, wanted.sequences) and torch.equal(found.logprobs, wanted.logprobs)
+        for ours, theirs in zip(found[CACHE].layers, wanted[CACHE].layers, strict=True):
+            assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+        return found.stats.graph_reason
+
+    def test_a_failed_capture_changes_nothing(self, graphs):
+        graphs.fails = 0
+        reason = self.same_as_without({})
+        assert reason == ("the model's forward cannot be captured: operation not permitted when stream is capturing")
+        assert graphs.captured == graphs.replays == []
+
+    def test_a_later_capture_may_fail(self, graphs):
+        graphs.fails = 1
+        with ak.patched(build("llama"), GROWS) as model:
+            wanted, found = (model.generate(**call(), cuda_graph=graph) for graph in (False, "auto"))
+        assert torch.equal(found.sequences, wanted.sequences)
+        assert found.stats.graph_captures == 1 and found.stats.graph_replays == 4
+        assert "operation not permitted" in found.stats.graph_reason
+
+    def test_a_graph_that_was_required(self, graphs):
+        graphs.fails = 1
+        with ak.patched(build("llama"), GROWS) as model:
+            text = (
+                "cuda_graph=True: the model's forward cannot be captured: operation not permitted .*; leave cuda_graph"
+            )
+            with pytest.raises(RuntimeError, match=text):
+                model.generate(**call(), cuda_graph=True)
+            graphs.fails = None
+            assert model.generate(**call(), cuda_graph=True).stats.graph_replays
+
+    def test_an_error_within_a_step_releases_the_graph(self, graphs):
+        def fail():
+            if len(graphs.replays) == 3:
+                raise RuntimeError("a streamer failed")
+
+        with ak.patched(build("llama"), MODES) as model:
+            with pytest.raises(RuntimeError, match="a streamer failed"):
+                model.generate(**call(), streamer=CallbackStreamer(fail), cuda_graph="auto")
+            assert graphs.captured and not graphs.alive
+            assert model.generate(**call(), cuda_graph="auto").stats.graph_replays
+
+
+def attention_with(model, change):
+    """The model, whose second layer's attention runs `change(hidden, settings)` first."""
+    attention = model.model.layers[1].self_attn
+    forward = attention.forward
+
+    @ak.row_independent
+    def changed(hidden_states, **settings):
+        change(hidden_states, settings)
+        return forward(hidden_states=hidden_states, **settings)
+
+    attention.forward = changed
+    return model
+
+
+def hooked(model):
+    model.model.norm.register_forward_hook(ak.row_independent(lambda module, given, output: None))
+    return model
+
+
+def counting():
+    count = []
+
+    def change(hidden, settings):
+        count.append(hidden)
+        hidden.mul_(1.0 + len(count) * 1e-9)
+
+    return change
+
+
+def read(hidden, settings):
+    settings["scale"] = hidden.sum().item()
+
+
+def made_on_the_host(hidden, settings):
+    hidden + torch.tensor(1.0)
+
+
+FORWARDS = {
+    "reads": (read, "aten::_local_scalar_dense reads from the device"),
+    "picks by a mask": (lambda hidden, settings: hidden[hidden > 0], "aten::index.Tensor reads from the device"),
+    "constant": (made_on_the_host, "a tensor is made of values of the host"),
+    "counts": (counting(), "two runs are not the same: op .*, aten::mul_.Tensor, runs on other tensors or settings"),
+    "no mask": (
+        lambda hidden, settings: settings.update(attention_mask=None),
+        "over KV of a fixed size, behind a mask, it gives other logits",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_a_forward_that_cannot_be_captured_says_why(graphs, name):
+    change, reason = FORWARDS[name]
+    with ak.patched(attention_with(build("llama"), change), MODES) as model:
+        out = model.generate(**call(), cuda_graph="auto")
+        assert out.stats.plan == "full" and not graphs.captured and out.stats.graph_replays == 0
+        found = out.stats.graph_reason.removeprefix("the model's forward cannot be captured: ")
+        assert re.fullmatch(reason, found), found
+        wanted = model.generate(**call())
+        with pytest.raises(RuntimeError, match="cuda_graph=True: the model's forward cannot be captured"):
+            model.generate(**call(), cuda_graph=True)
+    assert name == "counts" or torch.equal(out.sequences, wanted.sequences)
+
+
+REFUSED = {
+    "sample_only": ("llama", {"rng": "hf", "seed": None}, "plan 'sample_only': rng='hf' draws for the whole batch"),
+    "original": (
+        "llama",
+        {"num_beams": 3, "do_sample": False, "seed": None},
+        "plan 'original': beam search has its own decoding loop",
+    ),
+    "kv_keep": ("llama", {"kv_keep": ak.KeepKV(6, 0.5, 2)}, "kv_keep drops positions"),
+    "sliding": ("mistral", {}, "cache layers of type DynamicSlidingWindowLayer keep no fixed place"),
+    "states": ("lfm2", {}, "cache layers of type LinearAttentionLayer keep no fixed place"),
+    "hook": ("hooked", {}, "a forward hook on model.norm would not be called by a replay"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_graph_says_why(graphs, name):
+    architecture, settings, reason = REFUSED[name]
+    model = hooked(build("llama")) if architecture == "hooked" else build(architecture)
+    with ak.patched(model, ak.Modes(fast=FAST, slow=SLOW)):
+        out = model.generate(**{**call(), **settings}, cuda_graph="auto")
+        assert out.stats.graph_reason.startswith(reason) and not out.stats.graph_replays
+        text = "cuda_graph cannot be honoured" if name == "original" else f"cuda_graph=True cannot serve .*: {reason}"
+        with pytest.raises(ValueError, match=text):
+            model.generate(**{**call(), **settings}, cuda_graph=True)
+    assert not graphs.captured
+
+
+def test_shared_prompts_have_none_and_true_takes_rows(graphs):
+    given = call(kv_layout="shared")
+    with ak.patched(build("llama"), MODES) as model:
+        assert model.generate(**given, cuda_graph="auto").stats.graph_reason.startswith("prompts are shared")
+        stats = model.generate(**{**given, "kv_layout": "auto"}, cuda_graph=True).stats
+        assert (stats.kv_layout, stats.graph_reason) == ("rows", "") and stats.graph_replays
+
+
+def test_a_call_too_short_says_so(graphs):
+    with ak.patched(build("llama"), MODES) as model:
+        stats = model.generate(**call(new=3), cuda_graph=True).stats
+    assert (stats.graph_replays, stats.graph_reason) == (0, "the call ended before a step's shape had come three times")
+
+
+def test_a_cpu_has_none():
+    with ak.patched(build("llama"), MODES) as model:
+        stats = model.generate(**call(), cuda_graph="auto").stats
+        assert stats.graph_replays == stats.graph_captures == 0
+        assert stats.graph_reason == "the model is on cpu, and CUDA graphs are for a CUDA device"
+        with (
+            forward_calls(model) as calls,
+            pytest.raises(ValueError, match="cannot serve this call: the model is on cpu"),
+        ):
+            model.generate(**call(), cuda_graph=True)
+        assert calls == []
+        stats = model.generate(**call()).stats
+        assert (stats.graph_captures, stats.graph_replays, stats.graph_reason) == (None, None, "")
+
+
+class TestRecords:
+    def record(self, run):
+        with StepRecord() as record:
+            run()
+        return record
+
+    def test_equal_runs(self):
+        x, out = torch.ones(3), torch.empty(3)
+        runs = [self.record(lambda: torch.add(x * 2, 1, out=out)) for _ in range(2)]
+        assert difference(*runs) is None and len(runs[0].ops) == 2
+
+    @pytest.mark.parametrize(
+        ("other", "text"),
+        [
+            (lambda x: x.clone() * 2 + 1, "op 0, aten::mul.Tensor, is aten::clone the next time"),
+            (lambda x: (x * 2).add(2), "op 1, aten::add.Tensor, runs on other"),
+            (lambda x: (x[:2] * 2).add(1), "op 0, aten::mul.Tensor, is aten::slice.Tensor the next time"),
+            (lambda x: x * 2, "2 ops, then 1"),
+        ],
+    )
+    def test_where_they_part(self, other, text):
+        x = torch.ones(3)
+        found = difference(self.record(lambda: (x * 2).add(1)), self.record(lambda: other(x)))
+        assert found.startswith(text), found
+
+    def test_an_address_that_moved(self):
+        x, y = torch.ones(3), torch.ones(3)
+        moved = difference(self.record(lambda: x * 2), self.record(lambda: y * 2))
+        assert moved == "op 0, aten::mul.Tensor, runs on other tensors or settings"
