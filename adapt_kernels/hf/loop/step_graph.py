@@ -50,6 +50,8 @@ def _call_reason(model, call, plan, device) -> str | None:
         return missing
     if call.keep is not None:
         return "kv_keep drops positions, and a graph reads all of them"
+    if call.paths is not None and call.paths.own_function:
+        return "paths scores by a function, which reads hidden states that a replay does not show"
     if any(parameter.device != device for parameter in model.parameters()):
         return f"some of the model's weights are not on {device}"
     for name, module in model.named_modules():

@@ -38,6 +38,18 @@ def call(lengths=None, new=24, widths=(8, 8), **more):
 
 
 PROGRAM = ak.Program.from_dict({"rules": [{"bias": [9, 11], "by": "ban"}, {"force": [12, 13], "when": {"at": 5}}]})
+# Their side decodes write behind the rows, and may make segments grow.
+PROBES = ak.Program.from_dict(
+    {
+        "rules": [
+            *(
+                {"probe": [5, 9], "max": 3, "measure": "mean_prob", "into": "sure", "when": {"at": at}}
+                for at in (4, 9, 15)
+            ),
+            {"force": [12, 13], "when": {"at": 10, "if": {"sure": [0.2, None]}}},
+        ]
+    }
+)
 LEAVE = [2, 20, 12, 9, 24, 6]
 CASES = {
     "sampled": {},
@@ -51,6 +63,7 @@ CASES = {
     "never compacted": {"lengths": LEAVE, "compact_at": 0.0},
     "all end at once": {"lengths": [9] * 6},
     "program": {"program": PROGRAM, "lengths": LEAVE},
+    "probes": {"program": PROBES, "widths": (8, 5)},
     "processors": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "lengths": LEAVE},
     "paths": {"paths": ak.Paths(keep=0.5, at=(6, 12), score="logprob")},
     "one step more": {"new": 5},
@@ -280,6 +293,11 @@ REFUSED = {
         "plan 'original': beam search has its own decoding loop",
     ),
     "kv_keep": ("llama", {"kv_keep": ak.KeepKV(6, 0.5, 2)}, "kv_keep drops positions"),
+    "paths": (
+        "llama",
+        {"paths": ak.Paths(keep=0.5, at=6, score=lambda view: view.lengths)},
+        "paths scores by a function",
+    ),
     "sliding": ("mistral", {}, "cache layers of type DynamicSlidingWindowLayer keep no fixed place"),
     "states": ("lfm2", {}, "cache layers of type LinearAttentionLayer keep no fixed place"),
     "hook": ("hooked", {}, "a forward hook on model.norm would not be called by a replay"),
