@@ -66,6 +66,7 @@ MUTANTS: list[Mutant] = [
             "return (0.0 - y).to(tl.float32).to(tl.int32, bitcast=True) & -65536",
             "digits of the keys that are searched",
             NUMBERS,
+            "they only say where the walk in float64 begins, which then takes more steps to the same value",
         ),
     ),
     *mutants_of(
