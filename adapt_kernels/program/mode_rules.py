@@ -6,11 +6,11 @@ from typing import NamedTuple
 from adapt_kernels.modes import Modes
 from adapt_kernels.program.patterns import Resolver
 from adapt_kernels.program.program import Program
+from adapt_kernels.program.resolved import resolve_span
 from adapt_kernels.program.rules import ModeSpan
 from adapt_kernels.prompt_spans import openings
 
 Ids = tuple[int, ...]
-LONGEST = 254  # states of a pattern are bytes
 
 
 def gate_rules(modes: Modes) -> Program:
@@ -59,11 +59,13 @@ def closing_rules(modes: Modes) -> ClosingRules | None:
 
 
 def _check_sequences(modes: Modes, name: str, span: ModeSpan, by_choice: bool) -> None:
-    if any(len(ids) > LONGEST for ids in _read(span)):
+    try:
+        resolve_span(name, span, Resolver())
+    except ValueError as error:
         raise ValueError(
-            f"mode {name!r}: what opens and ends it may have at most {LONGEST} ids each, its closing too where that"
-            " does not hold its close: give Mode(close=...), the tag in the closing"
-        )
+            f"mode {name!r}: what opens or ends it is too long to be recognised ({error}); of a long closing, Mode("
+            "close=...) is the tag in it"
+        ) from None
     ids, breaks = modes.tokens(name), modes.tokens(name, "breaks") or ()
     if by_choice and ids and set(ids) & set(breaks):
         raise ValueError(f"mode {name!r} opens with its own break {sorted(set(ids) & set(breaks))[0]}: leave that out")

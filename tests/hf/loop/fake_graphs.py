@@ -3,8 +3,22 @@
 from contextlib import contextmanager
 
 import torch
+from recorders import RowLengths
+from tiny_models import EOS, FAST, PAD, SLOW, left_padded, prompts
 
+import adapt_kernels as ak
 from adapt_kernels.hf.loop.step_record import StepRecord, difference
+
+MODES = ak.Modes(fast=FAST, slow=SLOW)
+WIDTH = 8
+
+
+def call(lengths=None, new=24, widths=(8, 8), **more):
+    """Arguments of a `generate` call that a graph can serve. lengths: new tokens after which each row ends."""
+    ends = {} if lengths is None else {"stopping_criteria": [RowLengths(WIDTH, lengths)]}
+    given = {"num_return_sequences": 3, "max_new_tokens": new, "eos_token_id": EOS, "suppress_tokens": [EOS], "seed": 5}
+    given |= {"do_sample": True, "return_dict_in_generate": True, "kv_layout": "rows", "pad_token_id": PAD}
+    return {**left_padded(prompts(2, WIDTH), widths), **given, **ends, **more}
 
 
 class FakeGraphs:

@@ -53,6 +53,10 @@ TRACES = {
         *("8 8 8 . . . 6", "8 8 8 9 1 8 6", (OPEN,), 3),
         {"closing": (9, OPEN, 8), "close": (OPEN, 8)},
     ),
+    "a close that begins like an opening of the model's": (
+        *("1 8 8 . . . 6", "1 8 8 9 1 8 6", (9,), 3),
+        {"closing": (9, OPEN, 8), "close": (OPEN, 8)},
+    ),
     "closed by the prompt": ("8 9 8 9 10 6", None, (OPEN, 8, CLOSE), 2, CLOSING),
     "closed and opened again by the prompt": ("8 9 . . 6", "8 9 3 2 6", (OPEN, CLOSE, OPEN), 2, CLOSING),
     "half closed by the prompt": ("15 9 9 9 6", None, (OPEN, 8, 2), 1, {"closing": (9, 2, 15), "close": (2, 15)}),

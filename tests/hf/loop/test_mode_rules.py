@@ -80,7 +80,11 @@ def test_rules_of_modes_are_not_reported():
     [
         (
             ak.Modes(fast=90, slow=ak.Mode(1, max_new_tokens=3, closing=(8, 9) * 128)),
-            "mode 'slow': what opens and ends it may have at most 254 ids each, its closing too where",
+            "mode 'slow': what opens or ends it is too long to be recognised .*more than 255 states.* is the tag",
+        ),
+        (
+            ak.Modes(fast=90, slow=ak.Mode(1, max_new_tokens=3, closing=(8, 9) * 127, close=2, breaks=(5, 7))),
+            "mode 'slow': what opens or ends it is too long",
         ),
         (
             told(ak.Modes(fast=90, slow=ak.Mode((7, 8), max_new_tokens=3, closing=2, breaks=7)), tags=(2,)),
