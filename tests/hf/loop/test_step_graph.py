@@ -147,14 +147,15 @@ def test_growing_segments_give_the_old_ones_back_at_once():
     rows = FixedRows([layer], 3)
     with rows.shown():
         assert layer.get_seq_length() == 4 and layer.get_mask_sizes(1) == (5, 0)
-    rows.poison()
-    assert all((tensor[:, :, :5] == 1).all() and (tensor[:, :, 5:] > 1).all() for tensor in layer._buffers)
-    rows.clear()
-    assert all((tensor[:, :, :5] == 1).all() and (tensor[:, :, 5:] == 0).all() for tensor in layer._buffers)
     old = [weakref.ref(tensor) for tensor in layer._buffers]
     layer.update(torch.ones(3, 2, 1, 4), torch.ones(3, 2, 1, 4))
     assert not any(tensor() is not None for tensor in old)
     assert layer.get_seq_length() == 6 and layer.capacity == 12 > rows.capacity
+    rows = FixedRows([layer], 3)
+    for fill, unwritten in ((rows.poison, 10), (rows.clear, 0)):
+        fill()
+        for tensor in layer._buffers:
+            assert (tensor[:, :, :6] == 1).all() and (tensor[:, :, 6:] == unwritten).all()
 
 
 class TestFailures:
