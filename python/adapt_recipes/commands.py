@@ -139,7 +139,9 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for frontier.csv, difficulty.csv and frontier.png.")],
     model: Annotated[list[str] | None, typer.Option(help="Shipped checkpoint or model folder; repeatable.")] = None,
     config: Annotated[str | None, typer.Option(help="YAML file with any of these settings.")] = None,
-    task: Annotated[str | None, typer.Option(help="Task family: running_sum, chain_sum, words or math.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task family: running_sum, chain_sum, words, idle_words or math.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="JSON Lines file of problems, for --task math.")] = None,
     problems: Annotated[int | None, typer.Option(help="Problems, spread over the difficulties.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the problems.")] = None,

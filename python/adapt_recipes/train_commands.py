@@ -60,7 +60,7 @@ def rl(
     out: Out,
     config: ConfigFile = None,
     model: Annotated[str | None, typer.Option(help="Shipped checkpoint or model folder to start from.")] = None,
-    task: Annotated[str | None, typer.Option(help="Task family: running_sum, chain_sum or words.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task family: running_sum, chain_sum, words or idle_words.")] = None,
     scheme: Annotated[str | None, typer.Option(help="How the mode token and the response are credited.")] = None,
     seed: Seed = None,
     resume: Resume = False,

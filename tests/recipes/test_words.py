@@ -14,14 +14,15 @@ from adapt_recipes.training.rl import training_problems
 from adapt_recipes.training.rl_config import RlConfig
 
 
-def worked(kind, level, count=60):
+def worked(family, level, count=60):
     weights = tuple(float(each == level) for each in words.LEVELS)
-    drawn = words.draw(random.Random(f"{kind} {level}"), weights, (kind,))
+    drawn = words.draw(random.Random(f"{family} {level}"), weights, family)
     return [next(drawn) for _ in range(count)]
 
 
 CASES = [(kind, level) for kind in words.KINDS for level in words.LEVELS]
 LEGS = {"hen": 2, "duck": 2, "dog": 4, "cat": 4, "cow": 4, "ant": 6, "bee": 6, "spider": 8}
+LEGS |= dict.fromkeys(("eel", "slug", "snake", "worm"), 0)
 
 
 def answer_by_reading(prompt, kind):
@@ -29,7 +30,7 @@ def answer_by_reading(prompt, kind):
     if kind == "sums":
         return str(sum(map(int, re.findall(r"\d+", prompt))))
     if kind == "legs":
-        found = re.findall(r"(\d+|an?) (hen|duck|dog|cat|cow|ant|bee|spider)", prompt)
+        found = re.findall(rf"(\d+|an?) ({'|'.join(LEGS)})", prompt)
         return str(sum((int(count) if count.isdigit() else 1) * LEGS[animal] for count, animal in found))
     if kind == "stories":
         first, *changes = re.findall(r"(?:(has|buys|finds|gets|gives away|loses|sells) )(\d+)", prompt)
@@ -41,23 +42,57 @@ def answer_by_reading(prompt, kind):
     return holder
 
 
+def operations(each):
+    """(left, right, written result, its true value) of every operation in the steps."""
+    apply = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+    found = re.findall(r"(\d+)([+*-])(\d+)(?==(\d+))", each.steps)
+    return [(int(a), int(b), int(c), apply[sign](int(a), int(b))) for a, sign, b, c in found]
+
+
 @pytest.mark.parametrize(("kind", "level"), CASES)
 def test_worked_solutions_are_right(kind, level):
     for each in worked(kind, level):
         problem = each.problem
         assert problem.answer == answer_by_reading(problem.prompt, kind)
         assert (problem.difficulty, problem.family) == (level, kind)
-        steps = re.findall(r"(-?\d+)([+*-])(\d+)(?==(\d+))", each.steps.replace("=", "=="))
         if kind == "swaps":
             assert each.steps.count(":") == level and each.steps.endswith(f": {problem.answer}")
         else:
-            assert each.steps.count("=") == level and each.steps.endswith(f"={problem.answer}")
-            for left, sign, right, result in steps:
-                assert eval(f"{left}{sign}{right}", {"__builtins__": {}}) == int(result)
+            assert len(operations(each)) == level and each.steps.endswith(f"={problem.answer}")
+            assert all(result == expected for *_, result, expected in operations(each))
         assert ar.grade(problem, each.response(slow=False)) and ar.grade(problem, each.response(slow=True))
 
 
-@pytest.mark.parametrize("kind", words.KINDS)
+def changes_of(each):
+    """How many steps change what comes out: another holder, or a product or sum without a zero."""
+    if each.problem.family == "swaps":
+        holders = [each.problem.prompt.split()[0], *re.findall(r": (\w+)", each.steps)]
+        return sum(one != other for one, other in zip(holders, holders[1:], strict=False))
+    return sum(left > 0 and right > 0 for left, right, *_ in operations(each))
+
+
+@pytest.mark.parametrize("level", words.LEVELS)
+def test_idle_words_have_four_steps_of_which_some_change_anything(level):
+    drawn = worked("idle_words", level, 240)
+    assert Counter(each.problem.family for each in drawn) == dict.fromkeys(words.KINDS, 60)
+    for each in drawn:
+        problem = each.problem
+        assert problem.answer == answer_by_reading(problem.prompt, problem.family) and problem.difficulty == level
+        assert changes_of(each) == level - 1 and each.steps.endswith((f": {problem.answer}", f"={problem.answer}"))
+        if problem.family == "swaps":
+            assert each.steps.count(":") == words.IDLE_STEPS
+        else:
+            assert len(operations(each)) == words.IDLE_STEPS
+            assert all(result == expected for *_, result, expected in operations(each))
+        assert ar.grade(problem, each.response(slow=False)) and ar.grade(problem, each.response(slow=True))
+
+
+def test_an_easy_idle_question_takes_as_long_a_solution_as_a_hard_one():
+    easiest, hardest = (sum(len(each.steps) for each in worked("idle_words", level)) for level in (1, 5))
+    assert 0.8 * hardest < easiest <= hardest
+
+
+@pytest.mark.parametrize("kind", [words.IDLE_NAME, *words.KINDS])
 def test_numbers_stay_small(kind):
     for level in words.LEVELS:
         for each in worked(kind, level):
@@ -75,7 +110,26 @@ def test_known_problems():
     ]
 
 
-@pytest.mark.parametrize("family", [words.NAME, *words.KINDS])
+def test_known_idle_problems():
+    drawn = [(problem.prompt, problem.answer, problem.family) for problem in ar.problems(4, 3, 7, "idle_words")]
+    assert drawn == [
+        ("What is 3 plus 0 plus 3 plus 5 plus 0?", "11", "sums"),
+        ("A farm has 4 worms, 3 spiders and a hen. How many legs is that?", "26", "legs"),
+        (
+            "Eva has 6 pens. She buys none, finds none, gets 1 and buys 6. How many pens does she have?",
+            "13",
+            "stories",
+        ),
+        (
+            "Eva holds the ring. Tom and Amy swap what they hold, then Amy and Eva, then Eva and Amy, then Amy and Tom."
+            " Who holds the ring?",
+            "Eva",
+            "swaps",
+        ),
+    ]
+
+
+@pytest.mark.parametrize("family", words.NAMES)
 def test_what_is_evaluated_is_never_trained_on(family):
     evaluated = {problem.prompt for problem in ar.problems(400, seed=3, family=family)}
     trained = {problem.prompt for problem in words.training_problems(400, seed=3, family=family)}
@@ -83,8 +137,9 @@ def test_what_is_evaluated_is_never_trained_on(family):
     assert family_of(family).training_problems(5, None, 1) == words.training_problems(5, seed=1, family=family)
 
 
-def test_reinforcement_trains_on_the_training_side():
-    drawn = training_problems(RlConfig(task="words", iterations=3, prompts=8))
+@pytest.mark.parametrize("task", ["words", "idle_words"])
+def test_reinforcement_trains_on_the_training_side(task):
+    drawn = training_problems(RlConfig(task=task, iterations=3, prompts=8))
     assert len(drawn) == 24 and not any(words.is_held_out(problem.prompt) for problem in drawn)
     assert {problem.family for problem in drawn} == set(words.KINDS)
 
@@ -134,5 +189,5 @@ def test_grader(completion, right):
 def test_arguments_that_are_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         words.problems(*arguments)
-    with pytest.raises(ValueError, match="task must be one of words, sums, legs, stories, swaps"):
+    with pytest.raises(ValueError, match="task must be one of words, idle_words, sums, legs, stories, swaps"):
         words.problems(1, family="math")

@@ -38,7 +38,7 @@ FAMILIES = {
         Family("running_sum", tuple(range(1, running_sum.MAX_DIFFICULTY + 1)), running_sum.problems, running_sum.grade),
         Family(chain_sum.NAME, chain_sum.DIFFICULTIES, chain_sum.problems, chain_sum.grade, chain_sum.require),
         Family(free_form.NAME, (), free_form.problems, free_form.grade, free_form.require),
-        *map(_words, (words.NAME, *words.KINDS)),
+        *map(_words, words.NAMES),
     )
 }
 

@@ -10,6 +10,10 @@
     fast   <answer>10
     slow   <think>3+5=8+2=10</think>10
 
+There an easy question is also one with a short solution, and skipping it saves little. `idle_words` has as long
+solutions at every level: four steps, of which level - 1 change anything; the others add 0, count the legs of a snake,
+or swap what the two others hold.
+
 A fifth of all prompts, chosen by their hash, is kept out of training; what `problems` draws comes from that fifth.
 """
 
@@ -23,7 +27,8 @@ from hashlib import sha256
 
 from adapt_recipes.tasks.problem import FAST_TOKEN, SLOW_END_TOKEN, SLOW_TOKEN, Problem, answer_text, require_int
 
-NAME = "words"
+NAME, IDLE_NAME = "words", "idle_words"
+IDLE_STEPS = 4  # that a solution of `idle_words` has
 LEVELS = (1, 2, 3, 4, 5)
 MAX_NEW_TOKENS = 64  # no worked answer is longer
 HELD_OUT = 5  # one prompt in so many is never trained on
@@ -31,6 +36,7 @@ LARGEST = 40  # no total of legs is larger
 STOCK = 18  # no stock in a story is larger
 
 _LEGS = {"hen": 2, "duck": 2, "dog": 4, "cat": 4, "cow": 4, "ant": 6, "bee": 6, "spider": 8}
+_LEGLESS = ("eel", "slug", "snake", "worm")
 _PEOPLE = {"Tom": "he", "Ben": "he", "Sam": "he", "Max": "he", "Ann": "she", "Eva": "she", "Mia": "she", "Amy": "she"}
 _ITEMS = ("pens", "eggs", "cards", "coins", "books", "apples")
 _GAINS, _LOSSES = ("buys", "finds", "gets"), ("gives away", "loses", "sells")
@@ -72,29 +78,33 @@ def _checked_draw(n: int, difficulty: int | None, seed: int, family: str, held_o
         require_int("difficulty", difficulty, LEVELS[0], LEVELS[-1], alternative="None (uniform)")
     source = random.Random(f"adapt-words {family} {seed} {difficulty} {held_out}")
     weights = (1.0,) * len(LEVELS) if difficulty is None else tuple(float(level == difficulty) for level in LEVELS)
-    drawn = draw(source, weights, kinds_of(family), held_out)
+    drawn = draw(source, weights, family, held_out)
     return [next(drawn) for _ in range(n)]
 
 
 def draw(
-    source: random.Random, level_weights: tuple[float, ...], kinds: tuple[str, ...], held_out: bool = False
+    source: random.Random, level_weights: tuple[float, ...], family: str = NAME, held_out: bool = False
 ) -> Iterator[Worked]:
-    """Worked problems without end: kinds in turn, levels by their weights, and none of the other side of the split."""
+    """Worked problems of `family` without end: its kinds in turn, levels by their weights, and none of the other side
+    of the split."""
+    kinds = kinds_of(family)
     while True:
         for kind in kinds:
             (level,) = source.choices(LEVELS, level_weights)
             while True:
-                prompt, answer, steps = _KINDS[kind](source, level)
+                sizes = (IDLE_STEPS, level - 1) if family == IDLE_NAME else (level, None)
+                prompt, answer, steps = _KINDS[kind](source, *sizes)
                 if is_held_out(prompt) == held_out:
                     break
             yield Worked(Problem(prompt, answer, level, kind), steps)
 
 
 def kinds_of(family: str) -> tuple[str, ...]:
-    """The kinds that the family called `family` draws in turn: all of them for "words". ValueError for any other."""
-    if family != NAME and family not in _KINDS:
-        raise ValueError(f"task must be one of {', '.join((NAME, *_KINDS))} (questions in words), got {family!r}")
-    return KINDS if family == NAME else (family,)
+    """The kinds that `family` draws in turn: all of them for "words" and "idle_words", or the one it names. ValueError
+    for any other."""
+    if family not in NAMES:
+        raise ValueError(f"task must be one of {', '.join(NAMES)} (questions in words), got {family!r}")
+    return (family,) if family in _KINDS else KINDS
 
 
 def is_held_out(prompt: str) -> bool:
@@ -114,74 +124,100 @@ def grade_free(problem: Problem, text: str) -> bool:
     return bool(found) and found[-1] == problem.answer
 
 
-def _sums(source: random.Random, level: int) -> tuple[str, str, str]:
-    terms = [source.randint(1, 6) for _ in range(level + 1)]
-    total, steps = _chain(terms[0], terms[1:])
+def _changing(source: random.Random, steps: int, changing: int | None) -> list[bool]:
+    """Which of the steps change the result: so many of them; None: all."""
+    if changing is None:
+        return [True] * steps
+    chosen = source.sample(range(steps), changing)
+    return [step in chosen for step in range(steps)]
+
+
+def _sums(source: random.Random, steps: int, changing: int | None) -> tuple[str, str, str]:
+    """Where steps change nothing, the terms that are no zero may stand anywhere."""
+    added = _changing(source, steps + 1, None if changing is None else changing + 1)
+    terms = [source.randint(1, 6) if term else 0 for term in added]
+    total, worked = _chain(terms[0], terms[1:])
     asked = source.choice((
         f"What is {' plus '.join(map(str, terms))}?",
         f"The dice show {_listed(map(str, terms))}. What is the sum?",
     ))  # fmt: skip
-    return asked, total, steps
+    return asked, total, worked
 
 
-def _legs(source: random.Random, level: int) -> tuple[str, str, str]:
-    """A kind takes a product, every further one a sum; at even levels one animal is alone, and takes no product."""
+def _legs(source: random.Random, steps: int, changing: int | None) -> tuple[str, str, str]:
+    """A kind takes a product, every further one a sum; at an even number one animal is alone, and takes no product."""
     total = LARGEST + 1
     while total > LARGEST:
-        animals = source.sample(sorted(_LEGS), level // 2 + 1)
+        animals = source.sample(sorted(_LEGS), steps // 2 + 1)
         counts = [source.randint(2, 5) for _ in animals]
-        if level % 2 == 0:
+        if steps % 2 == 0:
             counts[source.randrange(len(counts))] = 1
-        total = sum(count * _LEGS[animal] for count, animal in zip(counts, animals, strict=True))
+        if changing is not None:
+            animals = _some_legless(source, animals, counts, changing)
+        legs = [count * _LEGS.get(animal, 0) for count, animal in zip(counts, animals, strict=True)]
+        total = sum(legs)
     herd = _listed(_counted(count, animal) for count, animal in zip(counts, animals, strict=True))
-    steps, so_far = [], None
-    for count, animal in zip(counts, animals, strict=True):
-        legs = count * _LEGS[animal]
+    worked, so_far = [], None
+    for count, animal, own in zip(counts, animals, legs, strict=True):
         if count > 1:
-            steps.append(f"{count}*{_LEGS[animal]}={legs}")
+            worked.append(f"{count}*{_LEGS.get(animal, 0)}={own}")
         if so_far is not None:
-            steps.append(f"{so_far}+{legs}={so_far + legs}")
-        so_far = legs + (so_far or 0)
+            worked.append(f"{so_far}+{own}={so_far + own}")
+        so_far = own + (so_far or 0)
     asked = source.choice((f"How many legs do {herd} have?", f"A farm has {herd}. How many legs is that?"))
-    return asked, str(total), ", ".join(steps)
+    return asked, str(total), ", ".join(worked)
 
 
-def _stories(source: random.Random, level: int) -> tuple[str, str, str]:
+def _some_legless(source: random.Random, animals: list[str], counts: list[int], changing: int) -> list[str]:
+    """The animals with legless ones among them, so that `changing` of the products and sums are without a zero: k kinds
+    in herds with legs give 2k - 1 such, and 2k beside a lone animal with legs."""
+    herds = [i for i, count in enumerate(counts) if count > 1]
+    legged = source.sample(herds, (changing + 1) // 2) + ([counts.index(1)] if changing % 2 == 0 else [])
+    legless = iter(source.sample(_LEGLESS, len(animals) - len(legged)))
+    return [animal if i in legged else next(legless) for i, animal in enumerate(animals)]
+
+
+def _stories(source: random.Random, steps: int, changing: int | None) -> tuple[str, str, str]:
     name, item = source.choice(sorted(_PEOPLE)), source.choice(_ITEMS)
     first = stock = source.randint(2, 9)
-    changes, told = [], []
-    for _ in range(level):
+    moves, told = [], []
+    for changes in _changing(source, steps, changing):
         gains = source.random() < 0.5 if 1 < stock < STOCK else stock <= 1
-        change = source.randint(1, min(9, STOCK - stock)) if gains else -source.randint(1, min(9, stock - 1))
-        changes.append(change)
-        told.append(f"{source.choice(_GAINS if gains else _LOSSES)} {abs(change)}")
-        stock += change
-    total, steps = _chain(first, changes)
+        move = 0
+        if changes:
+            move = source.randint(1, min(9, STOCK - stock)) if gains else -source.randint(1, min(9, stock - 1))
+        moves.append(move)
+        told.append(f"{source.choice(_GAINS if gains else _LOSSES)} {abs(move) or 'none'}")
+        stock += move
+    total, worked = _chain(first, moves)
     who = _PEOPLE[name]
     asked = f"{name} has {first} {item}. {who.title()} {_listed(told)}. How many {item} does {who} have?"
-    return asked, total, steps
+    return asked, total, worked
 
 
-def _swaps(source: random.Random, level: int) -> tuple[str, str, str]:
+def _swaps(source: random.Random, steps: int, changing: int | None) -> tuple[str, str, str]:
     people = source.sample(sorted(_PEOPLE), 3)
     holder, treasure = source.choice(people), source.choice(_TREASURES)
     asked = f"{holder} holds the {treasure}. "
-    pairs, steps = [], []
-    for _ in range(level):
+    pairs, worked = [], []
+    for changes in _changing(source, steps, changing):
         pair = source.sample(people, 2)
+        while changing is not None and (holder in pair) != changes:
+            pair = source.sample(people, 2)
         if holder in pair:
             holder = pair[1 - pair.index(holder)]
         pairs.append(" and ".join(pair))
-        steps.append(f"{pairs[-1]}: {holder}")
+        worked.append(f"{pairs[-1]}: {holder}")
     later = "".join(f", then {pair}" for pair in pairs[1:])
     asked += f"{pairs[0]} swap what they hold{later}. Who holds the {treasure}?"
-    return asked, holder, ", ".join(steps)
+    return asked, holder, ", ".join(worked)
 
 
-_KINDS: dict[str, Callable[[random.Random, int], tuple[str, str, str]]] = {
+_KINDS: dict[str, Callable[[random.Random, int, int | None], tuple[str, str, str]]] = {
     "sums": _sums, "legs": _legs, "stories": _stories, "swaps": _swaps,
 }  # fmt: skip
 KINDS = tuple(_KINDS)
+NAMES = (NAME, IDLE_NAME, *KINDS)
 
 
 def _chain(first: int, changes: list[int]) -> tuple[str, str]:

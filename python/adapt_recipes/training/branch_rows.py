@@ -45,7 +45,7 @@ class Pass(NamedTuple):
 def draw_passes(config: AdapterConfig, tokenizer: Any, step: int) -> list[Pass]:
     """The batch of `step`, split by length; a function of its arguments only, so a resumed run draws the same."""
     source = random.Random(f"adapt-words sft {config.seed} {step}")
-    drawn = words.draw(source, config.level_weights, words.kinds_of(config.task))
+    drawn = words.draw(source, config.level_weights, config.task)
     rows = sorted(encode_rows(tokenizer, [next(drawn) for _ in range(config.problems)]), key=lambda row: row.length)
     return [build_pass(part, rows, config, tokenizer.pad_token_id) for part in _parts(rows, config.passes)]
 
