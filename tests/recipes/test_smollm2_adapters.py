@@ -199,7 +199,8 @@ def test_a_setting_that_came_later_is_no_other_configuration(copied, adapter_con
 
 
 def test_a_task_without_worked_solutions_is_refused(adapter_config, tmp_path):
-    with pytest.raises(ValueError, match="task must be one of words, idle_words, sums, legs, stories, swaps .*got 'running_sum'"):
+    said = "task must be one of words, idle_words, sums, legs, stories, swaps .*got 'running_sum'"
+    with pytest.raises(ValueError, match=said):
         adapter_sft.train(replace(adapter_config, task="running_sum"), tmp_path / "out")
 
 
