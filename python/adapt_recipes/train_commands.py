@@ -38,7 +38,7 @@ def sft(
     settings: Setting = None,
 ) -> None:
     """Teach both modes of a task: to a small model from random weights, in minutes, or (--config smollm2) to SmolLM2
-    by a LoRA adapter, in an hour; that needs the extra `lora`."""
+    by a LoRA adapter, in about an hour; that needs the extra `lora`."""
     with plain_errors():
         from adapt_recipes.config import load_config, named, parse_settings, raw_settings
         from adapt_recipes.training import adapter_sft, sft
