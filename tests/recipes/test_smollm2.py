@@ -1,7 +1,10 @@
 """SmolLM2-135M-Instruct: fetched from the registry, and moved by the same dial."""
 
 import hashlib
+import json
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +14,13 @@ from safetensors.torch import load_file
 import adapt_kernels as ak
 import adapt_recipes as ar
 from adapt_recipes import smollm2
+from adapt_recipes.config import load_config
 from adapt_recipes.evaluation.frontier import levels, measure_modes, spread_problems
 from adapt_recipes.models import load
+from adapt_recipes.training.adapter_config import AdapterConfig
+from adapt_recipes.training.rl_config import RlConfig
+
+RUNS = Path(__file__).parents[2] / "benchmarks/results/smollm2"
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +67,15 @@ def test_shipped_adapters_are_small_and_say_what_they_are():
         assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
         card = (folder / "README.md").read_text("utf-8")
         assert card.startswith(f"# {folder.name}\n") and "## Results" in card and "## Limits" in card
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "log"), [(AdapterConfig, "sft_smollm2", "sft-1_run"), (RlConfig, "rl_smollm2", "rl_run")]
+)
+def test_configs_are_those_of_the_runs_that_ship(kind, name, log):
+    run = json.loads((RUNS / f"{log}.json").read_text("utf-8"))["config"]
+    asked = json.loads(json.dumps(asdict(load_config(kind, name))))
+    assert {key: asked[key] for key in run} == run
 
 
 @pytest.fixture
