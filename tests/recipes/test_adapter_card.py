@@ -62,6 +62,16 @@ def test_a_training_in_stages_tells_them_all(run, measured, tmp_path):
     assert "- `start`: mine\n" in text[last:] and "- `start`: None\n" in text[first:last] and str(tmp_path) not in text
 
 
+def test_a_training_by_reinforcement_tells_its_own_stages(run, measured, tmp_path):
+    """Not that of the adapter the first one began from."""
+    for number, model in ((1, run), (2, tmp_path / "rl-1")):
+        shutil.copytree(run, tmp_path / f"rl-{number}")
+        state = {"step": number, "config": {"task": "words", "model": str(model)}, "spent": {"wall_s": 1, "cpu_s": 2}}
+        (tmp_path / f"rl-{number}/training/state.json").write_text(json.dumps(state | {"tensors": "absent"}))
+    text = write_card(tmp_path / "rl-2", measured, run).read_text()
+    assert "Stage 1 of 2: 1 steps" in text and "Stage 2 of 2: 2 steps" in text and "- `model`: rl-1\n" in text
+
+
 def test_command_writes_it_beside_a_copy(run, measured, tmp_path):
     copy = shutil.copytree(run, tmp_path / "other")
     done = CliRunner().invoke(commands.app, ["train", "card", str(run), str(measured), "--adapter", str(copy)])

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny_runs import RL
 from transformers import AutoTokenizer
@@ -47,6 +48,25 @@ def test_a_rollout_without_one_mode_is_no_error(tmp_path):
     rows = Curve.rows(tmp_path)
     assert len(rows) == 6 and all(0 < float(row["p_fast"]) < 1 for row in rows)
     assert any("nan" in (row["fast_accuracy"], row["slow_accuracy"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("decay_steps", "rates"), [(None, [1, 1, 1, 1]), (3, [1, 1, 2 / 3, 1 / 3]), (4, [1, 3 / 4, 1 / 2, 1 / 4])]
+)
+def test_learning_rate_falls_to_nothing_in_the_last_steps(monkeypatch, tmp_path, decay_steps, rates):
+    """Those that the optimiser steps with, in a run of two parts."""
+    used = []
+
+    class Noted(torch.optim.Adam):
+        def step(self, *arguments):
+            used.append(self.param_groups[0]["lr"])
+            return super().step(*arguments)
+
+    monkeypatch.setattr(torch.optim, "Adam", Noted)
+    config = RlConfig(iterations=4, prompts=2, samples=4, passes=2, learning_rate=1e-3, decay_steps=decay_steps)
+    train(config, tmp_path, stop_after=3)
+    train(config, tmp_path, resume=True)
+    assert used == pytest.approx([1e-3 * rate for rate in rates])
 
 
 def no_model(*_):
@@ -94,6 +114,8 @@ def test_bad_settings_fail_before_the_model_loads(monkeypatch, tmp_path, setting
     ("options", "text"),
     [
         (["--set", "gamma=1.5"], "gamma is an accuracy, from 0 to 1, got 1.5"),
+        (["--set", "decay_steps=151"], "decay_steps must be from 1 to the 150 iterations, or None, got 151"),
+        (["--set", "decay_steps=0"], "decay_steps must be from 1 to the 150 iterations, or None, got 0"),
         (["--set", "samples=1"], "samples must be at least 2, got 1"),
         (["--set", "passes=3"], "passes must divide the 256 answers of a step (prompts x samples), got 3"),
         (["--scheme", "grppo"], "scheme must be one of 'separate', 'reference'"),

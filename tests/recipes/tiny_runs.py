@@ -46,7 +46,7 @@ SFT = Recipe(
     steps=8,
     has_curve=False,
 )
-RL = Recipe(rl.train, RlConfig(iterations=6, prompts=4, samples=4, seed=5), steps=6, has_curve=True)
+RL = Recipe(rl.train, RlConfig(iterations=6, prompts=4, samples=4, seed=5, decay_steps=3), steps=6, has_curve=True)
 
 
 def run(recipe: Recipe, out: Path, **arguments: Any) -> Run:

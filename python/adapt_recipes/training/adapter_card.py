@@ -61,11 +61,12 @@ def write_card(run: Path, measured: Path, adapter: Path | None = None) -> Path:
 
 
 def _stages(run: Path) -> list[dict[str, Any]]:
-    """The states of this training and of those it went on from, the first one first."""
+    """The states of this training and of those of its kind that it went on from, the first one first."""
     states, folder = [], run
-    while (state := read_state(folder)) is not None:
+    before = "start" if "start" in read_state(run)["config"] else "model"  # of an SFT, of an RL
+    while (state := read_state(folder)) is not None and before in state["config"]:
         states.insert(0, state)
-        folder = Path(state["config"].get("start") or folder / "nothing")
+        folder = Path(state["config"][before] or folder / "nothing")
     return states
 
 

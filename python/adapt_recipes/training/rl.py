@@ -81,7 +81,8 @@ def train(
 
         if done < end:
             tasks = training_problems(config)[done * config.prompts :]
-            parts = model, tokenizer, modes, settings, optimizer
+            rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.share_of_rate(done + step))
+            parts = model, tokenizer, modes, settings, (optimizer, rate)
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of transformers, about TRL
                 # Before the run's own weights: what it is held to, or measured against, is the start.
                 trainer = build_trainer(*parts, tasks, correct, (done, end), after_step)

@@ -16,6 +16,8 @@ class RlConfig:
     texts that open its modes; None: its modes.json. task: a task family that draws problems. seed: of prompts and
     rollouts.
     iterations: optimiser steps, each on its own rollout of `prompts` problems with `samples` answers each.
+    decay_steps: the last steps, over which the learning rate falls to 0 on a straight line; None: it is the same
+    throughout.
     scheme: how the mode token and the response are credited; `adapt schemes` lists them. rollout: "balanced" forces
     both modes equally often, "auto" lets the model choose.
     gamma: accuracy asked of the fast mode; higher favours slow. mode_weight: of the mode token's loss.
@@ -36,6 +38,7 @@ class RlConfig:
     prompts: int = 32
     samples: int = 8
     learning_rate: float = 1e-4
+    decay_steps: int | None = None
     scheme: str = "separate"
     rollout: str = "balanced"
     gamma: float = 0.5
@@ -59,9 +62,17 @@ class RlConfig:
             )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if self.decay_steps is not None and not 1 <= self.decay_steps <= self.iterations:
+            raise ValueError(
+                f"decay_steps must be from 1 to the {self.iterations} iterations, or None, got {self.decay_steps}"
+            )
         if self.kl is not None and self.kl < 0:
             raise ValueError(f"kl must be at least 0, got {self.kl}")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma is an accuracy, from 0 to 1, got {self.gamma}")
         if not family_of(self.task).difficulties:
             raise ValueError(f"the task family {self.task} draws no problems to train on")
+
+    def share_of_rate(self, step: int) -> float:
+        """Of step number `step` (from 0), its learning rate as a share of `learning_rate`."""
+        return min(1.0, (self.iterations - step) / (self.decay_steps or 1))

@@ -43,7 +43,7 @@ def trainer_config(config: RlConfig, out: Path, max_completion_length: int) -> A
         "per_device_train_batch_size": config.prompts * config.samples // config.passes,
         "gradient_accumulation_steps": config.passes,
         "learning_rate": config.learning_rate,
-        "lr_scheduler_type": "constant",
+        "lr_scheduler_type": "constant",  # the schedule is the scheduler's that `build_trainer` is given
         "scheme": config.scheme,
         "rollout": config.rollout,
         "gamma": config.gamma,
@@ -74,7 +74,7 @@ def build_trainer(
     tokenizer: Any,
     modes: ak.Modes,
     settings: Any,
-    optimizer: torch.optim.Optimizer,
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler],
     tasks: Sequence[Problem],
     reward: Callable[..., list[float]],
     steps: tuple[int, int],
@@ -114,7 +114,7 @@ def build_trainer(
     known = [OFFERED[signal] for signal in settings.method.signals if signal in OFFERED]
     trainer = ADaPTTrainer(
         model, [reward, *known], modes=modes, args=settings, train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer, optimizers=(optimizer, None), callbacks=[Steps()],
+        processing_class=tokenizer, optimizers=optimizers, callbacks=[Steps()],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     # A rollout's seeds depend on it, so a resumed run draws what it would have drawn.
