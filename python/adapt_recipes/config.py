@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -14,8 +14,10 @@ SHIPPED = Path(__file__).parent / "configs"
 Config = TypeVar("Config")
 
 
-def load_config(kind: type[Config], source: str | Path | None = None, /, **options: Any) -> Config:
-    """The settings of dataclass `kind` in `source`, then `options` that are not None on top of them.
+def load_config(
+    kind: type[Config], source: str | Path | None = None, given: Mapping[str, Any] | None = None, /, **options: Any
+) -> Config:
+    """The settings of dataclass `kind` in `source`, then those of `given`, then `options` that are not None on top.
 
     source: None (the defaults), the name of a shipped file ("rl" is configs/rl.yaml), or a path ending in .yaml or
     .yml. Raises ValueError naming the file for an unknown key (and the allowed ones), a value of the wrong type, or
@@ -23,6 +25,7 @@ def load_config(kind: type[Config], source: str | Path | None = None, /, **optio
     """
     path = None if source is None else _find(source)
     values = {} if path is None else _read(path)
+    values.update(given or {})
     values.update((name, value) for name, value in options.items() if value is not None)
     _check_keys(kind, values, str(path or "the options"))
     try:

@@ -48,7 +48,7 @@ def sft(
         config, given = named("sft", config), parse_settings(settings, seed=seed)
         adapts = "base" in raw_settings(config) | given
         kind, recipe = (AdapterConfig, adapter_sft) if adapts else (SftConfig, sft)
-        chosen = load_config(kind, config, **given)
+        chosen = load_config(kind, config, given)
         with _bar(chosen.total_steps, "loss") as update:
             every = {} if checkpoint_every is None else {"checkpoint_every": checkpoint_every}
             result = recipe.train(chosen, out, resume, on_step=update, **every)
@@ -77,7 +77,7 @@ def rl(
         from adapt_recipes.training.rl_config import RlConfig
 
         given = parse_settings(settings, model=model, task=task, scheme=scheme, seed=seed)
-        chosen = load_config(RlConfig, named("rl", config), **given)
+        chosen = load_config(RlConfig, named("rl", config), given)
         with _bar(chosen.iterations, "reward") as update:
             result = train(chosen, out, resume, checkpoint_every, on_step=update)
         _finish(out, chosen.task, result)
@@ -100,7 +100,7 @@ def paths(
         from adapt_recipes.config import load_config, parse_settings
         from adapt_recipes.training.paths import PathsConfig, report, train
 
-        chosen = load_config(PathsConfig, None, **parse_settings(settings, seed=seed))
+        chosen = load_config(PathsConfig, None, parse_settings(settings, seed=seed))
         with _bar(chosen.steps, "loss") as update:
             result, scorer = train(chosen, out, resume, checkpoint_every, update, console.is_terminal)
         for table in report(_told(out, result), scorer, chosen, control, console.is_terminal):
@@ -123,7 +123,7 @@ def keep(
         from adapt_recipes.config import load_config, parse_settings
         from adapt_recipes.training.keep import KeepConfig, report, train
 
-        chosen = load_config(KeepConfig, None, **parse_settings(settings, seed=seed))
+        chosen = load_config(KeepConfig, None, parse_settings(settings, seed=seed))
         with _bar(chosen.steps, "loss") as update:
             result, head = train(chosen, out, resume, checkpoint_every, update, console.is_terminal)
         console.print(report(_told(out, result), head))

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -62,14 +63,38 @@ def test_a_training_in_stages_tells_them_all(run, measured, tmp_path):
     assert "- `start`: mine\n" in text[last:] and "- `start`: None\n" in text[first:last] and str(tmp_path) not in text
 
 
+def by_reinforcement(folder, step, model):
+    state = {"step": step, "config": {"task": "words", "model": str(model)}, "spent": {"wall_s": 1, "cpu_s": 2}}
+    (folder / "training/state.json").write_text(json.dumps(state | {"tensors": "absent"}))
+
+
 def test_a_training_by_reinforcement_tells_its_own_stages(run, measured, tmp_path):
     """Not that of the adapter the first one began from."""
     for number, model in ((1, run), (2, tmp_path / "rl-1")):
         shutil.copytree(run, tmp_path / f"rl-{number}")
-        state = {"step": number, "config": {"task": "words", "model": str(model)}, "spent": {"wall_s": 1, "cpu_s": 2}}
-        (tmp_path / f"rl-{number}/training/state.json").write_text(json.dumps(state | {"tensors": "absent"}))
+        by_reinforcement(tmp_path / f"rl-{number}", number, model)
     text = write_card(tmp_path / "rl-2", measured, run).read_text()
     assert "Stage 1 of 2: 1 steps" in text and "Stage 2 of 2: 2 steps" in text and "- `model`: rl-1\n" in text
+
+
+def test_stages_older_than_the_setting_are_told_too(run, measured, tmp_path):
+    second = shutil.copytree(run, tmp_path / "second")
+    for folder, start in ((run, {}), (second, {"start": str(run)})):
+        state = json.loads((folder / "training/state.json").read_text())
+        state["config"] = {name: value for name, value in state["config"].items() if name != "start"} | start
+        (folder / "training/state.json").write_text(json.dumps(state))
+    text = write_card(second, measured, run).read_text()
+    assert "Stage 1 of 2: " in text and "Stage 2 of 2: " in text
+    assert "\n5 steps, " in write_card(run, measured).read_text()
+
+
+@pytest.mark.parametrize("name", ["smollm2-rl", "own"])
+def test_a_run_that_is_called_as_its_start_is_one_stage(run, measured, tmp_path, monkeypatch, name):
+    """The shipped adapter of that name, or another folder that this one took the place of."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, name)
+    by_reinforcement(tmp_path / name, 7, name)
+    assert "\n7 steps, " in write_card(Path(name), measured, run).read_text()
 
 
 def test_command_writes_it_beside_a_copy(run, measured, tmp_path):

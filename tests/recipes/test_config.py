@@ -42,6 +42,15 @@ def test_options_go_over_the_file(tmp_path):
     assert config.trainer == {"length_penalty": 2}
 
 
+def test_what_is_set_to_null_is_none_whatever_the_file_says(tmp_path):
+    given = parse_settings(["decay_steps=null", "iterations=30", "kl=null", "mode_margin_coef=null"], seed=None)
+    config = load_config(RlConfig, "rl_smollm2", given)
+    assert (config.decay_steps, config.kl, config.mode_margin_coef, config.iterations) == (None, None, None, 30)
+    assert config.seed == 0
+    with pytest.raises(ValueError, match="gamma: Input should be a valid number, got None"):
+        load_config(RlConfig, "rl_smollm2", parse_settings(["gamma=null"]))
+
+
 def test_phases_become_phases(tmp_path):
     path = tmp_path / "mine.yml"
     phase = "{steps: 5, learning_rate: 1.0e-3, fast_rows: 4, slow_rows: 4, fast_decay: 1, fast_answer_weight: 1}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt_recipes.adapters import CONFIG, WEIGHTS, base_name, is_adapter
+from adapt_recipes.models import model_folder
 from adapt_recipes.tasks import words
 from adapt_recipes.training.run_state import read_state
 
@@ -62,12 +63,21 @@ def write_card(run: Path, measured: Path, adapter: Path | None = None) -> Path:
 
 def _stages(run: Path) -> list[dict[str, Any]]:
     """The states of this training and of those of its kind that it went on from, the first one first."""
-    states, folder = [], run
-    before = "start" if "start" in read_state(run)["config"] else "model"  # of an SFT, of an RL
-    while (state := read_state(folder)) is not None and before in state["config"]:
+    kind, before = ("base", "start") if "base" in read_state(run)["config"] else ("model", "model")  # of SFT, of RL
+    states, seen, folder = [], set(), run
+    while folder and (state := read_state(folder)) and kind in state["config"] and folder.resolve() not in seen:
         states.insert(0, state)
-        folder = Path(state["config"][before] or folder / "nothing")
+        seen.add(folder.resolve())
+        folder = _folder(state["config"].get(before))
     return states
+
+
+def _folder(name: str | None) -> Path | None:
+    """Of the adapter that a training went on from; None where there was none, or it is gone."""
+    try:
+        return model_folder(name) if name else None
+    except ValueError:
+        return None
 
 
 def _training(states: Sequence[dict[str, Any]]) -> list[str]:

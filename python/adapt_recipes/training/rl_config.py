@@ -16,8 +16,8 @@ class RlConfig:
     texts that open its modes; None: its modes.json. task: a task family that draws problems. seed: of prompts and
     rollouts.
     iterations: optimiser steps, each on its own rollout of `prompts` problems with `samples` answers each.
-    decay_steps: the last steps, over which the learning rate falls to 0 on a straight line; None: it is the same
-    throughout.
+    decay_steps: the last steps, in which the learning rate falls on a straight line, from its whole in the first of
+    them to 0 after the last; None: it is the same throughout.
     scheme: how the mode token and the response are credited; `adapt schemes` lists them. rollout: "balanced" forces
     both modes equally often, "auto" lets the model choose.
     gamma: accuracy asked of the fast mode; higher favours slow. mode_weight: of the mode token's loss.
@@ -64,7 +64,7 @@ class RlConfig:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         if self.decay_steps is not None and not 1 <= self.decay_steps <= self.iterations:
             raise ValueError(
-                f"decay_steps must be from 1 to the {self.iterations} iterations, or None, got {self.decay_steps}"
+                f"decay_steps must be from 1 to the {self.iterations} iterations, or null, got {self.decay_steps}"
             )
         if self.kl is not None and self.kl < 0:
             raise ValueError(f"kl must be at least 0, got {self.kl}")

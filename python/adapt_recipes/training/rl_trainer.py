@@ -25,6 +25,10 @@ METRICS = {
 }
 
 
+# Fields of the trainer about its optimiser and schedule begin so; the recipe hands it both.
+_OPTIMISER = ("adam_", "lr_scheduler", "optim", "warmup", "weight_decay")
+
+
 def trainer_config(config: RlConfig, out: Path, max_completion_length: int) -> Any:
     """The `ADaPTConfig` of a recipe: one optimiser step on one rollout at temperature 1, no checkpoints of its own.
 
@@ -43,7 +47,6 @@ def trainer_config(config: RlConfig, out: Path, max_completion_length: int) -> A
         "per_device_train_batch_size": config.prompts * config.samples // config.passes,
         "gradient_accumulation_steps": config.passes,
         "learning_rate": config.learning_rate,
-        "lr_scheduler_type": "constant",  # the schedule is the scheduler's that `build_trainer` is given
         "scheme": config.scheme,
         "rollout": config.rollout,
         "gamma": config.gamma,
@@ -64,7 +67,7 @@ def trainer_config(config: RlConfig, out: Path, max_completion_length: int) -> A
     }
     if unknown := [name for name in config.trainer if name not in allowed]:
         raise ValueError(f"trainer: unknown key {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
-    if twice := [name for name in config.trainer if name in ours]:
+    if twice := [name for name in config.trainer if name in ours or name.startswith(_OPTIMISER)]:
         raise ValueError(f"trainer: {', '.join(twice)} is decided by the recipe's own settings")
     return ADaPTConfig(**ours, **config.trainer)
 
