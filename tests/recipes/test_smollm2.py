@@ -70,12 +70,12 @@ def test_shipped_adapters_are_small_and_say_what_they_are():
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "log"), [(AdapterConfig, "sft_smollm2", "sft-1_run"), (RlConfig, "rl_smollm2", "rl_run")]
+    ("kind", "name", "log"), [(AdapterConfig, "sft_smollm2", "sft-1_run"), (RlConfig, "rl_smollm2", "rl-1_run")]
 )
 def test_configs_are_those_of_the_runs_that_ship(kind, name, log):
     run = json.loads((RUNS / f"{log}.json").read_text("utf-8"))["config"]
     asked = json.loads(json.dumps(asdict(load_config(kind, name))))
-    assert {key: asked[key] for key in run} == run
+    assert asked == dict.fromkeys(asked) | run  # a setting that came later was None for the run
 
 
 @pytest.fixture
